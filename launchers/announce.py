@@ -1,0 +1,95 @@
+"""Facts a job states: small JSON files in its run folder, written once and never changed.
+
+A file is written under a temporary name, flushed, fsynced, renamed, and the directory fsynced, so a reader sees a
+whole fact or none. The reader treats them as untrusted input: no links followed, bounded in size, owned by the user
+the folder belongs to, schema checked. Standard library only: training and engine environments import this too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+MAX_BYTES = 256 * 1024
+KINDS = (
+    "attempt-started",  # host, pid, job_id, attempt
+    "replica-ready",  # host, port, served_name, start_s
+    "checkpoint",  # iteration, path (relative), bytes, manifest_sha256
+    "model-converted",  # path (relative), max_logit_difference, parameters, bytes
+    "attempt-ended",  # attempt, exit_code, cause, tail, elapsed_s, cpu_s
+)
+
+
+class AnnouncementError(ValueError):
+    """An announcement that cannot be believed; the message names the file and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    name: str  # the file's name: its identity, for idempotent ingestion
+    kind: str
+    at: float  # seconds since the epoch, by the job's clock
+    facts: dict[str, Any]
+
+
+def announce(directory: Path, kind: str, **facts: Any) -> Path:
+    """State a fact. Durable when this returns. Names sort in the order in which one job stated them."""
+    assert kind in KINDS, kind
+    now = time.time_ns()
+    final = directory / f"{now:020d}-{kind}.json"
+    text = json.dumps({"schema": SCHEMA, "kind": kind, "at": now / 1e9, **facts})
+    temporary = directory / f".{final.name}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.rename(temporary, final)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return final
+
+
+def read(path: Path, owner_uid: int) -> Announcement:
+    """Read one announcement. Raises AnnouncementError when it cannot be believed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as e:
+        raise AnnouncementError(f"{path}: {e.strerror}") from e
+    with os.fdopen(fd, "rb") as f:
+        status = os.fstat(f.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise AnnouncementError(f"{path}: not a regular file")
+        if status.st_uid != owner_uid:
+            raise AnnouncementError(f"{path}: owned by uid {status.st_uid}, the run belongs to uid {owner_uid}")
+        if status.st_size > MAX_BYTES:
+            raise AnnouncementError(f"{path}: {status.st_size} bytes, more than {MAX_BYTES}")
+        raw = f.read(MAX_BYTES + 1)
+    try:
+        data = json.loads(raw)
+        schema, kind, at = data.pop("schema"), data.pop("kind"), float(data.pop("at"))
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
+        raise AnnouncementError(f"{path}: not an announcement: {e}") from e
+    if schema != SCHEMA:
+        raise AnnouncementError(f"{path}: schema {schema!r} is not known here; this Headgate reads schema {SCHEMA}")
+    if kind not in KINDS:
+        raise AnnouncementError(f"{path}: kind {kind!r} is none of {', '.join(KINDS)}")
+    return Announcement(path.name, kind, at, data)
+
+
+def names(directory: Path) -> Iterator[str]:
+    """The announcements in a directory, oldest first."""
+    try:
+        entries = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return
+    yield from (n for n in entries if n.endswith(".json") and not n.startswith("."))

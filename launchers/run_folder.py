@@ -1,0 +1,71 @@
+"""Every path of a run folder, and nothing else.
+
+A run folder is self-sufficient: frozen code, resolved spec, the sbatch script that starts our supervisor on it,
+what its attempts said and what they made. Its owner can submit `job.sh` again by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    root: Path
+
+    @property
+    def id(self) -> str:
+        return self.root.name
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.json"
+
+    @property
+    def script(self) -> Path:
+        """The sbatch script."""
+        return self.root / "job.sh"
+
+    @property
+    def job(self) -> Path:
+        """Which job was submitted for this folder (cluster, job id, submit time)."""
+        return self.root / "job.json"
+
+    @property
+    def code(self) -> Path:
+        """The packages as they were at submission: what the job imports."""
+        return self.root / "code"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def announcements(self) -> Path:
+        return self.root / "announcements"
+
+    @property
+    def metrics(self) -> Path:
+        """JSON lines: one object per training iteration (or per stage)."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face model directory that a conversion makes; appears whole or not at all."""
+        return self.root / "model"
+
+    @property
+    def secret(self) -> Path:
+        """0600: the replica's own API key."""
+        return self.root / "replica-key"
+
+    def create(self) -> None:
+        """Make the folder's skeleton. Raises FileExistsError when the id is taken."""
+        self.root.mkdir(parents=True)
+        for path in (self.logs, self.announcements):
+            path.mkdir()

@@ -1,0 +1,119 @@
+"""One protocol over Slurm and local processes: submit, find, states, cancel, usage.
+
+Nothing above this module knows which scheduler it talks to. "The scheduler did not answer" is an exception
+(`SchedulerUnavailable`), never an absent job: a job is gone only when its state says so.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from launchers.spec import Resources
+
+
+class SchedulerError(RuntimeError):
+    """The scheduler refused a request. The message is what it said."""
+
+
+class SchedulerUnavailable(SchedulerError):
+    """The scheduler did not answer; nothing is known about any job."""
+
+
+class JobState(enum.Enum):
+    """Slurm's states, in Slurm's spelling; UNKNOWN means that neither the queue nor accounting knows the job (yet)."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    NODE_FAIL = "NODE_FAIL"
+    PREEMPTED = "PREEMPTED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def ended(self) -> bool:
+        return self not in (JobState.PENDING, JobState.RUNNING, JobState.SUSPENDED, JobState.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """A job's identity. Job ids (and process ids) are recycled, so the id alone never names a job."""
+
+    cluster: str
+    job_id: str
+    submitted_at: datetime  # timezone-aware, whole seconds
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What to submit: `command` runs once in each task, with `folder` as its log directory."""
+
+    key: str  # idempotency key; travels in the job's comment, so that a lost submission is found again
+    name: str
+    command: tuple[str, ...]
+    log_dir: Path
+    resources: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    ref: JobRef
+    state: JobState
+    reason: str | None = None  # why it is pending, or what ended it, in the scheduler's words
+    nodes: tuple[str, ...] = ()
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobUsage:
+    """What a job was allocated and for how long, as the scheduler's own books say. Seconds are whole seconds."""
+
+    ref: JobRef
+    state: JobState
+    started_at: datetime | None
+    ended_at: datetime | None
+    elapsed_s: int
+    cpus: int
+    gpus: int
+    partition: str | None = None
+    account: str | None = None
+
+    @property
+    def cpu_seconds(self) -> int:
+        return self.elapsed_s * self.cpus
+
+    @property
+    def gpu_seconds(self) -> int:
+        return self.elapsed_s * self.gpus
+
+
+class Scheduler(Protocol):
+    cluster: str
+
+    def submit(self, request: JobRequest) -> JobRef:
+        """Raises SchedulerError with the scheduler's own words when it refuses."""
+
+    def script(self, request: JobRequest) -> str:
+        """The text that `submit` would submit; a person can submit it by hand."""
+
+    def find(self, key: str) -> JobRef | None:
+        """The job submitted with this idempotency key, if the scheduler knows one."""
+
+    def states(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobStatus]:
+        """One batched question. A job that nobody knows is UNKNOWN; no answer at all raises SchedulerUnavailable."""
+
+    def cancel(self, ref: JobRef) -> None:
+        """Ask the job to stop (its supervisor gets SIGTERM). Cancelling a job that has ended is not an error."""
+
+    def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
+        """The scheduler's books for these jobs; jobs it has no record of yet are absent."""

@@ -1,0 +1,46 @@
+#!/bin/sh
+# Make one of Headgate's Python environments from its lock, or do nothing when it is already what the lock says.
+#
+#   requirements/install.sh control|dev|training|engine
+#
+# VENVS   where the environments stand (default: .venvs beside the packages)
+# PYTHON  the interpreter to build them with (default: python3.11, else python3)
+#
+# torch is pinned to PyTorch's own CPU build, which is not on PyPI: it is taken from wherever pip is told to look first
+# (a wheelhouse, a mirror), else from PyTorch's CPU index. The hash is the same file's in both cases.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(dirname "$here")
+venvs=${VENVS:-$root/.venvs}
+which=${1:?control, dev, training or engine}
+case $which in
+  control|training|engine) venv=$venvs/$which ;;
+  dev) "$0" control; venv=$venvs/control ;;
+  *) echo "install.sh: no environment is called '$which'; there are control, dev, training, engine" >&2; exit 2 ;;
+esac
+lock=$here/$which.lock
+stamp=$venv/.$which.installed
+want=$(sha256sum <"$lock" | cut -d' ' -f1)
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && exit 0
+
+python=${PYTHON:-$(command -v python3.11 || command -v python3)}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  { echo "install.sh: $python is older than Python 3.11, which Headgate needs" >&2; exit 1; }
+"$python" -c 'import ensurepip' 2>/dev/null ||
+  { echo "install.sh: $python cannot make virtual environments (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+
+unset PYTHONDONTWRITEBYTECODE   # without .pyc files vLLM takes minutes to start, LiteLLM half a minute to import
+echo "installing the $which environment into $venv (once)" >&2
+rm -f "$stamp"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip="$venv/bin/python -m pip --disable-pip-version-check --no-input -q"
+if grep -q '^torch==' "$lock" && ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+  torch=$(mktemp)
+  trap 'rm -f "$torch"' EXIT
+  sed -n '/^torch==/,/--hash/p' "$lock" | sed '$ s/ *\\$//' >"$torch"
+  $pip install --no-deps --require-hashes -r "$torch" 2>/dev/null ||
+    $pip install --no-deps --require-hashes --index-url https://download.pytorch.org/whl/cpu -r "$torch"
+fi
+$pip install --no-deps --require-hashes -r "$lock"
+[ "$which" != control ] || $pip install --no-deps --no-build-isolation -e "$root"
+echo "$want" >"$stamp"
