@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
+from sqlite_utils import Database as Database
 
 Migration = Callable[[Database], None]
 
 # Types as /proc/self/mounts spells them. fuse.* is judged by its second half.
 REMOTE_FILE_SYSTEMS = frozenset(
-    ("9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4")
-    + ("orangefs", "pvfs2", "smb3", "smbfs", "sshfs", "weka", "wekafs")
+    """9p afs beegfs ceph cifs glusterfs gpfs lustre ncpfs nfs nfs4 orangefs pvfs2 smb3 smbfs sshfs weka wekafs""".split()
 )
 
 
