@@ -8,9 +8,7 @@ from pathlib import Path
 from launchers.spec import Environment, Resources
 
 
-def inside(
-    environment: Environment, argv: Sequence[str], *, resources: Resources, node: str | None = None
-) -> list[str]:
+def inside(environment: Environment, argv: Sequence[str], resources: Resources, node: str | None = None) -> list[str]:
     """The command line that runs `argv` in `environment`; `{python}` stands for the environment's interpreter."""
     command = [word.replace("{python}", environment.python) for word in argv]
     match environment.kind:

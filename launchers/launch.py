@@ -1,4 +1,4 @@
-"""Spec -> run folder -> job. The folder is complete before anything is submitted, so its owner can submit it by hand."""
+"""Spec -> run folder -> job. The folder is complete before anything is submitted, so a person can submit it too."""
 
 from __future__ import annotations
 

@@ -54,6 +54,15 @@ class Scheduler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Replicas:
+    """The engines of every deployment."""
+
+    listen: str = "127.0.0.1"  # the address an engine binds; 0.0.0.0 where the gateway is on another host
+    start_timeout_s: float = field(default=900.0, metadata=_DURATION)  # until the first generated token
+    shutdown_timeout_s: float = field(default=30.0, metadata=_DURATION)  # for requests in flight at SIGTERM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """Where a heavy program runs.
 
@@ -145,6 +154,7 @@ class Site:
     gateway: Gateway = Gateway()
     controller: Controller = Controller()
     scheduler: Scheduler
+    replicas: Replicas = Replicas()
     environments: Environments = Environments()
     defaults: Defaults = Defaults()
     prices: dict[str, Price] = field(default_factory=dict)  # by model; "default" for every other model
