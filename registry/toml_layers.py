@@ -93,7 +93,7 @@ def _syntax_problem(source: str, text: str, message: str) -> str:
     if not found:
         return f"{source}: not valid TOML: {message}"
     what, line, column = found.groups()
-    line = line or str(len(text.splitlines()))
+    line = line or str(text.rstrip("\n").count("\n") + 1)
     return f"{source}:{line}: not valid TOML: {what}" + (f" (column {column})" if column else " (at the end)")
 
 
@@ -106,10 +106,10 @@ def _lines(text: str) -> dict[str, int]:
     lines: dict[str, int] = {}
     table_path: KeyPath = ()
     statement, first = "", 1
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at characters TOML does not
         if not statement:
             first = number
-        statement += line
+        statement += line + "\n"
         try:
             parsed = tomllib.loads(statement)
         except tomllib.TOMLDecodeError:
