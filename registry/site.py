@@ -54,6 +54,15 @@ class Scheduler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Replicas:
+    """What every replica of every deployment has in common."""
+
+    listen: str = "127.0.0.1"  # the address engines bind; "0.0.0.0" where the gateway is on another node
+    start_timeout_s: int = field(default=900, metadata=_DURATION)  # from the job's start to the first generated token
+    shutdown_timeout_s: int = field(default=30, metadata=_DURATION)  # for requests in flight, after SIGTERM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """Where a heavy program runs.
 
@@ -145,6 +154,7 @@ class Site:
     gateway: Gateway = Gateway()
     controller: Controller = Controller()
     scheduler: Scheduler
+    replicas: Replicas = Replicas()
     environments: Environments = Environments()
     defaults: Defaults = Defaults()
     prices: dict[str, Price] = field(default_factory=dict)  # by model; "default" for every other model
