@@ -36,7 +36,7 @@ class Gateway:
     """The tenants' door."""
 
     host: str = "127.0.0.1"
-    port: int = field(default=8080, metadata={"min": 0, "max": 65535})  # 0: any free port
+    port: int = field(default=8080, metadata={"min": 1, "max": 65535})
     read_timeout_s: float = field(default=120.0, metadata=_DURATION)  # between two reads of a stream, not in total
     max_body_mb: int = field(default=32, metadata={"min": 1})  # MiB of one request
 
@@ -55,11 +55,11 @@ class Scheduler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replicas:
-    """The engines of every deployment."""
+    """What every replica of every deployment has in common."""
 
-    listen: str = "127.0.0.1"  # the address an engine binds; 0.0.0.0 where the gateway is on another host
-    start_timeout_s: float = field(default=900.0, metadata=_DURATION)  # until the first generated token
-    shutdown_timeout_s: float = field(default=30.0, metadata=_DURATION)  # for requests in flight at SIGTERM
+    listen: str = "127.0.0.1"  # the address engines bind; "0.0.0.0" where the gateway is on another node
+    start_timeout_s: int = field(default=900, metadata=_DURATION)  # from the job's start to the first generated token
+    shutdown_timeout_s: int = field(default=30, metadata=_DURATION)  # for requests in flight, after SIGTERM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

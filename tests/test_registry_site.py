@@ -105,6 +105,7 @@ def test_the_example_prices_models_and_names_others_without_their_keys():
     assert site.external["claude"].api_key_env == "ANTHROPIC_API_KEY"
     assert site.defaults.train.time_limit_s == 86400 and site.defaults.serve.time_limit_s == 7 * 86400
     assert site.partitions["gpu"].peak_tflops == 989
+    assert site.replicas.listen == "0.0.0.0" and site.replicas.start_timeout_s == 1800
 
 
 # -- layers -----------------------------------------------------------------------------------------------------------
