@@ -276,8 +276,8 @@ class Controller:
                 model_path=deployment.model_path,
                 listen=site.replicas.listen,
                 engine_args=(*site.environment("engine").args, *(request.get("engine_args") or ())),
-                shutdown_timeout_s=int(site.replicas.shutdown_timeout_s),
-                start_timeout_s=int(site.replicas.start_timeout_s),
+                shutdown_timeout_s=site.replicas.shutdown_timeout_s,
+                start_timeout_s=site.replicas.start_timeout_s,
             )
         except ValueError as e:
             await self.write(deployments.set_state, self.db, deployment.name, DeploymentState.FAILED, str(e))
