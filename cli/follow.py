@@ -43,7 +43,7 @@ class Tail:
 
 
 def follow(site: Site, folder: RunFolder, display: Display) -> dict[str, Any]:
-    """Show a run until it has ended. Returns the run; one that failed ends the command with its cause and last lines."""
+    """Show a run until it has ended, and return it. One that failed ends the command with its cause and last lines."""
     control = Control(site.control_socket)
     metrics = Tail(folder.metrics)
     while True:
