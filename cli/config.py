@@ -19,7 +19,7 @@ def config() -> None:
 @click.option("--origin", is_flag=True, help="Say where each value came from: a file and line, a variable, a flag.")
 @click.option("--json", "as_json", is_flag=True, help="A list of {key, value, origin}.")
 @click.pass_obj
-def show_command(context: Context, origin: bool, as_json: bool) -> None:
+def show_command(context: Context, /, origin: bool, as_json: bool) -> None:
     """Print every setting, defaults included."""
     rows = show(context.site())
     if as_json:

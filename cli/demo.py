@@ -36,7 +36,7 @@ SETTLED_S = 10.0
 @click.command()
 @click.option("--once", is_flag=True, help="Stop everything at the end; leave no process.")
 @click.pass_obj
-def demo(context: Context, once: bool) -> None:
+def demo(context: Context, /, once: bool) -> None:
     """Train a small GPT on Python's own sources, serve it, call it as an application would, and show what it cost."""
     site = context.site()
     started = Started(site)
@@ -192,7 +192,8 @@ class Demo:
         key: str = self.control.post("/v1/keys", tenant=NAME)["secret"]
         self.before = self._ledger()
         client = OpenAI(base_url=f"{url(self.site)}/v1", api_key=key, max_retries=2)
-        text, usages, began, first = "", [], time.monotonic(), 0.0
+        usages: list[Any] = []
+        text, began, first = "", time.monotonic(), 0.0
         stream = client.chat.completions.create(
             model=NAME,
             messages=[{"role": "user", "content": QUESTION}],

@@ -16,7 +16,7 @@ from cli.table import ago, json_option, show, table
 @click.command()
 @json_option
 @click.pass_obj
-def status(context: Context, as_json: bool) -> None:
+def status(context: Context, /, as_json: bool) -> None:
     """Services, runs and deployments at a glance. Exits 1 when a service is down."""
     site = context.site()
     control = Control(site.control_socket)
@@ -47,7 +47,7 @@ def status(context: Context, as_json: bool) -> None:
 @click.command()
 @json_option
 @click.pass_obj
-def runs(context: Context, as_json: bool) -> None:
+def runs(context: Context, /, as_json: bool) -> None:
     """Runs, oldest first."""
     found = Control(context.site().control_socket).get("/v1/runs")
     show(found if as_json else [_run(r) for r in found], ("run", "kind", "state", "owner", "age", "cause"), as_json)
@@ -56,7 +56,7 @@ def runs(context: Context, as_json: bool) -> None:
 @click.command()
 @json_option
 @click.pass_obj
-def checkpoints(context: Context, as_json: bool) -> None:
+def checkpoints(context: Context, /, as_json: bool) -> None:
     """Complete checkpoints (a manifest was written), oldest first."""
     found = Control(context.site().control_socket).get("/v1/checkpoints")
     show(found, ("id", "owner", "iteration", "bytes", "path"), as_json, "no checkpoint yet")
@@ -65,7 +65,7 @@ def checkpoints(context: Context, as_json: bool) -> None:
 @click.command()
 @json_option
 @click.pass_obj
-def models(context: Context, as_json: bool) -> None:
+def models(context: Context, /, as_json: bool) -> None:
     """Models: servable once an engine has loaded one and generated a token."""
     found = Control(context.site().control_socket).get("/v1/models")
     columns = ("name", "version", "aliases", "state", "parameters", "bytes", "max_logit_difference", "checkpoint")

@@ -22,7 +22,7 @@ ID = re.compile(r"(?P<name>.+)-\d{8}-\d{6}-[0-9a-f]{4}")
 @click.argument("name", metavar="RUN|DEPLOYMENT|REPLICA|gateway|controller")
 @click.option("-f", "--follow", is_flag=True, help="Go on until it has ended (or Ctrl-C).")
 @click.pass_obj
-def logs(context: Context, name: str, follow: bool) -> None:
+def logs(context: Context, /, name: str, follow: bool) -> None:
     """Print what the newest attempt printed."""
     site = context.site()
     if name in ("gateway", "controller"):

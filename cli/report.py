@@ -20,7 +20,7 @@ def report() -> None:
 @report.command("usage")
 @json_option
 @click.pass_obj
-def usage(context: Context, as_json: bool) -> None:
+def usage(context: Context, /, as_json: bool) -> None:
     """Tokens and credits by tenant and model, quota left, and each job's seconds from the scheduler's books."""
     said = Control(context.site().control_socket).get("/v1/report/usage")
     click.echo(json.dumps(said, indent=2) if as_json else render(said))

@@ -31,6 +31,7 @@ from registry.site import Site
 @click.pass_obj
 def serve(
     context: Context,
+    /,
     model: str,
     name: str | None,
     replicas: int,
@@ -99,7 +100,7 @@ def last_lines(described: dict[str, Any]) -> str:
 @click.argument("name", metavar="DEPLOYMENT|RUN")
 @click.option("--wait/--no-wait", default=True, show_default=True)
 @click.pass_obj
-def stop(context: Context, name: str, wait: bool) -> None:
+def stop(context: Context, /, name: str, wait: bool) -> None:
     """Stop a deployment (its requests in flight finish first), or a run (it saves a checkpoint first)."""
     site = context.site()
     control = Control(site.control_socket)

@@ -26,7 +26,7 @@ STOP_S = 60.0
 
 @click.command()
 @click.pass_obj
-def up(context: Context) -> None:
+def up(context: Context, /) -> None:
     """Start the gateway and the controller in the background, and say where they are."""
     started = start_services(context)
     site = context.site()
@@ -43,7 +43,7 @@ def up(context: Context) -> None:
     help="Default: stop them where jobs are local processes, keep them on Slurm.",
 )
 @click.pass_obj
-def down(context: Context, stop_deployments: bool | None) -> None:
+def down(context: Context, /, stop_deployments: bool | None) -> None:
     """Stop the gateway and the controller.
 
     On Slurm, deployments keep running and are taken up again by the next `headgate up`, unless told otherwise.
@@ -59,7 +59,7 @@ def down(context: Context, stop_deployments: bool | None) -> None:
 
 @click.command()
 @click.pass_obj
-def gateway(context: Context) -> None:
+def gateway(context: Context, /) -> None:
     """Serve tenant traffic until SIGTERM."""
     from gateway.serve import run
 
@@ -69,7 +69,7 @@ def gateway(context: Context) -> None:
 
 @click.command()
 @click.pass_obj
-def controller(context: Context) -> None:
+def controller(context: Context, /) -> None:
     """Reconcile and serve the control API until SIGTERM."""
     from launchers.schedulers import scheduler_for
 

@@ -23,7 +23,7 @@ def tenant() -> None:
 @click.option("--token-budget", type=int, help="Prompt and completion tokens in all. Default: the site's.")
 @click.pass_obj
 def create(
-    context: Context, name: str, account: str | None, requests_per_minute: int | None, token_budget: int | None
+    context: Context, /, name: str, account: str | None, requests_per_minute: int | None, token_budget: int | None
 ) -> None:
     """Make a tenant."""
     Control(context.site().control_socket).post(
@@ -39,7 +39,7 @@ def create(
 @tenant.command("list")
 @json_option
 @click.pass_obj
-def tenants(context: Context, as_json: bool) -> None:
+def tenants(context: Context, /, as_json: bool) -> None:
     """Every tenant with its limits."""
     found = Control(context.site().control_socket).get("/v1/tenants")
     show(found, ("name", "account", "requests_per_minute", "token_budget", "owner"), as_json, "no tenant yet")
@@ -50,7 +50,7 @@ def tenants(context: Context, as_json: bool) -> None:
 @click.option("--requests-per-minute", type=int)
 @click.option("--token-budget", type=int, help="Prompt and completion tokens in all.")
 @click.pass_obj
-def limits(context: Context, name: str, requests_per_minute: int | None, token_budget: int | None) -> None:
+def limits(context: Context, /, name: str, requests_per_minute: int | None, token_budget: int | None) -> None:
     """Change a tenant's limits; what is not named stays."""
     if requests_per_minute is None and token_budget is None:
         raise click.UsageError("name a limit: --requests-per-minute, --token-budget")
@@ -69,7 +69,7 @@ def key() -> None:
 @click.argument("tenant_name", metavar="TENANT")
 @click.option("--json", "as_json", is_flag=True, help="Print {key, secret}.")
 @click.pass_obj
-def create_key(context: Context, tenant_name: str, as_json: bool) -> None:
+def create_key(context: Context, /, tenant_name: str, as_json: bool) -> None:
     """Make a key and print it, this once: only its hash is kept."""
     made = Control(context.site().control_socket).post("/v1/keys", tenant=tenant_name)
     click.echo(json.dumps(made, indent=2) if as_json else made["secret"])
@@ -78,7 +78,7 @@ def create_key(context: Context, tenant_name: str, as_json: bool) -> None:
 @key.command("list")
 @json_option
 @click.pass_obj
-def keys(context: Context, as_json: bool) -> None:
+def keys(context: Context, /, as_json: bool) -> None:
     """Every key by its id and first characters."""
     found = Control(context.site().control_socket).get("/v1/keys")
     show(found, ("id", "tenant", "hint", "created_at", "revoked_at"), as_json, "no key yet")
@@ -87,7 +87,7 @@ def keys(context: Context, as_json: bool) -> None:
 @key.command("revoke")
 @click.argument("key_id", metavar="KEY_ID")
 @click.pass_obj
-def revoke(context: Context, key_id: str) -> None:
+def revoke(context: Context, /, key_id: str) -> None:
     """Refuse a key from now on."""
     Control(context.site().control_socket).post(f"/v1/keys/{key_id}/revoke")
     click.echo(f"{key_id} revoked")

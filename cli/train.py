@@ -35,7 +35,7 @@ from registry.tenants import checked_name
 @resource_options
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
-def train(context: Context, recipe: Path, name: str | None, as_json: bool, **options: Any) -> None:
+def train(context: Context, /, recipe: Path, name: str | None, as_json: bool, **options: Any) -> None:
     """Submit a training run. Does not wait for it: `headgate logs -f RUN` follows."""
     site = context.site()
     report(submit(site, train_spec(site, recipe, name, asked(options))), as_json)
@@ -47,7 +47,7 @@ def train(context: Context, recipe: Path, name: str | None, as_json: bool, **opt
 @resource_options
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
-def publish(context: Context, checkpoint: str, target: str, as_json: bool, **options: Any) -> None:
+def publish(context: Context, /, checkpoint: str, target: str, as_json: bool, **options: Any) -> None:
     """Convert a checkpoint to Hugging Face format, compare logits with the trainer's, and register it as a model."""
     site = context.site()
     found = Control(site.control_socket).get(f"/v1/checkpoints/{checkpoint}")
