@@ -11,6 +11,11 @@ from cli.client import Control
 from cli.context import Context
 from cli.table import json_option, table
 
+TOKENS = ("tenant", "model", "requests", "prompt_tokens", "completion_tokens", "credits")
+QUOTA = ("tenant", "requests_per_minute", "token_budget", "tokens_used", "tokens_left")
+JOBS = ("job", "purpose", "subject", "partition", "state")
+SECONDS = ("elapsed_s", "cpu_seconds", "gpu_seconds")
+
 
 @click.group()
 def report() -> None:
@@ -28,21 +33,14 @@ def usage(context: Context, /, as_json: bool) -> None:
 
 def render(said: dict[str, Any]) -> str:
     parts = ["Tokens, from the engines' own counts"]
-    columns = ("tenant", "model", "requests", "prompt_tokens", "completion_tokens", "credits")
-    parts.append(table(said["tokens"], columns) if said["tokens"] else "none yet")
+    parts.append(table(said["tokens"], TOKENS) if said["tokens"] else "none yet")
     if said["quota"]:
         parts.append("\nQuota")
-        parts.append(
-            table(said["quota"], ("tenant", "requests_per_minute", "token_budget", "tokens_used", "tokens_left"))
-        )
+        parts.append(table(said["quota"], QUOTA))
     if said["jobs"]:
         parts.append("\nJobs, from the scheduler's books")
-        columns = ("job", "purpose", "subject", "partition", "state", "elapsed_s", "cpu_seconds", "gpu_seconds")
-        total = {
-            "job": "total",
-            **{c: sum(j[c] for j in said["jobs"]) for c in ("elapsed_s", "cpu_seconds", "gpu_seconds")},
-        }
-        parts.append(table([*said["jobs"], total], columns))
+        total = {"job": "total", **{c: sum(j[c] for j in said["jobs"]) for c in SECONDS}}
+        parts.append(table([*said["jobs"], total], (*JOBS, *SECONDS)))
     problems = said["ledger_problems"]
     parts.append("\nLedger: " + ("every posting sums to zero" if not problems else "; ".join(problems)))
     return "\n".join(parts)

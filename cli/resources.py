@@ -11,7 +11,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class TimeLimit(click.ParamType):
+class TimeLimit(click.ParamType[int]):
     """Slurm's time formats, in seconds: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
 
     name = "time"
@@ -31,7 +31,7 @@ class TimeLimit(click.ParamType):
         return a * 60 + (b or 0)
 
 
-class Memory(click.ParamType):
+class Memory(click.ParamType[float]):
     """sbatch's --mem, in GiB: a number of MiB, or one with a unit K, M, G, T."""
 
     name = "memory"
