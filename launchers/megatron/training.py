@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 import warnings
@@ -12,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-warnings.filterwarnings("ignore", message=".*(Apex|apex).*")  # said at import; doing without them is intended
+for _said in (".*(Apex|apex).*", "full scope is deprecated"):  # at import and for each configuration; both intended
+    warnings.filterwarnings("ignore", message=_said)
+logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)  # it says that it is off
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron's tensor parallelism relies on this order
 
 import torch
@@ -21,7 +24,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from launchers.megatron import cpu, data, manifest, model, optimizer, samples
+from launchers.megatron import cpu, data, manifest, model, optimizer, samples, writer
 from launchers.megatron.checkpoint import Checkpoints, State
 from launchers.megatron.corpus import DataError
 from launchers.megatron.metrics import Metrics
@@ -41,6 +44,7 @@ def run(folder: RunFolder, recipe: Recipe, dataset_dir: Path, stop: Stop, starte
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     cpu.install()
+    writer.install(asynchronous=recipe.checkpoint.asynchronous)
     ranks = connect(recipe.train.timeout_s)
     dataset = _dataset(folder, recipe, dataset_dir, ranks)
     join(ranks, recipe.parallel, recipe.train.seed, recipe.train.timeout_s)
