@@ -14,6 +14,7 @@ for _said in (".*(Apex|apex).*", "full scope is deprecated"):
 
 import torch
 import torch.distributed as dist
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from launchers.megatron import cpu, llama, manifest, model
@@ -28,6 +29,7 @@ MAX_LOGIT_DIFFERENCE = 1e-3  # in fp32; rounding gives about 1e-5, a wrong rotat
 
 def convert(checkpoint: Path, promised: Manifest, recipe: Recipe, final: Path) -> Manifest:
     """Write the model to `final`, which appears whole or not at all. Raises CheckpointError when the logits differ."""
+    transformers.logging.disable_progress_bar()
     cpu.install()
     ranks = Ranks(0, 1, torch.device("cpu"), dist.HashStore())
     building = final.with_name(final.name + ".partial")
@@ -101,4 +103,4 @@ def _real_tokens(tokenizer: Any, length: int) -> torch.Tensor:
     """Text as the model may have seen it, as long as its context: (1, length) token ids."""
     assert json.decoder.__file__
     text = Path(json.decoder.__file__).read_text(encoding="utf-8")
-    return torch.tensor([tokenizer(text)["input_ids"][:length]])
+    return torch.tensor([tokenizer(text, truncation=True, max_length=length)["input_ids"]])
