@@ -21,8 +21,7 @@ from types import FrameType
 from launchers import task as tasks
 from launchers.announce import announce
 from launchers.environment import child_env
-from launchers.megatron.command import argv as megatron_argv
-from launchers.megatron.command import rank_env
+from launchers.megatron import command as megatron
 from launchers.run_folder import RunFolder
 from launchers.spec import ConvertSpec, ServeSpec, Spec, TrainSpec, load
 from launchers.task import Task
@@ -99,16 +98,17 @@ class Supervisor:
     def _start(self) -> subprocess.Popen[bytes]:
         spec, task = self.spec, self.task
         self.folder.rendezvous.mkdir(exist_ok=True)
-        env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
         if isinstance(spec, ServeSpec):
+            env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
             port = tasks.free_port(spec.listen)
             self.endpoint = server.Endpoint(server.reachable_as(spec.listen), port, server.mint_key(self.folder.secret))
             env.update(server.secret_env(self.endpoint.key))
             command = server.argv(spec, port, task.node)
         else:
             address, port = tasks.meet(self.folder.rendezvous, task)
-            env.update(rank_env(task, address, port))
-            command = megatron_argv(spec, self.folder, task.node)
+            rank = megatron.Rank(task.rank, task.tasks, task.local_rank, address, port)
+            env = megatron.child_env(spec, self.folder.root, rank, os.environ)
+            command = megatron.child_argv(spec, self.folder.root)
         with open(self.log, "ab") as log:
             # A session of its own: one killpg reaches everything the child started.
             child = subprocess.Popen(

@@ -22,7 +22,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
 from launchers import announce
-from launchers.megatron import manifest, optimizer
+from launchers.megatron import manifest, model, optimizer
 from launchers.megatron.data import Dataset
 from launchers.megatron.metrics import Metrics
 from launchers.megatron.ranks import Ranks
@@ -48,6 +48,7 @@ class Checkpoints:
     def __init__(self, folder: RunFolder, recipe: Recipe, dataset: Dataset, ranks: Ranks, metrics: Metrics) -> None:
         self._folder, self._recipe, self._dataset = folder, recipe, dataset
         self._ranks, self._metrics = ranks, metrics
+        self._precision = str(model.precision(recipe.train.precision, ranks.device)).removeprefix("torch.")
         self._writing = AsyncCallsQueue()
         self.saved = -1  # the newest iteration that was saved or loaded
 
@@ -60,8 +61,6 @@ class Checkpoints:
         if self._ranks.first:
             shutil.rmtree(path, ignore_errors=True)  # left half-written by an earlier attempt
             path.mkdir(parents=True)
-            (path / RECIPE).write_text(json.dumps(to_dict(self._recipe), indent=1) + "\n", encoding="utf-8")
-            shutil.copytree(self._dataset.tokenizer, path / TOKENIZER)
         dist.barrier()
         layout = _layout()
         request = dist_checkpointing.save(
@@ -111,6 +110,8 @@ class Checkpoints:
 
     def _complete(self, path: Path, iteration: int, started: float, blocked: float | None = None) -> None:
         if self._ranks.first:
+            (path / RECIPE).write_text(json.dumps(to_dict(self._recipe), indent=1) + "\n", encoding="utf-8")
+            shutil.copytree(self._dataset.tokenizer, path / TOKENIZER)
             done = manifest.write(
                 path,
                 "checkpoint",
@@ -118,6 +119,7 @@ class Checkpoints:
                 run=self._folder.id,
                 parallel=_parallel(self._recipe),
                 ranks=self._ranks.world,
+                precision=self._precision,
             )
             self._announce(path, done)
         dist.barrier()
@@ -144,12 +146,12 @@ class Checkpoints:
         return path.relative_to(self._folder.root).as_posix()
 
 
-def load_weights(model: Any, path: Path) -> None:
+def load_weights(gpt: Any, path: Path) -> None:
     """Fill a bare model from a checkpoint saved by any number of ranks in any layout."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = dist_checkpointing.load({"model": model.sharded_state_dict(metadata=_layout())}, str(path))
-    model.load_state_dict(loaded["model"])
+        loaded = dist_checkpointing.load({"model": gpt.sharded_state_dict(metadata=_layout())}, str(path))
+    gpt.load_state_dict(loaded["model"])
 
 
 def _parallel(recipe: Recipe) -> dict[str, int]:

@@ -99,7 +99,10 @@ def _set_rng_state(new_state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
 
 
 def _clip(
-    parameters: Iterable[torch.Tensor] | torch.Tensor, max_norm: float, total_norm: float, use_decoupled_grad: bool = False
+    parameters: Iterable[torch.Tensor] | torch.Tensor,
+    max_norm: float,
+    total_norm: float,
+    use_decoupled_grad: bool = False,
 ) -> None:
     factor = max_norm / (total_norm + 1e-6)
     if factor < 1.0:

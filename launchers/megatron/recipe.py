@@ -206,7 +206,9 @@ def check(recipe: Recipe, world_size: int) -> None:
 
 def _divides(name: str, value: int, by_name: str, by: int) -> None:
     if value % by:
-        raise RecipeError(f"{name} = {value} is not divisible by {by_name} = {by} ({value} = {value // by} x {by} + {value % by})")
+        raise RecipeError(
+            f"{name} = {value} is not divisible by {by_name} = {by} ({value} = {value // by} x {by} + {value % by})"
+        )
 
 
 def _check_split(split: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 import warnings
@@ -12,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-warnings.filterwarnings("ignore", message=".*(Apex|apex).*")  # said at import; doing without them is intended
+for _said in (".*(Apex|apex).*", "full scope is deprecated"):  # at import and for each configuration; both intended
+    warnings.filterwarnings("ignore", message=_said)
+logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)  # it says that it is off
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron's tensor parallelism relies on this order
 
 import torch
@@ -21,7 +24,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from launchers.megatron import cpu, data, manifest, model, optimizer, samples
+from launchers.megatron import cpu, data, manifest, model, optimizer, samples, writer
 from launchers.megatron.checkpoint import Checkpoints, State
 from launchers.megatron.corpus import DataError
 from launchers.megatron.metrics import Metrics
@@ -41,6 +44,7 @@ def run(folder: RunFolder, recipe: Recipe, dataset_dir: Path, stop: Stop, starte
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     cpu.install()
+    writer.install(asynchronous=recipe.checkpoint.asynchronous)
     ranks = connect(recipe.train.timeout_s)
     dataset = _dataset(folder, recipe, dataset_dir, ranks)
     join(ranks, recipe.parallel, recipe.train.seed, recipe.train.timeout_s)
@@ -50,9 +54,7 @@ def run(folder: RunFolder, recipe: Recipe, dataset_dir: Path, stop: Stop, starte
         dist.destroy_process_group()
 
 
-def _run(
-    folder: RunFolder, recipe: Recipe, dataset: data.Dataset, ranks: Ranks, stop: Stop, started: float
-) -> None:
+def _run(folder: RunFolder, recipe: Recipe, dataset: data.Dataset, ranks: Ranks, stop: Stop, started: float) -> None:
     metrics = Metrics(folder.metrics, ranks.has_loss)
     attempt = int(os.environ.get("HEADGATE_ATTEMPT", "1"))
     metrics.emit(
@@ -243,5 +245,7 @@ def _dataset(folder: RunFolder, recipe: Recipe, dataset_dir: Path, ranks: Ranks)
     said = json.loads(ranks.store.get("dataset"))
     found = data.find(Path(said["path"]), reused=said["reused"])
     if not found:
-        raise DataError(f"rank {ranks.rank}: {said['path']} is not visible here; dataset_dir must be on a shared filesystem")
+        raise DataError(
+            f"rank {ranks.rank}: {said['path']} is not visible here; dataset_dir must be on a shared filesystem"
+        )
     return found
