@@ -53,7 +53,13 @@ class Billing:
         )
         try:
             await self._writer.hold(held)
-            self._running[attempt.event_id] = bill
+        except asyncio.CancelledError:
+            self._writer.record(
+                ledger.Release(attempt.event_id)
+            )  # queued behind the hold, which is written all the same
+            raise
+        self._running[attempt.event_id] = bill
+        try:
             yield bill
         finally:
             self._running.pop(attempt.event_id, None)

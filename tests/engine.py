@@ -25,7 +25,7 @@ class Engine:
     key: str = "upstream-secret"
     pieces: list[str] = field(default_factory=lambda: ["Gra", "vity ", "is ", "round."])
     hold_after: int | None = None
-    fail: str | None = None  # "500" | "die" (after hold_after pieces) | "abort" | "refuse"
+    fail: str | None = None  # "500" | "die" (after hold_after pieces) | "abort" | "refuse" | "unreachable"
     split_events: bool = False  # send each event in two writes
     host: str = "127.0.0.1"
     port: int = 0
@@ -140,5 +140,5 @@ async def running(engine: Engine) -> AsyncIterator[Engine]:
     app.router.add_post("/v1/chat/completions", engine.answer)
     app.router.add_post("/v1/completions", engine.answer)
     async with served(app) as port:
-        engine.port = port
+        engine.port = 1 if engine.fail == "unreachable" else port  # where nothing listens
         yield engine

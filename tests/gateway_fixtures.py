@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Platform:
     registry: Database
     key: str
     url: str = ""
+    said: list[str] = field(default_factory=list)  # by a gateway process, until it listened or ended
 
     def tenant(self, name: str, **limits: int) -> str:
         """A new tenant's key."""
@@ -165,16 +166,14 @@ completion = 2
     )
     try:
         assert process.stderr is not None
+        platform.said = []
         async for line in process.stderr:
+            platform.said.append(line.decode().rstrip())
             if b"listens on http://" in line:
-                platform.url = line.decode().split()[-1]
+                platform.url = platform.said[-1].split()[-1]
                 break
         yield process
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGKILL)
         await process.wait()
-
-
-def with_port(site: Site, port: int) -> Site:
-    return replace(site, gateway=replace(site.gateway, port=port))
