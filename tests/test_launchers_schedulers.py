@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class Site:
     runs: Path
     scheduler: Scheduler = field(init=False)
     submitted: list[JobRef] = field(default_factory=list)
+    salt: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # keys are unique; the cluster serves many tests
 
     def __post_init__(self) -> None:
         self.scheduler = self.again()
@@ -52,9 +54,12 @@ class Site:
         folder.create()
         command = (sys.executable, str(SUPERVISOR), str(folder.root), *words)
         asked = Resources(**{"time_limit_s": 600, **resources})  # type: ignore[arg-type]
-        ref = self.scheduler.submit(JobRequest(run_id, f"test {run_id}", command, folder.logs, asked))
+        ref = self.scheduler.submit(JobRequest(self.key(run_id), f"test {run_id}", command, folder.logs, asked))
         self.submitted.append(ref)
         return ref
+
+    def key(self, run_id: str) -> str:
+        return f"{run_id}-{self.salt}"
 
     def status(self, ref: JobRef) -> JobStatus:
         return self.scheduler.states([ref])[ref]
@@ -147,12 +152,12 @@ def test_a_job_whose_task_fails_is_failed(site: Site) -> None:
 def test_a_job_is_found_by_its_key_by_another_object_running_and_ended(site: Site) -> None:
     ref = site.submit("r1", "wait")
     other = site.again()
-    assert other.find("r1") == ref
-    assert other.find("r2") is None
+    assert other.find(site.key("r1")) == ref
+    assert other.find(site.key("r2")) is None
     wait_for(lambda: other.states([ref])[ref].state is JobState.RUNNING)
     other.cancel(ref)
     assert site.ended(ref).state is JobState.CANCELLED
-    assert site.again().find("r1") == ref
+    assert site.again().find(site.key("r1")) == ref
 
 
 def test_one_question_answers_for_many_jobs_and_a_stranger_is_unknown(site: Site) -> None:
@@ -215,7 +220,7 @@ def test_slurm_refuses_in_sbatchs_own_words(slurm: Site) -> None:
     with pytest.raises(SchedulerError, match="Invalid account") as refused:
         slurm.submit("r2", "exit", "0", account="nobody")
     assert not isinstance(refused.value, SchedulerUnavailable)
-    assert slurm.scheduler.find("r1") is None
+    assert slurm.scheduler.find(slurm.key("r1")) is None
 
 
 @pytest.mark.slurm
@@ -228,7 +233,7 @@ def test_slurm_that_does_not_answer_is_not_a_job_that_is_gone(slurm: Site, slurm
     with pytest.raises(SchedulerUnavailable, match="squeue did not answer"):
         silent.states([ref])
     with pytest.raises(SchedulerUnavailable):
-        silent.find("r1")
+        silent.find(slurm.key("r1"))
     with pytest.raises(SchedulerUnavailable):
         silent.cancel(ref)
 
@@ -249,7 +254,7 @@ def test_slurm_accounting_answers_for_jobs_the_queue_forgot(slurm: Site, slurm_c
     assert states[done].state is JobState.COMPLETED
     assert (states[stopped].state, states[stopped].nodes) == (JobState.CANCELLED, slurm.status(stopped).nodes)
     assert "CANCELLED by" in (states[stopped].reason or "")
-    assert (scheduler.find("r1"), scheduler.find("r2")) == (done, stopped)
+    assert (scheduler.find(slurm.key("r1")), scheduler.find(slurm.key("r2"))) == (done, stopped)
 
 
 @pytest.mark.slurm
@@ -264,8 +269,9 @@ def test_slurm_usage_adds_up_the_attempts_of_a_requeued_job(slurm: Site, slurm_c
     wait_for(lambda: slurm.status(ref).state is JobState.RUNNING)
     wait_for(lambda: _elapsed(slurm, ref) >= 1)
     slurm_cluster.run("scontrol", "requeue", job_id)
-    wait_for(lambda: slurm.status(ref).state is JobState.PENDING)
     # A requeued job waits two minutes, unless told.
+    wait_for(lambda: slurm.status(ref).reason == "BeginTime")
+    assert slurm.status(ref).state is JobState.PENDING
     slurm_cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
     wait_for(lambda: slurm.status(ref).state is JobState.RUNNING)
     slurm.scheduler.cancel(ref)
@@ -337,7 +343,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_local_job_is_told_before_its_time_limit_and_ended_at_it(local: Site) -> None:
-    ref = local.submit("r1", "wait", time_limit_s=4)
+    ref = local.submit("r1", "wait", time_limit_s=8)
     assert local.ended(ref).state is JobState.TIMEOUT
     assert local.said("r1", "attempt-ended")[0].facts["cause"] == "timeout"
 
