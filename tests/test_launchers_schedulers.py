@@ -7,17 +7,18 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import PrivateCluster
 from waiting import wait_for
 
-from launchers import announce
+from launchers import announce, submit
 from launchers.announce import Announcement
-from launchers.local_scheduler import LocalScheduler
+from launchers.local_scheduler import LocalScheduler, attempts_of, how_it_ended
 from launchers.run_folder import RunFolder
 from launchers.scheduler import (
     JobRef,
@@ -182,7 +183,7 @@ def test_states_of_no_jobs_is_nothing(site: Site) -> None:
 
 
 @pytest.mark.slurm
-def test_slurm_usage_is_what_sacct_prints(slurm: Site, slurm_cluster) -> None:  # type: ignore[no-untyped-def]
+def test_slurm_usage_is_what_sacct_prints(slurm: Site, slurm_cluster: PrivateCluster) -> None:
     ref = slurm.submit("r1", "wait", partition="gpu", gpus_per_node=2, nodes=2, account="teaching")
     wait_for(lambda: len(slurm.said("r1", "attempt-started")) == 2)
     started = slurm.said("r1", "attempt-started")
@@ -208,7 +209,8 @@ def test_slurm_tasks_get_the_cpus_that_were_asked_for(slurm: Site) -> None:
 
 
 @pytest.mark.slurm
-def test_slurm_one_failed_task_ends_the_job_on_every_node(slurm: Site) -> None:
+def test_slurm_one_failed_task_ends_the_job_on_every_node(slurm: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "LAST_TASK_WAIT_S", 1)
     ref = slurm.submit("r1", "exit-on", "SLURM_PROCID=1", nodes=2)
     assert slurm.ended(ref).state is JobState.FAILED
 
@@ -224,7 +226,9 @@ def test_slurm_refuses_in_sbatchs_own_words(slurm: Site) -> None:
 
 
 @pytest.mark.slurm
-def test_slurm_that_does_not_answer_is_not_a_job_that_is_gone(slurm: Site, slurm_cluster, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_slurm_that_does_not_answer_is_not_a_job_that_is_gone(
+    slurm: Site, slurm_cluster: PrivateCluster, tmp_path: Path
+) -> None:
     ref = slurm.submit("r1", "exit", "0")
     dead = tmp_path / "slurm.conf"
     conf = (slurm_cluster.root / "etc" / "slurm.conf").read_text()
@@ -239,14 +243,14 @@ def test_slurm_that_does_not_answer_is_not_a_job_that_is_gone(slurm: Site, slurm
 
 
 @pytest.mark.slurm
-def test_slurm_accounting_answers_for_jobs_the_queue_forgot(slurm: Site, slurm_cluster) -> None:  # type: ignore[no-untyped-def]
+def test_slurm_accounting_answers_for_jobs_the_queue_forgot(slurm: Site, slurm_cluster: PrivateCluster) -> None:
     done, stopped = slurm.submit("r1", "exit", "0"), slurm.submit("r2", "wait")
     wait_for(lambda: slurm.said("r2", "attempt-started"))
     slurm.scheduler.cancel(stopped)
     for ref in (done, stopped):
         slurm.booked(ref)
 
-    def forgetful(argv, environment, timeout_s):  # type: ignore[no-untyped-def]
+    def forgetful(argv: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Completed:
         return Completed(0, "", "") if argv[0] == "squeue" else run_process(argv, environment, timeout_s)
 
     scheduler = SlurmScheduler(CommandClient(forgetful, slurm_cluster.env))
@@ -258,7 +262,7 @@ def test_slurm_accounting_answers_for_jobs_the_queue_forgot(slurm: Site, slurm_c
 
 
 @pytest.mark.slurm
-def test_slurm_usage_adds_up_the_attempts_of_a_requeued_job(slurm: Site, slurm_cluster) -> None:  # type: ignore[no-untyped-def]
+def test_slurm_usage_adds_up_the_attempts_of_a_requeued_job(slurm: Site, slurm_cluster: PrivateCluster) -> None:
     # Our own scripts say --no-requeue, so this job is submitted by hand.
     job_id = slurm_cluster.run(
         "sbatch", "--parsable", "--requeue", "--comment=again", "-o", "/dev/null", "--wrap", "sleep 300"
@@ -353,8 +357,50 @@ def test_local_jobs_have_one_node(local: Site) -> None:
         local.submit("r1", "exit", "0", nodes=2)
 
 
-def test_a_local_job_of_two_tasks_is_failed_when_one_of_them_fails(local: Site) -> None:
-    ref = local.submit("r1", "exit-on", "SUBMITIT_LOCAL_GLOBALID=1", tasks_per_node=2)
-    wait_for(lambda: local.said("r1", "attempt-ended"))
+def test_a_local_job_of_two_tasks_gets_both_cancelled(local: Site) -> None:
+    ref = local.submit("r1", "wait", tasks_per_node=2)
+    wait_for(lambda: len(local.said("r1", "attempt-started")) == 2)
     local.scheduler.cancel(ref)
-    assert local.ended(ref).state in (JobState.FAILED, JobState.CANCELLED)
+    assert local.ended(ref).state is JobState.CANCELLED
+    assert [a.facts["cause"] for a in local.said("r1", "attempt-ended")] == ["cancelled", "cancelled"]
+    assert local.booked(ref).cpus == 2
+
+
+def _ended(cause: str, exit_code: int) -> Announcement:
+    return Announcement(f"{cause}.json", "attempt-ended", 1.0, {"attempt": 1, "cause": cause, "exit_code": exit_code})
+
+
+@pytest.mark.parametrize(
+    ("ended", "cancelled", "state", "reason"),
+    [
+        ([], False, JobState.FAILED, "the supervisor vanished"),
+        ([], True, JobState.CANCELLED, "cancelled before its supervisor said how it ended"),
+        ([_ended("completed", 0)], True, JobState.COMPLETED, None),
+        ([_ended("training ended with exit code 1", 1)], False, JobState.FAILED, "(exit code 1)"),
+        ([_ended("completed", 0), _ended("the engine died", 137)], False, JobState.FAILED, "the engine died"),
+        ([_ended("another task of this job died", 1), _ended("cancelled", 0)], True, JobState.CANCELLED, "cancelled"),
+        ([_ended("timeout", 0)], False, JobState.TIMEOUT, "timeout"),
+    ],
+)
+def test_how_a_local_job_ended_is_what_its_supervisors_said(
+    ended: list[Announcement], cancelled: bool, state: JobState, reason: str | None
+) -> None:
+    decided, words = how_it_ended(ended, cancelled)
+    assert decided is state
+    assert (words is None) == (reason is None) and (reason or "") in (words or "")
+
+
+def test_announcements_of_another_job_in_the_same_run_folder_are_not_this_ones() -> None:
+    def said(kind: str, at: float, **facts: object) -> Announcement:
+        return Announcement(f"{at}-{kind}.json", kind, at, facts)
+
+    story = [
+        said("attempt-started", 10, job_id="7", attempt=1),
+        said("attempt-ended", 20, attempt=1),
+        said("attempt-started", 30, job_id="8", attempt=2),
+        said("checkpoint", 35, iteration=1),
+        said("attempt-ended", 40, attempt=2),
+    ]
+    started, ended = attempts_of(story, "8", since=29)
+    assert ([a.at for a in started], [a.at for a in ended]) == ([30], [40])
+    assert attempts_of(story, "7", since=29) == ([], [])  # the process id was recycled
