@@ -44,8 +44,8 @@ class SlurmClient(Protocol):
         """scancel: SIGTERM to every task, SIGKILL after KillWait. A job that has ended is not an error."""
 
 
-def connect(environment: Mapping[str, str] | None = None) -> SlurmClient:
+def connect(environment: Mapping[str, str] | None = None, timeout_s: float = 30.0) -> SlurmClient:
     """A client for the cluster that this environment (default: the process's own) points at. Asks nothing yet."""
     from slurm.commands import CommandClient  # here, because the back ends import this module
 
-    return CommandClient(environment=environment)
+    return CommandClient(environment=environment, timeout_s=timeout_s)

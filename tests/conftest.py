@@ -1,3 +1,5 @@
+"""Fixtures that more than one test file needs."""
+
 from __future__ import annotations
 
 import os
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = Path(__file__).with_name("cluster")
 
 
@@ -44,3 +47,12 @@ def slurm_cluster() -> Iterator[PrivateCluster]:
         stopped = subprocess.run([*command, "stop"], text=True, check=False, capture_output=True)
         shutil.rmtree(root, ignore_errors=True)
         assert stopped.returncode == 0, stopped.stderr
+
+
+@pytest.fixture(scope="session")
+def training_python() -> str:
+    """The training environment's interpreter: torch and megatron-core live there, not where the tests run."""
+    python = Path(os.environ.get("HEADGATE_TRAINING_PYTHON", ROOT / ".venvs" / "training" / "bin" / "python"))
+    if not python.exists():
+        pytest.skip(f"no training environment at {python}")
+    return str(python)

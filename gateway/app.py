@@ -1,0 +1,81 @@
+"""make_app: everything the gateway is made of, wired on one screen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from gateway import errors
+from gateway.admission import Admission
+from gateway.app_keys import GATEWAY
+from gateway.billing import Billing
+from gateway.catalog import Catalog
+from gateway.dispatch import Gateway
+from gateway.errors import BodyTooLarge, GatewayError, NotFound
+from gateway.ledger_writer import LedgerWriter
+from gateway.providers import Providers
+from gateway.relay import Pool
+from gateway.routing import Load
+from gateway.surfaces import health, models, openai
+from registry import ledger
+from registry.site import Site
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+def make_app(site: Site) -> web.Application:
+    """The gateway of a site. Starting it raises StorageError when the ledger cannot be opened for writing."""
+    app = web.Application(middlewares=[in_openai_shape], client_max_size=site.gateway.max_body_mb << 20)
+    app.router.add_post("/v1/chat/completions", openai.chat_completions)
+    app.router.add_post("/v1/completions", openai.completions)
+    app.router.add_get("/v1/models", models.models)
+    app.router.add_get("/health", health.health)
+    app.router.add_get("/ready", health.ready)
+
+    async def parts(app: web.Application) -> AsyncIterator[None]:
+        read_timeout = site.gateway.read_timeout_s
+        catalog = Catalog(site.registry_db)
+        pool = Pool(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=read_timeout, clock=time.monotonic)
+        db = ledger.open_ledger(site.ledger_db)
+        if orphans := ledger.settle_orphans(db):
+            log.warning("settled %d requests that a gateway left open when it died", orphans)
+        admission = Admission(ledger.tokens_by_tenant(db), time.monotonic)
+        writer = LedgerWriter(db, asyncio.get_running_loop())
+        billing = Billing(writer, site.prices, lambda: datetime.now(UTC))
+        providers = Providers(os.environ, read_timeout)
+        app[GATEWAY] = Gateway(catalog, admission, Load(), pool, writer, billing, providers, site.external)
+        background = [asyncio.create_task(catalog.watch()), asyncio.create_task(billing.note_running())]
+        yield
+        for task in background:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await writer.close()
+        pool.close()
+        catalog.close()
+
+    app.cleanup_ctx.append(parts)
+    return app
+
+
+@web.middleware
+async def in_openai_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong before an answer begins leaves as OpenAI's error object."""
+    try:
+        return await handler(request)
+    except GatewayError as e:
+        return errors.response(e)
+    except web.HTTPRequestEntityTooLarge as e:
+        return errors.response(BodyTooLarge(f"{e.text} (bytes; the site's gateway.max_body_mb)"))
+    except web.HTTPNotFound:
+        return errors.response(NotFound(f"there is nothing at {request.method} {request.path}"))

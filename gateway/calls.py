@@ -1,0 +1,104 @@
+"""What a client asks for, read from its request body; and how much that may use."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from gateway.errors import BadRequest
+
+COMPLETION_CAP = 1024  # tokens held per choice at most, and where the client states no bound
+BYTES_PER_TOKEN = 3  # of the JSON body; English prose has 4 to 5, source code and small vocabularies fewer
+
+
+class Kind(enum.StrEnum):
+    CHAT = "chat"
+    COMPLETION = "completion"
+
+
+PATHS = {Kind.CHAT: "/v1/chat/completions", Kind.COMPLETION: "/v1/completions"}
+PROMPTS = {Kind.CHAT: "messages", Kind.COMPLETION: "prompt"}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    kind: Kind
+    model: str
+    stream: bool
+    wants_usage: bool  # stream_options.include_usage
+    wants_running_usage: bool  # stream_options.continuous_usage_stats, which is vLLM's own
+    choices: int  # `n` answers to each prompt
+    prompt_tokens: int  # estimated
+    completion_tokens: int  # what is held for the answers
+    fields: dict[str, Any]  # as sent by the client
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+def read(kind: Kind, body: bytes) -> Call:
+    """Raises BadRequest. Only what the gateway itself needs is checked: the engine knows its own parameters."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as e:
+        raise BadRequest(f"the body is not JSON: {e}") from None
+    if not isinstance(fields, dict):
+        raise BadRequest(f"the body is a JSON {type(fields).__name__}, not an object")
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise BadRequest("'model' is missing or not a string: it names the deployment to call", "model")
+    prompts = _prompts(kind, fields)
+    stream = fields.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise BadRequest(f"'stream' is {stream!r}, not true or false", "stream")
+    options = fields.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise BadRequest(f"'stream_options' is {options!r}, not an object", "stream_options")
+    wants_usage = options.get("include_usage") is True
+    choices = max(_count(fields, "n", 1), _count(fields, "best_of", 1))
+    asked = _count(fields, "max_completion_tokens", _count(fields, "max_tokens", COMPLETION_CAP))
+    return Call(
+        kind=kind,
+        model=model,
+        stream=bool(stream),
+        wants_usage=wants_usage,
+        wants_running_usage=wants_usage and options.get("continuous_usage_stats") is True,
+        choices=choices,
+        prompt_tokens=len(body) // BYTES_PER_TOKEN,
+        completion_tokens=min(asked, COMPLETION_CAP) * choices * prompts,
+        fields=fields,
+    )
+
+
+def upstream_body(call: Call, body: bytes) -> bytes:
+    """What the engine is sent: of a stream, it is always asked to count aloud."""
+    if not call.stream:
+        return body
+    options = {**(call.fields.get("stream_options") or {}), "include_usage": True, "continuous_usage_stats": True}
+    return orjson.dumps({**call.fields, "stream_options": options})
+
+
+def _prompts(kind: Kind, fields: dict[str, Any]) -> int:
+    name = PROMPTS[kind]
+    prompt = fields.get(name)
+    if kind is Kind.CHAT:
+        if not isinstance(prompt, list) or not prompt or not all(isinstance(m, dict) for m in prompt):
+            raise BadRequest("'messages' must be a list of at least one message, each an object", name)
+        return 1
+    if not isinstance(prompt, str | list) or prompt == []:
+        raise BadRequest("'prompt' must be a string, or a list of strings or of tokens", name)
+    # A list of numbers is one prompt in tokens; a list of strings or of lists is several.
+    return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
+
+
+def _count(fields: dict[str, Any], name: str, default: int) -> int:
+    value = fields.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadRequest(f"{name!r} is {value!r}, not a whole number above 0", name)
+    return value

@@ -1,0 +1,183 @@
+"""The path of a request: admission (Hold) -> routing -> ledger (hold) -> relay -> metering -> ledger (settle)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from gateway import calls, errors, metering, relay
+from gateway.admission import Admission, Hold
+from gateway.auth import Caller
+from gateway.billing import Bill, Billing
+from gateway.calls import Call
+from gateway.catalog import Catalog
+from gateway.errors import NoReplica, UnknownModel, UpstreamFailed
+from gateway.ledger_writer import LedgerWriter
+from gateway.metering import Meter, StreamMeter
+from gateway.providers import Providers
+from gateway.relay import Pool, Upstream
+from gateway.routing import Load, pick
+from registry.deployments import Replica
+from registry.ledger import Outcome
+from registry.site import External
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Everything a request needs; put together in app.py."""
+
+    catalog: Catalog
+    admission: Admission
+    load: Load
+    pool: Pool
+    ledger: LedgerWriter
+    billing: Billing
+    providers: Providers
+    external: Mapping[str, External]
+
+
+async def dispatch(gw: Gateway, request: web.Request, caller: Caller, call: Call, body: bytes) -> web.StreamResponse:
+    """Answer an authenticated call. Raises GatewayError while nothing has been sent to the client."""
+    external = gw.external.get(call.model)
+    if external is None and gw.catalog.find(lambda view: view.deployments.get(call.model)) is None:
+        known = ", ".join(sorted({*gw.catalog.view.deployments, *gw.external})) or "none yet"
+        raise UnknownModel(f"no model is called {call.model!r}; there are: {known}")
+    with gw.admission.admit(caller.tenant, call.tokens) as hold:
+        if external is not None:
+            return await _ask_provider(gw, request, caller, call, hold, external)
+        failed: dict[str, UpstreamFailed] = {}
+        while True:
+            replica = _choose(gw, call.model, failed)
+            try:
+                return await _ask_replica(gw, request, caller, call, body, hold, replica)
+            except UpstreamFailed as e:  # raised only while nothing has been sent to the client
+                log.warning("replica %s of %s failed: %s", replica.id, call.model, e)
+                failed[replica.id] = e
+                if len(failed) == ATTEMPTS:
+                    raise
+
+
+async def _ask_replica(
+    gw: Gateway, request: web.Request, caller: Caller, call: Call, body: bytes, hold: Hold, replica: Replica
+) -> web.StreamResponse:
+    meter = StreamMeter(call) if call.stream else Meter()
+    with gw.load.carried_by(replica.id):
+        async with gw.billing.attempt(caller, call, replica.id, hold, meter) as bill:
+            with _leaving(request, bill):
+                address, key = _upstream(replica)
+                sent = calls.upstream_body(call, body)
+                async with gw.pool.exchange(address, calls.PATHS[call.kind], key, sent) as upstream:
+                    if upstream.status >= 400:
+                        return await _refusal(upstream, gw.pool.read_timeout)
+                    if isinstance(meter, StreamMeter):
+                        return await _stream(request, bill, _events(upstream, meter, gw.pool.read_timeout))
+                    answer = await relay.whole(upstream, gw.pool.read_timeout)
+                    if metering.aborted(answer):
+                        raise UpstreamFailed("the replica is stopping and gave up on the request")
+                    return _whole(bill, answer)
+
+
+async def _ask_provider(
+    gw: Gateway, request: web.Request, caller: Caller, call: Call, hold: Hold, external: External
+) -> web.StreamResponse:
+    meter = Meter()
+    async with gw.billing.attempt(caller, call, external.model, hold, meter) as bill:
+        with _leaving(request, bill):
+            if not call.stream:
+                return _whole(bill, await gw.providers.whole(external, call))
+            async with contextlib.aclosing(gw.providers.stream(external, call, meter)) as events:
+                return await _stream(request, bill, events)
+
+
+def _choose(gw: Gateway, model: str, failed: Mapping[str, UpstreamFailed]) -> Replica:
+    """Raises NoReplica, or what the only replica failed with."""
+    replica = pick(_ready(gw, model, failed), gw.load.outstanding)
+    if replica is not None:
+        return replica
+    for error in failed.values():
+        raise error
+    raise NoReplica(f"no replica of {model} is ready; it is {_state(gw, model)}")
+
+
+def _ready(gw: Gateway, model: str, but: Collection[str]) -> list[Replica]:
+    ready = gw.catalog.find(lambda view: view.replicas.get(model)) or []
+    return [r for r in ready if r.id not in but]
+
+
+def _state(gw: Gateway, model: str) -> str:
+    deployment = gw.catalog.view.deployments.get(model)
+    return deployment.state if deployment else "gone"
+
+
+def _upstream(replica: Replica) -> tuple[relay.Address, str]:
+    assert replica.host is not None and replica.port is not None, replica  # a ready replica has both
+    return (replica.host, replica.port), replica.upstream_key or ""
+
+
+def _whole(bill: Bill, answer: bytes) -> web.Response:
+    bill.meter.whole(answer)
+    bill.outcome = Outcome.COMPLETED
+    return web.Response(body=answer, content_type="application/json")
+
+
+async def _refusal(upstream: Upstream, timeout: float) -> web.Response:
+    """The engine's own words about a request it will not serve; the hold is released, as nothing was used."""
+    answer = await relay.whole(upstream, timeout)
+    # An engine that does not know our key is our fault, and must not read as the client's.
+    if upstream.status >= 500 or upstream.status in (401, 403):
+        raise UpstreamFailed(f"the replica answered {upstream.status}: {answer[:500].decode(errors='replace')}")
+    headers = {"Content-Type": upstream.headers.get("content-type", "application/json")}
+    return web.Response(body=answer, status=upstream.status, headers=headers)
+
+
+async def _events(upstream: Upstream, meter: StreamMeter, timeout: float) -> AsyncIterator[bytes]:
+    while data := await upstream.read(timeout):
+        if out := meter.feed(data):
+            yield out
+    if rest := meter.rest():
+        yield rest
+
+
+async def _stream(request: web.Request, bill: Bill, events: AsyncIterator[bytes]) -> web.StreamResponse:
+    """Hand events on as they come. Raises UpstreamFailed only before the first one; later it is the last event."""
+    first = await anext(events, b"")
+    if metering.aborted(first):
+        raise UpstreamFailed("the replica is stopping and gave up on the request")
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+    )
+    try:
+        await response.prepare(request)
+        await response.write(first)
+        bill.outcome = Outcome.COMPLETED
+        try:
+            async for event in events:
+                if metering.aborted(event):
+                    bill.outcome = Outcome.UPSTREAM_FAILED
+                await response.write(event)
+        except UpstreamFailed as e:
+            bill.outcome = Outcome.UPSTREAM_FAILED
+            await response.write(errors.event(e))
+        await response.write_eof()
+    except ConnectionResetError:  # seen while writing, before aiohttp could cancel us
+        bill.outcome = Outcome.CLIENT_LEFT
+    return response
+
+
+@contextlib.contextmanager
+def _leaving(request: web.Request, bill: Bill) -> Iterator[None]:
+    """aiohttp cancels a handler whose client is gone, and, past the grace period, one that outlives a stop."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        bill.outcome = Outcome.CLIENT_LEFT if request.transport is None else Outcome.ORPHANED
+        raise

@@ -1,0 +1,190 @@
+"""Deployments (what is wanted) and replicas (one running engine each). The only module that changes their states."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from registry import clock
+from registry.db import Conflict, Database, NotFound, row, rows, transaction
+from registry.tenants import checked_name
+
+
+class DeploymentState(enum.StrEnum):
+    STARTING = "starting"  # wanted; no replica is ready yet
+    READY = "ready"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in (DeploymentState.STOPPED, DeploymentState.FAILED)
+
+
+class ReplicaState(enum.StrEnum):
+    PENDING = "pending"  # its job waits in Slurm's queue
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in (ReplicaState.STOPPED, ReplicaState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    name: str
+    owner: str
+    state: DeploymentState
+    model: str
+    version: int
+    model_path: str
+    replicas: int  # how many are wanted
+    request: dict[str, Any]  # resources and engine arguments asked for, as JSON
+    cause: str | None
+    created_at: str
+    ended_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    id: str
+    deployment: str
+    owner: str
+    state: ReplicaState
+    folder: str
+    host: str | None
+    port: int | None
+    upstream_key: str | None  # the engine's own API key; never shown
+    cause: str | None
+    created_at: str
+    ready_at: str | None
+    ended_at: str | None
+
+
+def create(
+    db: Database,
+    name: str,
+    owner: str,
+    *,
+    model: str,
+    version: int,
+    model_path: str,
+    replicas: int,
+    request: dict[str, Any],
+) -> Deployment:
+    """Raises Conflict when a deployment of this name is still wanted; one that ended is replaced."""
+    checked_name("deployment", name)
+    with transaction(db) as c:
+        old = row(db, "SELECT state FROM deployments WHERE name = ?", name)
+        if old and not DeploymentState(old["state"]).ended:
+            raise Conflict(f"deployment {name} exists already and is {old['state']}; stop it first")
+        c.execute(
+            """INSERT INTO deployments VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, NULL)
+               ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, state = excluded.state, model = excluded.model,
+               version = excluded.version, model_path = excluded.model_path, replicas = excluded.replicas,
+               request = excluded.request, cause = NULL, created_at = excluded.created_at, ended_at = NULL""",
+            (
+                name,
+                owner,
+                DeploymentState.STARTING,
+                model,
+                version,
+                model_path,
+                replicas,
+                json.dumps(request),
+                clock.now(),
+            ),
+        )
+    return get(db, name)
+
+
+def get(db: Database, name: str) -> Deployment:
+    found = row(db, "SELECT * FROM deployments WHERE name = ?", name)
+    if found is None:
+        known = ", ".join(d.name for d in everything(db)) or "none yet"
+        raise NotFound(f"no deployment is called {name!r}; there are: {known}")
+    return _deployment(found)
+
+
+def everything(db: Database) -> list[Deployment]:
+    return [_deployment(r) for r in rows(db, "SELECT * FROM deployments ORDER BY name")]
+
+
+def set_state(db: Database, name: str, state: DeploymentState, cause: str | None = None) -> None:
+    with transaction(db) as c:
+        c.execute(
+            "UPDATE deployments SET state = ?, cause = ?, ended_at = ? WHERE name = ?",
+            (state, cause, clock.now() if state.ended else None, name),
+        )
+
+
+def add_replica(db: Database, replica_id: str, deployment: str, owner: str, folder: str) -> None:
+    with transaction(db) as c:
+        c.execute(
+            "INSERT INTO replicas (id, deployment, owner, state, folder, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+            (replica_id, deployment, owner, ReplicaState.PENDING, folder, clock.now()),
+        )
+
+
+def set_replica_state(db: Database, replica_id: str, state: ReplicaState, cause: str | None = None) -> None:
+    with transaction(db) as c:
+        c.execute(
+            "UPDATE replicas SET state = ?, cause = coalesce(?, cause), ended_at = ? WHERE id = ? AND ended_at IS NULL",
+            (state, cause, clock.now() if state.ended else None, replica_id),
+        )
+
+
+def replica_is_starting(db: Database, replica_id: str) -> None:
+    with transaction(db) as c:
+        c.execute(
+            "UPDATE replicas SET state = ? WHERE id = ? AND state = ?",
+            (ReplicaState.STARTING, replica_id, ReplicaState.PENDING),
+        )
+
+
+def replica_is_ready(db: Database, replica_id: str, host: str, port: int, upstream_key: str) -> None:
+    """From pending or starting to ready; a replica that is draining or gone stays so."""
+    with transaction(db) as c:
+        c.execute(
+            """UPDATE replicas SET state = ?, host = ?, port = ?, upstream_key = ?, ready_at = ?
+               WHERE id = ? AND state IN (?, ?)""",
+            (
+                ReplicaState.READY,
+                host,
+                port,
+                upstream_key,
+                clock.now(),
+                replica_id,
+                ReplicaState.PENDING,
+                ReplicaState.STARTING,
+            ),
+        )
+
+
+def replicas(db: Database, deployment: str | None = None) -> list[Replica]:
+    where, args = ("WHERE deployment = ?", (deployment,)) if deployment else ("", ())
+    return [_replica(r) for r in rows(db, f"SELECT * FROM replicas {where} ORDER BY created_at, id", *args)]
+
+
+def ready_replicas(db: Database) -> dict[str, list[Replica]]:
+    """What the gateway routes to: each live deployment's name -> its ready replicas (perhaps none)."""
+    live = {d.name: list[Replica]() for d in everything(db) if not d.state.ended}
+    for replica in replicas(db):
+        if replica.state is ReplicaState.READY and replica.deployment in live:
+            live[replica.deployment].append(replica)
+    return live
+
+
+def _deployment(r: Any) -> Deployment:
+    return Deployment(**{**dict(r), "state": DeploymentState(r["state"]), "request": json.loads(r["request"])})
+
+
+def _replica(r: Any) -> Replica:
+    return Replica(**{**dict(r), "state": ReplicaState(r["state"])})

@@ -1,0 +1,36 @@
+"""The schema of `ledger.db`, as named functions applied in order. Never edit one that has landed: add another.
+
+`postings` and `usage_events` are append-only, and the file itself says so. `holds` is what is open right now.
+"""
+
+from __future__ import annotations
+
+from registry.db import Database
+
+
+def m001_first(db: Database) -> None:
+    attempt = """event_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, key_id TEXT NOT NULL, model TEXT NOT NULL,
+            replica TEXT NOT NULL, kind TEXT NOT NULL, started_at TEXT NOT NULL"""
+    used = "prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, microcredits INTEGER NOT NULL"
+    for statement in (
+        # `held_` is what was set aside, the rest the running count last noted. Ids are in order of time, so that
+        # WITHOUT ROWID tables grow at their end.
+        f"""CREATE TABLE holds ({attempt}, held_tokens INTEGER NOT NULL, held_microcredits INTEGER NOT NULL,
+            {used}) WITHOUT ROWID""",
+        f"""CREATE TABLE usage_events ({attempt}, {used}, outcome TEXT NOT NULL,
+            ended_at TEXT NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX usage_events_by_tenant ON usage_events (tenant, ended_at)",
+        """CREATE TABLE postings (
+            event_id TEXT NOT NULL, step TEXT NOT NULL, account TEXT NOT NULL, microcredits INTEGER NOT NULL,
+            at TEXT NOT NULL, PRIMARY KEY (event_id, step, account)) WITHOUT ROWID""",
+    ):
+        db.conn.execute(statement)
+    for table in ("usage_events", "postings"):
+        for verb in ("UPDATE", "DELETE"):
+            db.conn.execute(
+                f"""CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table}
+                    BEGIN SELECT RAISE(ABORT, '{table} is append-only: correct with a reversing entry'); END"""
+            )
+
+
+MIGRATIONS = (m001_first,)

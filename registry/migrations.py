@@ -1,0 +1,54 @@
+"""The schema of `registry.db`, as named functions applied in order. Never edit one that has landed: add another.
+
+Times are ISO 8601 in UTC with microseconds, so that they sort as text. Every object has an owner.
+"""
+
+from __future__ import annotations
+
+from registry.db import Database
+
+
+def m001_first(db: Database) -> None:
+    for statement in (
+        """CREATE TABLE runs (
+            id TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL,
+            folder TEXT NOT NULL UNIQUE, cause TEXT, created_at TEXT NOT NULL, started_at TEXT, ended_at TEXT)""",
+        """CREATE TABLE checkpoints (
+            id TEXT PRIMARY KEY, run TEXT NOT NULL REFERENCES runs, owner TEXT NOT NULL, iteration INTEGER NOT NULL,
+            path TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL, manifest_sha256 TEXT NOT NULL, created_at TEXT NOT NULL,
+            UNIQUE (run, iteration))""",
+        """CREATE TABLE models (
+            name TEXT NOT NULL, version INTEGER NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL,
+            path TEXT NOT NULL, checkpoint TEXT REFERENCES checkpoints, parameters INTEGER, bytes INTEGER,
+            max_logit_difference REAL, created_at TEXT NOT NULL, PRIMARY KEY (name, version))""",
+        """CREATE TABLE aliases (
+            model TEXT NOT NULL, alias TEXT NOT NULL, version INTEGER NOT NULL, owner TEXT NOT NULL,
+            moved_at TEXT NOT NULL, PRIMARY KEY (model, alias), FOREIGN KEY (model, version) REFERENCES models)""",
+        """CREATE TABLE deployments (
+            name TEXT PRIMARY KEY, owner TEXT NOT NULL, state TEXT NOT NULL, model TEXT NOT NULL,
+            version INTEGER NOT NULL, model_path TEXT NOT NULL, replicas INTEGER NOT NULL, request TEXT NOT NULL,
+            cause TEXT, created_at TEXT NOT NULL, ended_at TEXT)""",
+        """CREATE TABLE replicas (
+            id TEXT PRIMARY KEY, deployment TEXT NOT NULL REFERENCES deployments, owner TEXT NOT NULL,
+            state TEXT NOT NULL, folder TEXT NOT NULL UNIQUE, host TEXT, port INTEGER, upstream_key TEXT, cause TEXT,
+            created_at TEXT NOT NULL, ready_at TEXT, ended_at TEXT)""",
+        """CREATE TABLE jobs (
+            cluster TEXT NOT NULL, job_id TEXT NOT NULL, submitted_at TEXT NOT NULL, key TEXT NOT NULL,
+            subject TEXT NOT NULL, purpose TEXT NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL, reason TEXT,
+            partition TEXT, account TEXT, started_at TEXT, ended_at TEXT, elapsed_s INTEGER NOT NULL DEFAULT 0,
+            cpus INTEGER NOT NULL DEFAULT 0, gpus INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0,
+            PRIMARY KEY (cluster, job_id, submitted_at))""",
+        "CREATE INDEX jobs_by_subject ON jobs (subject)",
+        """CREATE TABLE announcements (
+            subject TEXT NOT NULL, name TEXT NOT NULL, ingested_at TEXT NOT NULL, PRIMARY KEY (subject, name))""",
+        """CREATE TABLE tenants (
+            name TEXT PRIMARY KEY, owner TEXT NOT NULL, account TEXT, requests_per_minute INTEGER,
+            token_budget INTEGER, created_at TEXT NOT NULL)""",
+        """CREATE TABLE keys (
+            id TEXT PRIMARY KEY, tenant TEXT NOT NULL REFERENCES tenants, owner TEXT NOT NULL,
+            sha256 TEXT NOT NULL UNIQUE, hint TEXT NOT NULL, created_at TEXT NOT NULL, revoked_at TEXT)""",
+    ):
+        db.conn.execute(statement)
+
+
+MIGRATIONS = (m001_first,)

@@ -1,0 +1,144 @@
+"""A scripted engine that speaks vLLM's dialect: what tests of the gateway put behind it.
+
+It counts like vLLM (usage on each chunk when asked to, a last event without choices), checks its API key, and can be
+told to stop half-way, to fail, to die, or to give up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+PROMPT_TOKENS = 7
+
+
+@dataclass
+class Engine:
+    """`pieces` is the answer, a token each. `hold_after` that many pieces it waits for `go`."""
+
+    key: str = "upstream-secret"
+    pieces: list[str] = field(default_factory=lambda: ["Gra", "vity ", "is ", "round."])
+    hold_after: int | None = None
+    fail: str | None = None  # "500" | "die" (after hold_after pieces) | "abort" | "refuse" | "unreachable"
+    split_events: bool = False  # send each event in two writes
+    host: str = "127.0.0.1"
+    port: int = 0
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+    running: int = 0
+
+    @property
+    def usage(self) -> dict[str, int]:
+        return count(len(self.pieces))
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        body = await request.json()
+        self.requests.append(body)
+        self.running += 1
+        try:
+            if self.fail == "500":
+                error = {"message": "cannot schedule new futures after shutdown", "type": "InternalServerError"}
+                return web.json_response({"error": error}, status=500)
+            if self.fail == "refuse":
+                error = {"message": "maximum context length is 16 tokens", "type": "BadRequestError", "code": 400}
+                return web.json_response({"error": error}, status=400)
+            if body.get("stream"):
+                return await self.stream(request, body)
+            return await self.whole(request)
+        except asyncio.CancelledError:
+            self.aborted.set()
+            raise
+        finally:
+            self.running -= 1
+
+    async def whole(self, request: web.Request) -> web.Response:
+        if self.hold_after is not None:
+            await self.go.wait()
+        if self.fail == "die":
+            assert request.transport is not None
+            request.transport.abort()
+        text, reason = ("", "abort") if self.fail == "abort" else ("".join(self.pieces), "stop")
+        choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
+        chat = request.path.endswith("chat/completions")
+        choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        kind = "chat.completion" if chat else "text_completion"
+        return compact(
+            {"id": "x", "object": kind, "created": 1, "model": "m", "choices": [choice], "usage": self.usage}
+        )
+
+    async def stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        options = body.get("stream_options") or {}
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+
+        async def send(choices: list[dict[str, Any]], used: int, counted: bool) -> None:
+            event: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+            event["choices"] = choices
+            if counted:
+                event["usage"] = count(used)
+            data = b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+            for part in (data[:40], data[40:]) if self.split_events else (data,):
+                await response.write(part)
+                await asyncio.sleep(0)
+
+        continuous = bool(options.get("include_usage") and options.get("continuous_usage_stats"))
+        if self.fail == "abort":
+            await send([{"index": 0, "delta": {}, "finish_reason": "abort"}], 0, continuous)
+        else:
+            await send([{"index": 0, "delta": {"role": "assistant", "content": ""}}], 0, continuous)
+            for n, piece in enumerate(self.pieces, start=1):
+                if n - 1 == self.hold_after:
+                    if self.fail == "die":
+                        assert request.transport is not None
+                        request.transport.abort()
+                    await self.go.wait()
+                await send([{"index": 0, "delta": {"content": piece}}], n, continuous)
+            await send([{"index": 0, "delta": {}, "finish_reason": "stop"}], len(self.pieces), continuous)
+        if options.get("include_usage"):
+            await send([], len(self.pieces), True)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+def count(completion: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": PROMPT_TOKENS,
+        "total_tokens": PROMPT_TOKENS + completion,
+        "completion_tokens": completion,
+    }
+
+
+def compact(value: Any) -> web.Response:
+    return web.Response(body=json.dumps(value, separators=(",", ":")).encode(), content_type="application/json")
+
+
+@asynccontextmanager
+async def served(app: web.Application, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    """Serve an application on a free port, with clients that leave cancelling their handlers."""
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    site = web.TCPSite(runner, host, 0)
+    await site.start()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def running(engine: Engine) -> AsyncIterator[Engine]:
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", engine.answer)
+    app.router.add_post("/v1/completions", engine.answer)
+    async with served(app) as port:
+        engine.port = 1 if engine.fail == "unreachable" else port  # where nothing listens
+        yield engine

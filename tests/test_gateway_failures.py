@@ -1,0 +1,120 @@
+"""What happens when a replica fails: who is tried next, what the client sees, what is billed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import openai
+import pytest
+from engine import Engine
+from gateway_fixtures import HELLO, gateway, until
+
+from registry.ledger import Outcome
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fail", ["500", "abort", "unreachable"])
+async def test_another_replica_is_tried_when_the_first_is_stopping_or_gone(
+    tmp_path: Path, fail: str, stream: bool
+) -> None:
+    failing = Engine(fail=fail)
+    async with gateway(tmp_path, failing, Engine()) as platform, platform.openai() as client:
+        for _ in range(2):
+            if stream:
+                chunks = [c async for c in await client.chat.completions.create(**HELLO, stream=True)]
+                assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Gravity is round."
+            else:
+                answer = await client.chat.completions.create(**HELLO)
+                assert answer.choices[0].message.content == "Gravity is round."
+        events = await platform.settled(2)
+        assert {e.attempt.replica for e in events} == {"replica-2"}
+        assert {e.outcome for e in events} == {Outcome.COMPLETED}
+
+
+@pytest.mark.parametrize("fail", ["500", "abort", "die"])
+async def test_a_failing_replica_that_is_the_only_one_is_502_and_free(tmp_path: Path, fail: str) -> None:
+    async with gateway(tmp_path, Engine(fail=fail)) as platform, platform.openai() as client:
+        with pytest.raises(openai.InternalServerError) as failure:
+            await client.chat.completions.create(**HELLO)
+        assert failure.value.status_code == 502
+        await platform.settled(0)
+
+
+async def test_what_the_engine_refuses_passes_through_and_is_free(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine(fail="refuse")) as platform, platform.openai() as client:
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError, match="maximum context length"):
+                await client.chat.completions.create(**HELLO, stream=stream)
+        await platform.settled(0)
+
+
+async def test_a_replica_that_dies_mid_stream_ends_it_with_an_error_and_is_billed_so_far(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine(fail="die", hold_after=2)) as platform:
+        async with platform.openai() as client:
+            received = ""
+            with pytest.raises(openai.APIError, match="closed the connection"):
+                async for chunk in await client.chat.completions.create(**HELLO, stream=True):
+                    received += chunk.choices[0].delta.content or ""
+        assert received == "Gravity "
+        (event,) = await platform.settled()
+        assert (event.prompt_tokens, event.completion_tokens) == (7, 2)
+        assert event.outcome is Outcome.UPSTREAM_FAILED
+
+
+async def test_a_replica_that_falls_silent_ends_the_stream(tmp_path: Path) -> None:
+    engine = Engine(hold_after=1)
+    async with gateway(tmp_path, engine, read_timeout_s=0.2) as platform, platform.openai() as client:
+        with pytest.raises(openai.APIError, match=r"nothing for 0\.2 s"):
+            async for _ in await client.chat.completions.create(**HELLO, stream=True):
+                pass
+        await until(engine.aborted.is_set)
+        (event,) = await platform.settled()
+        assert event.outcome is Outcome.UPSTREAM_FAILED
+
+
+async def test_requests_go_to_the_replica_with_the_fewest_outstanding(tmp_path: Path) -> None:
+    busy, idle = Engine(hold_after=1), Engine()
+    async with gateway(tmp_path, busy, idle) as platform, platform.openai() as client:
+        stream = await client.chat.completions.create(**HELLO, stream=True)
+        for _ in range(3):
+            await client.chat.completions.create(**HELLO)
+        assert (len(busy.requests), len(idle.requests)) == (1, 3)
+        busy.go.set()
+        async for _ in stream:
+            pass
+        await platform.settled(4)
+
+
+async def test_a_slow_client_slows_the_engine_instead_of_filling_memory(tmp_path: Path) -> None:
+    sent = 0
+
+    class Counted(list[str]):
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            nonlocal sent
+            for piece in super().__iter__():
+                sent += len(piece)
+                yield piece
+
+    piece, pieces = "x" * 65536, 1000
+    engine = Engine(pieces=Counted([piece] * pieces))
+    async with gateway(tmp_path, engine) as platform, platform.http() as http:
+        async with http.post("/v1/chat/completions", json={**HELLO, "stream": True}) as response:
+            await response.content.readany()
+            last = -1
+
+            def stuck() -> bool:
+                nonlocal last
+                last, before = sent, last
+                return sent == before
+
+            for _ in range(20):  # no progress over 20 looks in a row
+                await until(stuck)
+            assert sent < 32 << 20  # of 64 MiB: what sockets and buffers take, at most
+            received = 0
+            async for line in response.content:
+                if line.startswith(b"data: {"):
+                    received += len(json.loads(line[6:])["choices"][0]["delta"].get("content", ""))
+        assert sent == len(piece) * pieces
+        (event,) = await platform.settled()
+        assert event.completion_tokens == pieces

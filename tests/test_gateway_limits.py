@@ -1,0 +1,123 @@
+"""Requests a minute and token budgets."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import openai
+import pytest
+from engine import PROMPT_TOKENS, Engine
+from gateway_fixtures import HELLO, gateway, prepared, site_at, started, until
+
+from gateway.admission import Admission
+from gateway.errors import BudgetExhausted, TooManyRequests
+from registry import ledger
+from registry.tenants import Tenant
+
+
+def tenant(requests_per_minute: int | None = None, token_budget: int | None = None) -> Tenant:
+    return Tenant("physics", "root", None, requests_per_minute, token_budget, "")
+
+
+def test_requests_are_counted_over_any_sixty_seconds() -> None:
+    now = 0.0
+    admission = Admission({}, lambda: now)
+    limited = tenant(requests_per_minute=2)
+    admission.admit(limited, 1)
+    now = 30.0
+    admission.admit(limited, 1)
+    now = 50.0
+    with pytest.raises(TooManyRequests) as refused:
+        admission.admit(limited, 1)
+    assert refused.value.retry_after == 10
+    now = 60.0
+    admission.admit(limited, 1)
+    with pytest.raises(TooManyRequests):
+        admission.admit(limited, 1)
+
+
+def test_a_request_that_one_limit_refuses_is_debited_nowhere() -> None:
+    admission = Admission({"physics": 90}, lambda: 0.0)
+    limited = tenant(requests_per_minute=1, token_budget=100)
+    with pytest.raises(BudgetExhausted):
+        admission.admit(limited, 11)
+    with admission.admit(limited, 10):  # neither the minute nor the budget was touched
+        pass
+
+
+def test_waiting_is_advised_only_when_it_helps() -> None:
+    admission = Admission({"physics": 50}, lambda: 0.0)
+    limited = tenant(token_budget=100)
+    with pytest.raises(BudgetExhausted) as spent:
+        admission.admit(limited, 51)
+    assert spent.value.retry_after is None
+    with admission.admit(limited, 40), pytest.raises(BudgetExhausted) as held:
+        admission.admit(limited, 20)
+    assert held.value.retry_after is not None
+
+
+def test_a_hold_is_given_back_however_the_request_ends() -> None:
+    admission = Admission({}, lambda: 0.0)
+    limited = tenant(token_budget=100)
+    with pytest.raises(ZeroDivisionError), admission.admit(limited, 100):
+        raise ZeroDivisionError
+    with admission.admit(limited, 100) as hold:
+        hold.used = 60
+    with pytest.raises(BudgetExhausted):
+        admission.admit(limited, 41)
+    admission.admit(limited, 40)
+
+
+async def test_too_many_requests_are_429_with_the_seconds_to_wait(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform:
+        async with platform.openai(platform.tenant("biology", requests_per_minute=2)) as client:
+            for _ in range(2):
+                await client.chat.completions.create(**HELLO)
+            with pytest.raises(openai.RateLimitError, match="2 requests a minute") as refused:
+                await client.chat.completions.create(**HELLO)
+            assert 0 < int(refused.value.response.headers["Retry-After"]) <= 60
+        await platform.settled(2)
+
+
+async def test_a_spent_budget_is_429_and_not_worth_retrying(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform:
+        async with platform.openai(platform.tenant("biology", token_budget=120)) as client:
+            with pytest.raises(openai.RateLimitError, match="token") as refused:
+                while True:
+                    await client.chat.completions.create(**HELLO)
+            assert refused.value.code == "insufficient_quota"
+            assert "Retry-After" not in refused.value.response.headers
+            assert refused.value.response.headers["x-should-retry"] == "false"
+        used = sum(e.prompt_tokens + e.completion_tokens for e in platform.events())
+        assert 0 < used <= 120
+
+
+async def test_a_budget_outlives_the_gateway(tmp_path: Path) -> None:
+    platform = prepared(site_at(tmp_path))
+    db = ledger.open_ledger(platform.site.ledger_db)
+    old = ledger.Attempt("event-1", "biology", "key-1", "tiny", "replica-1", "chat", "")
+    ledger.record(db, [ledger.Hold(old, 1, 1), ledger.UsageEvent(old, 60, 40, 1, ledger.Outcome.COMPLETED, "")])
+    db.close()
+    key = platform.tenant("biology", token_budget=100)
+    async with started(platform), platform.openai(key) as client:
+        with pytest.raises(openai.RateLimitError, match="0 of 100"):
+            await client.chat.completions.create(**HELLO)
+    platform.registry.close()
+
+
+async def test_concurrent_requests_cannot_overspend_a_budget(tmp_path: Path) -> None:
+    engine = Engine(hold_after=0, pieces=["x"] * 50)  # every request uses all it may
+    budget = 400
+    async with gateway(tmp_path, engine) as platform:
+        async with platform.openai(platform.tenant("biology", token_budget=budget)) as client:
+            tasks = [asyncio.create_task(client.chat.completions.create(**HELLO)) for _ in range(20)]
+            await until(lambda: engine.running + sum(t.done() for t in tasks) == len(tasks))
+            engine.go.set()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        refused = [r for r in results if isinstance(r, openai.RateLimitError)]
+        served = len(results) - len(refused)
+        assert refused and served > 1
+        events = await platform.settled(served)
+        used = sum(e.prompt_tokens + e.completion_tokens for e in events)
+        assert used == served * (PROMPT_TOKENS + 50) <= budget

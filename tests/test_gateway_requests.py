@@ -1,0 +1,218 @@
+"""What a client sees, and what the ledger says afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import openai
+import pytest
+from engine import Engine, running
+from gateway_fixtures import HELLO, gateway, until
+
+from registry import deployments, tenants
+from registry.deployments import DeploymentState
+from registry.ledger import Outcome
+
+
+async def test_a_whole_answer_arrives_and_is_billed_to_the_token(tmp_path: Path) -> None:
+    engine = Engine()
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+        answer = await client.chat.completions.create(**HELLO)
+        assert answer.choices[0].message.content == "Gravity is round."
+        (event,) = await platform.settled()
+        assert (event.prompt_tokens, event.completion_tokens) == (7, 4)
+        assert event.microcredits == 7 * 1 + 4 * 2
+        assert event.outcome is Outcome.COMPLETED
+        assert (event.attempt.tenant, event.attempt.model, event.attempt.replica) == ("physics", "tiny", "replica-1")
+
+
+async def test_completions_are_served_too(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform, platform.openai() as client:
+        answer = await client.completions.create(model="tiny", prompt="Gravity", max_tokens=5)
+        assert answer.choices[0].text == "Gravity is round."
+        (event,) = await platform.settled()
+        assert event.attempt.kind == "completion"
+
+
+async def test_a_stream_arrives_while_the_engine_is_still_writing(tmp_path: Path) -> None:
+    engine = Engine(hold_after=1)
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+        stream = await client.chat.completions.create(**HELLO, stream=True)
+        received = []
+        async for chunk in stream:
+            received.append(chunk.choices[0].delta.content)
+            if received[-1] == "Gra":  # the engine holds back the rest until this has been seen
+                assert engine.running == 1
+                engine.go.set()
+        assert "".join(r or "" for r in received) == "Gravity is round."
+        (event,) = await platform.settled()
+        assert (event.prompt_tokens, event.completion_tokens) == (7, 4)
+
+
+@pytest.mark.parametrize("split", [False, True])
+async def test_a_client_that_did_not_ask_for_usage_sees_none(tmp_path: Path, split: bool) -> None:
+    quoting = Engine(split_events=split, pieces=["é", ' ,"usage":{"prompt_tokens":9} ', "}\n\n"])
+    async with gateway(tmp_path, quoting) as platform, platform.http() as http:
+        async with http.post("/v1/chat/completions", json={**HELLO, "stream": True}) as response:
+            body = (await response.read()).decode()
+        events = [json.loads(e[6:]) for e in body.split("\n\n")[:-2]]
+        assert body.endswith("data: [DONE]\n\n")
+        assert all("usage" not in e and e["choices"] for e in events)
+        text = "".join(e["choices"][0]["delta"].get("content", "") for e in events)
+        assert text == "".join(quoting.pieces)
+        (event,) = await platform.settled()
+        assert (event.prompt_tokens, event.completion_tokens) == (7, 3)
+        assert quoting.requests[0]["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+
+
+async def test_a_client_that_asked_for_usage_sees_it_once_at_the_end(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform, platform.openai() as client:
+        stream = await client.chat.completions.create(**HELLO, stream=True, stream_options={"include_usage": True})
+        chunks = [chunk async for chunk in stream]
+        assert [c.usage for c in chunks[:-1]] == [None] * (len(chunks) - 1)
+        assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 4
+        await platform.settled()
+
+
+async def test_a_client_that_asked_for_running_usage_sees_it_on_every_chunk(tmp_path: Path) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    async with gateway(tmp_path, Engine()) as platform, platform.http() as http:
+        async with http.post(
+            "/v1/chat/completions", json={**HELLO, "stream": True, "stream_options": options}
+        ) as response:
+            body = await response.text()
+        assert all("usage" in json.loads(e[6:]) for e in body.split("\n\n")[:-2])
+
+
+async def test_a_client_that_leaves_stops_the_engine_and_pays_the_last_count(tmp_path: Path) -> None:
+    engine = Engine(hold_after=2)
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+        stream = await client.chat.completions.create(**HELLO, stream=True)
+        async for chunk in stream:
+            if chunk.choices[0].delta.content == "vity ":
+                break
+        await stream.close()
+        await asyncio.wait_for(engine.aborted.wait(), 5)
+        (event,) = await platform.settled()
+        assert event.outcome is Outcome.CLIENT_LEFT
+        assert (event.prompt_tokens, event.completion_tokens) == (7, 2)
+
+
+async def test_a_client_that_leaves_a_whole_answer_stops_the_engine(tmp_path: Path) -> None:
+    engine = Engine(hold_after=0)
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+        task = asyncio.create_task(client.chat.completions.create(**HELLO))
+        await until(lambda: engine.running)
+        task.cancel()
+        await asyncio.wait_for(engine.aborted.wait(), 5)
+        await platform.settled(0)
+
+
+async def test_the_engine_never_sees_the_clients_key(tmp_path: Path) -> None:
+    engine = Engine(key="another")
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+        engine.key = "changed"  # an engine that does not know our key is not the client's 401
+        with pytest.raises(openai.InternalServerError) as failure:
+            await client.chat.completions.create(**HELLO)
+        assert failure.value.status_code == 502
+        await platform.settled(0)
+
+
+async def test_a_key_that_is_wrong_missing_or_revoked_is_401(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform:
+        async with platform.openai("sk-hg-wrong") as client:
+            with pytest.raises(openai.AuthenticationError, match="not known"):
+                await client.chat.completions.create(**HELLO)
+            with pytest.raises(openai.AuthenticationError):
+                await client.models.list()
+        async with platform.openai() as client:
+            await client.chat.completions.create(**HELLO)
+            tenants.revoke_key(platform.registry, tenants.keys(platform.registry)[0].id)
+
+            async def refused() -> bool:
+                try:
+                    await client.models.list()
+                except openai.AuthenticationError:
+                    return True
+                return False
+
+            async with asyncio.timeout(5):
+                while not await refused():
+                    pass
+
+
+async def test_a_key_works_the_moment_it_was_created(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform:
+        async with platform.openai(platform.tenant("biology")) as client:
+            await client.chat.completions.create(**HELLO)
+        (event,) = await platform.settled()
+        assert event.attempt.tenant == "biology"
+
+
+async def test_an_unknown_model_is_404_and_named_with_those_there_are(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform, platform.openai() as client:
+        with pytest.raises(openai.NotFoundError, match=r"'nonesuch'.*tiny") as failure:
+            await client.chat.completions.create(**{**HELLO, "model": "nonesuch"})
+        assert failure.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("body", "wrong"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "not an object"),
+        (b"{}", "'model'"),
+        (b'{"model":"tiny"}', "'messages'"),
+        (b'{"model":"tiny","messages":[]}', "'messages'"),
+        (b'{"model":"tiny","messages":[{}],"max_tokens":-1}', "'max_tokens'"),
+        (b'{"model":"tiny","messages":[{}],"stream":"yes"}', "'stream'"),
+        (b'{"model":"tiny","messages":[{}],"stream_options":3}', "'stream_options'"),
+    ],
+)
+async def test_a_malformed_body_is_400_and_says_what_is_wrong(tmp_path: Path, body: bytes, wrong: str) -> None:
+    async with gateway(tmp_path, Engine()) as platform, platform.http() as http:
+        response = await http.post("/v1/chat/completions", data=body)
+        assert response.status == 400
+        error = (await response.json())["error"]
+        assert error["type"] == "invalid_request_error"
+        assert wrong in error["message"]
+
+
+async def test_a_body_over_the_limit_is_413_and_an_unknown_path_404(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine(), max_body_mb=1) as platform, platform.http() as http:
+        async with http.post("/v1/chat/completions", data=b"x" * (1 << 21)) as response:
+            assert response.status == 413
+            assert "max_body_mb" in (await response.json())["error"]["message"]
+        async with http.get("/v1/nothing") as response:
+            assert response.status == 404
+            assert "/v1/nothing" in (await response.json())["error"]["message"]
+
+
+async def test_models_lists_what_is_deployed(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform, platform.openai() as client:
+        assert [m.id for m in (await client.models.list()).data] == ["tiny"]
+        platform.deploy("second")
+        assert [m.id for m in (await client.models.list()).data] == ["second", "tiny"]
+        deployments.set_state(platform.registry, "tiny", DeploymentState.STOPPED)
+        assert [m.id for m in (await client.models.list()).data] == ["second"]
+
+
+async def test_a_replica_that_becomes_ready_is_routed_to_without_a_restart(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as platform, platform.openai() as client, running(Engine()) as engine:
+        with pytest.raises(openai.InternalServerError, match="no replica of tiny is ready") as failure:
+            await client.chat.completions.create(**HELLO)
+        assert failure.value.status_code == 503
+        assert int(failure.value.response.headers["Retry-After"]) > 0
+        platform.ready(engine)
+        await client.chat.completions.create(**HELLO)
+        await platform.settled()
+
+
+async def test_health_is_alive_and_ready_waits_for_the_registry(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform, platform.http() as http:
+        async with http.get("/health") as response:
+            assert response.status == 200
+        async with http.get("/ready") as response:
+            assert response.status == 200, await response.text()
