@@ -23,6 +23,9 @@ from launchers.scheduler import JobRef, JobRequest, JobState, JobStatus, JobUsag
 
 log = logging.getLogger(__name__)
 
+# The causes that are states; what else a supervisor gives as its cause is words for people.
+CAUSES = (JobState.CANCELLED, JobState.TIMEOUT)
+
 
 @dataclass(frozen=True, slots=True)
 class _Story:
@@ -117,13 +120,12 @@ def how_it_ended(ended: Sequence[Announcement], cancelled: bool) -> tuple[JobSta
             return JobState.CANCELLED, "cancelled before its supervisor said how it ended"
         return JobState.FAILED, "the supervisor vanished"
     causes = [str(a.facts.get("cause")) for a in ended]
-    for cause in causes:
-        state = JobState.__members__.get(cause.upper())
-        if state is not None and state.ended and state is not JobState.COMPLETED:
-            return state, cause
+    for state in CAUSES:
+        if state.value.lower() in causes:
+            return state, state.value.lower()
     for announcement, cause in zip(ended, causes, strict=True):
-        if announcement.facts.get("exit_code") != 0:
-            return JobState.FAILED, f"{cause}, exit code {announcement.facts.get('exit_code')}"
+        if (exit_code := announcement.facts.get("exit_code")) != 0:
+            return JobState.FAILED, f"{cause} (exit code {exit_code})"
     return JobState.COMPLETED, None
 
 

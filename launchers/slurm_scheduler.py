@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cached_property
 
 from launchers import submit
@@ -77,21 +78,20 @@ class SlurmScheduler:
 
     def find(self, key: str) -> JobRef | None:
         with _in_protocol_words():
-            for job in self._client.jobs_with_comment(key):
-                return JobRef(self.cluster, job.id, job.submitted_at)
-            for attempt in self._client.accounting_with_comment(key, FIND_DAYS):
-                return JobRef(self.cluster, attempt.id, attempt.submitted_at)
-        return None
+            found: Sequence[model.Job | model.JobUsage] = self._client.jobs_with_comment(key)
+            found = found or self._client.accounting_with_comment(key, FIND_DAYS)
+        newest = max(found, key=lambda job: job.submitted_at, default=None)
+        return None if newest is None else JobRef(self.cluster, newest.id, newest.submitted_at)
 
     def states(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobStatus]:
         asked = list(refs)
         with _in_protocol_words():
-            queued = {(job.id, job.submitted_at): job for job in self._client.jobs(ref.job_id for ref in asked)}
-            known = {ref: _status(ref, job) for ref in asked if (job := queued.get((ref.job_id, ref.submitted_at)))}
+            queue = {(job.id, job.submitted_at): job for job in self._client.jobs(ref.job_id for ref in asked)}
+            others = [ref for ref in asked if (ref.job_id, ref.submitted_at) not in queue]
             # A job that the queue has under another submit time was requeued, or has only our job's id: accounting
-            # tells the two apart.
-            books = self._client.accounting(ref.job_id for ref in asked if ref not in known)
-        return {ref: known.get(ref) or _past(ref, attempts(books, ref)) for ref in asked}
+            # tells the two apart. It runs behind the queue, so the queue's word counts where it has one.
+            books = self._client.accounting(ref.job_id for ref in others)
+        return {ref: _status(ref, queue, attempts(books, ref)) for ref in asked}
 
     def cancel(self, ref: JobRef) -> None:
         """The supervisor gets SIGTERM, and SIGKILL after the cluster's KillWait (30 s by default)."""
@@ -101,7 +101,10 @@ class SlurmScheduler:
                 self._client.cancel(ref.job_id)
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
-        """Elapsed time is summed over a job's attempts; the allocation is the largest that any of them had."""
+        """Elapsed time is summed over a job's attempts; the allocation is the largest that any of them had.
+
+        Slurm ends a cancelled job's books when scancel is called: the seconds in which it drains are not in them.
+        """
         asked = list(refs)
         with _in_protocol_words():
             books = self._client.accounting(ref.job_id for ref in asked)
@@ -126,18 +129,17 @@ def attempts(books: Sequence[model.JobUsage], ref: JobRef) -> list[model.JobUsag
     return mine
 
 
-def _status(ref: JobRef, job: model.Job) -> JobStatus:
-    state = STATES[job.state]
-    started_at = None if state is JobState.PENDING else job.started_at  # for a pending job it is only an estimate
-    return JobStatus(ref, state, job.reason, job.nodes, started_at, job.ended_at if state.ended else None)
-
-
-def _past(ref: JobRef, mine: Sequence[model.JobUsage]) -> JobStatus:
+def _status(ref: JobRef, queue: Mapping[tuple[str, datetime], model.Job], mine: Sequence[model.JobUsage]) -> JobStatus:
+    job = queue.get((ref.job_id, mine[-1].submitted_at if mine else ref.submitted_at))
+    if job is not None:
+        state = STATES[job.state]
+        started_at = None if state is JobState.PENDING else job.started_at  # while it is pending: an estimate
+        return JobStatus(ref, state, job.reason, job.nodes, started_at, job.ended_at if state.ended else None)
     if not mine:
         return JobStatus(ref, JobState.UNKNOWN)
     last = mine[-1]
     reason = f"{last.state_text}, exit code {last.exit_code}"
-    return JobStatus(ref, STATES[last.state], reason, last.nodes, mine[0].started_at, last.ended_at)
+    return JobStatus(ref, STATES[last.state], reason, last.nodes, last.started_at, last.ended_at)
 
 
 def _usage(ref: JobRef, mine: Sequence[model.JobUsage]) -> JobUsage:

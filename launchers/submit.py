@@ -30,6 +30,7 @@ from launchers.spec import Resources
 from slurm.client import SlurmClient
 
 START_TIMEOUT_S = 60.0
+LAST_TASK_WAIT_S = 120  # from the first task's end to the end of all, longer than a supervisor's own grace
 
 
 def signal_lead_s(time_limit_s: int) -> int:
@@ -56,8 +57,9 @@ def slurm_parameters(request: JobRequest) -> dict[str, Any]:
         "additional_parameters": {"no-requeue": True},
         # srun has ignored sbatch's --cpus-per-task since 22.05.
         "setup": [f"export SRUN_CPUS_PER_TASK={r.cpus_per_task}"],
-        # One task that failed ends the others, which would otherwise wait for it until the time limit.
-        "srun_args": ["--kill-on-bad-exit=1"],
+        # When a task has gone without a word (killed, its node out of memory), the others must not wait for it until
+        # the time limit. Not at once, as --kill-on-bad-exit does it: the supervisors end each other and say why.
+        "srun_args": ["--kill-on-bad-exit=0", f"--wait={LAST_TASK_WAIT_S}"],
         # submitit's default, "submitit", is refused by clusters that enforce wckeys; elsewhere a wckey means nothing.
         "wckey": None,
     }

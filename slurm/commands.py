@@ -130,7 +130,9 @@ class CommandClient:
         form = ",".join(column for _, column, _ in parse.SACCT)
         argv = ["sacct", "-n", "-P", "-X", "-D", f"--delimiter={parse.SEPARATOR}", *selection, "-o", form]
         text = self._ask(*argv, nothing="accounting storage is disabled")
-        return _understood("sacct", parse.accounting, text)
+        # A step's start can reach the books before its job's: for a moment the record says PENDING, or already
+        # CANCELLED, with one of the nodes and no partition. That is no record yet.
+        return [attempt for attempt in _understood("sacct", parse.accounting, text) if attempt.partition]
 
     def _ask(self, *argv: str, nothing: str | None = None) -> str:
         """What a command that only reads printed. Times come as seconds since the epoch, so no zone is guessed.

@@ -6,17 +6,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import PrivateCluster
 from waiting import wait_for
 
-from launchers import announce
+from launchers import announce, submit
 from launchers.announce import Announcement
-from launchers.local_scheduler import LocalScheduler
+from launchers.local_scheduler import LocalScheduler, attempts_of, how_it_ended
 from launchers.run_folder import RunFolder
 from launchers.scheduler import (
     JobRef,
@@ -43,6 +45,7 @@ class Site:
     runs: Path
     scheduler: Scheduler = field(init=False)
     submitted: list[JobRef] = field(default_factory=list)
+    salt: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # keys are unique; the cluster serves many tests
 
     def __post_init__(self) -> None:
         self.scheduler = self.again()
@@ -52,9 +55,12 @@ class Site:
         folder.create()
         command = (sys.executable, str(SUPERVISOR), str(folder.root), *words)
         asked = Resources(**{"time_limit_s": 600, **resources})  # type: ignore[arg-type]
-        ref = self.scheduler.submit(JobRequest(run_id, f"test {run_id}", command, folder.logs, asked))
+        ref = self.scheduler.submit(JobRequest(self.key(run_id), f"test {run_id}", command, folder.logs, asked))
         self.submitted.append(ref)
         return ref
+
+    def key(self, run_id: str) -> str:
+        return f"{run_id}-{self.salt}"
 
     def status(self, ref: JobRef) -> JobStatus:
         return self.scheduler.states([ref])[ref]
@@ -147,12 +153,12 @@ def test_a_job_whose_task_fails_is_failed(site: Site) -> None:
 def test_a_job_is_found_by_its_key_by_another_object_running_and_ended(site: Site) -> None:
     ref = site.submit("r1", "wait")
     other = site.again()
-    assert other.find("r1") == ref
-    assert other.find("r2") is None
+    assert other.find(site.key("r1")) == ref
+    assert other.find(site.key("r2")) is None
     wait_for(lambda: other.states([ref])[ref].state is JobState.RUNNING)
     other.cancel(ref)
     assert site.ended(ref).state is JobState.CANCELLED
-    assert site.again().find("r1") == ref
+    assert site.again().find(site.key("r1")) == ref
 
 
 def test_one_question_answers_for_many_jobs_and_a_stranger_is_unknown(site: Site) -> None:
@@ -177,7 +183,7 @@ def test_states_of_no_jobs_is_nothing(site: Site) -> None:
 
 
 @pytest.mark.slurm
-def test_slurm_usage_is_what_sacct_prints(slurm: Site, slurm_cluster) -> None:  # type: ignore[no-untyped-def]
+def test_slurm_usage_is_what_sacct_prints(slurm: Site, slurm_cluster: PrivateCluster) -> None:
     ref = slurm.submit("r1", "wait", partition="gpu", gpus_per_node=2, nodes=2, account="teaching")
     wait_for(lambda: len(slurm.said("r1", "attempt-started")) == 2)
     started = slurm.said("r1", "attempt-started")
@@ -203,7 +209,8 @@ def test_slurm_tasks_get_the_cpus_that_were_asked_for(slurm: Site) -> None:
 
 
 @pytest.mark.slurm
-def test_slurm_one_failed_task_ends_the_job_on_every_node(slurm: Site) -> None:
+def test_slurm_one_failed_task_ends_the_job_on_every_node(slurm: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "LAST_TASK_WAIT_S", 1)
     ref = slurm.submit("r1", "exit-on", "SLURM_PROCID=1", nodes=2)
     assert slurm.ended(ref).state is JobState.FAILED
 
@@ -215,11 +222,13 @@ def test_slurm_refuses_in_sbatchs_own_words(slurm: Site) -> None:
     with pytest.raises(SchedulerError, match="Invalid account") as refused:
         slurm.submit("r2", "exit", "0", account="nobody")
     assert not isinstance(refused.value, SchedulerUnavailable)
-    assert slurm.scheduler.find("r1") is None
+    assert slurm.scheduler.find(slurm.key("r1")) is None
 
 
 @pytest.mark.slurm
-def test_slurm_that_does_not_answer_is_not_a_job_that_is_gone(slurm: Site, slurm_cluster, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_slurm_that_does_not_answer_is_not_a_job_that_is_gone(
+    slurm: Site, slurm_cluster: PrivateCluster, tmp_path: Path
+) -> None:
     ref = slurm.submit("r1", "exit", "0")
     dead = tmp_path / "slurm.conf"
     conf = (slurm_cluster.root / "etc" / "slurm.conf").read_text()
@@ -228,20 +237,20 @@ def test_slurm_that_does_not_answer_is_not_a_job_that_is_gone(slurm: Site, slurm
     with pytest.raises(SchedulerUnavailable, match="squeue did not answer"):
         silent.states([ref])
     with pytest.raises(SchedulerUnavailable):
-        silent.find("r1")
+        silent.find(slurm.key("r1"))
     with pytest.raises(SchedulerUnavailable):
         silent.cancel(ref)
 
 
 @pytest.mark.slurm
-def test_slurm_accounting_answers_for_jobs_the_queue_forgot(slurm: Site, slurm_cluster) -> None:  # type: ignore[no-untyped-def]
+def test_slurm_accounting_answers_for_jobs_the_queue_forgot(slurm: Site, slurm_cluster: PrivateCluster) -> None:
     done, stopped = slurm.submit("r1", "exit", "0"), slurm.submit("r2", "wait")
     wait_for(lambda: slurm.said("r2", "attempt-started"))
     slurm.scheduler.cancel(stopped)
     for ref in (done, stopped):
         slurm.booked(ref)
 
-    def forgetful(argv, environment, timeout_s):  # type: ignore[no-untyped-def]
+    def forgetful(argv: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Completed:
         return Completed(0, "", "") if argv[0] == "squeue" else run_process(argv, environment, timeout_s)
 
     scheduler = SlurmScheduler(CommandClient(forgetful, slurm_cluster.env))
@@ -249,11 +258,11 @@ def test_slurm_accounting_answers_for_jobs_the_queue_forgot(slurm: Site, slurm_c
     assert states[done].state is JobState.COMPLETED
     assert (states[stopped].state, states[stopped].nodes) == (JobState.CANCELLED, slurm.status(stopped).nodes)
     assert "CANCELLED by" in (states[stopped].reason or "")
-    assert (scheduler.find("r1"), scheduler.find("r2")) == (done, stopped)
+    assert (scheduler.find(slurm.key("r1")), scheduler.find(slurm.key("r2"))) == (done, stopped)
 
 
 @pytest.mark.slurm
-def test_slurm_usage_adds_up_the_attempts_of_a_requeued_job(slurm: Site, slurm_cluster) -> None:  # type: ignore[no-untyped-def]
+def test_slurm_usage_adds_up_the_attempts_of_a_requeued_job(slurm: Site, slurm_cluster: PrivateCluster) -> None:
     # Our own scripts say --no-requeue, so this job is submitted by hand.
     job_id = slurm_cluster.run(
         "sbatch", "--parsable", "--requeue", "--comment=again", "-o", "/dev/null", "--wrap", "sleep 300"
@@ -264,8 +273,9 @@ def test_slurm_usage_adds_up_the_attempts_of_a_requeued_job(slurm: Site, slurm_c
     wait_for(lambda: slurm.status(ref).state is JobState.RUNNING)
     wait_for(lambda: _elapsed(slurm, ref) >= 1)
     slurm_cluster.run("scontrol", "requeue", job_id)
-    wait_for(lambda: slurm.status(ref).state is JobState.PENDING)
     # A requeued job waits two minutes, unless told.
+    wait_for(lambda: slurm.status(ref).reason == "BeginTime")
+    assert slurm.status(ref).state is JobState.PENDING
     slurm_cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
     wait_for(lambda: slurm.status(ref).state is JobState.RUNNING)
     slurm.scheduler.cancel(ref)
@@ -337,7 +347,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_local_job_is_told_before_its_time_limit_and_ended_at_it(local: Site) -> None:
-    ref = local.submit("r1", "wait", time_limit_s=4)
+    ref = local.submit("r1", "wait", time_limit_s=8)
     assert local.ended(ref).state is JobState.TIMEOUT
     assert local.said("r1", "attempt-ended")[0].facts["cause"] == "timeout"
 
@@ -347,8 +357,50 @@ def test_local_jobs_have_one_node(local: Site) -> None:
         local.submit("r1", "exit", "0", nodes=2)
 
 
-def test_a_local_job_of_two_tasks_is_failed_when_one_of_them_fails(local: Site) -> None:
-    ref = local.submit("r1", "exit-on", "SUBMITIT_LOCAL_GLOBALID=1", tasks_per_node=2)
-    wait_for(lambda: local.said("r1", "attempt-ended"))
+def test_a_local_job_of_two_tasks_gets_both_cancelled(local: Site) -> None:
+    ref = local.submit("r1", "wait", tasks_per_node=2)
+    wait_for(lambda: len(local.said("r1", "attempt-started")) == 2)
     local.scheduler.cancel(ref)
-    assert local.ended(ref).state in (JobState.FAILED, JobState.CANCELLED)
+    assert local.ended(ref).state is JobState.CANCELLED
+    assert [a.facts["cause"] for a in local.said("r1", "attempt-ended")] == ["cancelled", "cancelled"]
+    assert local.booked(ref).cpus == 2
+
+
+def _ended(cause: str, exit_code: int) -> Announcement:
+    return Announcement(f"{cause}.json", "attempt-ended", 1.0, {"attempt": 1, "cause": cause, "exit_code": exit_code})
+
+
+@pytest.mark.parametrize(
+    ("ended", "cancelled", "state", "reason"),
+    [
+        ([], False, JobState.FAILED, "the supervisor vanished"),
+        ([], True, JobState.CANCELLED, "cancelled before its supervisor said how it ended"),
+        ([_ended("completed", 0)], True, JobState.COMPLETED, None),
+        ([_ended("training ended with exit code 1", 1)], False, JobState.FAILED, "(exit code 1)"),
+        ([_ended("completed", 0), _ended("the engine died", 137)], False, JobState.FAILED, "the engine died"),
+        ([_ended("another task of this job died", 1), _ended("cancelled", 0)], True, JobState.CANCELLED, "cancelled"),
+        ([_ended("timeout", 0)], False, JobState.TIMEOUT, "timeout"),
+    ],
+)
+def test_how_a_local_job_ended_is_what_its_supervisors_said(
+    ended: list[Announcement], cancelled: bool, state: JobState, reason: str | None
+) -> None:
+    decided, words = how_it_ended(ended, cancelled)
+    assert decided is state
+    assert (words is None) == (reason is None) and (reason or "") in (words or "")
+
+
+def test_announcements_of_another_job_in_the_same_run_folder_are_not_this_ones() -> None:
+    def said(kind: str, at: float, **facts: object) -> Announcement:
+        return Announcement(f"{at}-{kind}.json", kind, at, facts)
+
+    story = [
+        said("attempt-started", 10, job_id="7", attempt=1),
+        said("attempt-ended", 20, attempt=1),
+        said("attempt-started", 30, job_id="8", attempt=2),
+        said("checkpoint", 35, iteration=1),
+        said("attempt-ended", 40, attempt=2),
+    ]
+    started, ended = attempts_of(story, "8", since=29)
+    assert ([a.at for a in started], [a.at for a in ended]) == ([30], [40])
+    assert attempts_of(story, "7", since=29) == ([], [])  # the process id was recycled
