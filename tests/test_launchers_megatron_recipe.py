@@ -122,7 +122,9 @@ def test_in_a_virtual_environment_the_program_is_started_directly() -> None:
 
 
 def test_in_a_container_run_folder_datasets_and_mounts_are_visible_and_gpus_with_them() -> None:
-    argv = child_argv(train_spec(kind="apptainer", image="/images/t.sif", python="python3", mounts=("/data:/data",)), RUN)
+    argv = child_argv(
+        train_spec(kind="apptainer", image="/images/t.sif", python="python3", mounts=("/data:/data",)), RUN
+    )
     assert argv == [
         "apptainer", "exec", "--nv", "-B", "/shared/runs/r1", "-B", "/shared/datasets", "-B", "/data:/data",
         "/images/t.sif", "python3", "-m", "launchers.megatron.pretrain", "/shared/runs/r1",

@@ -162,7 +162,7 @@ def _layout() -> dict[str, Any]:
     """How megatron is to name the shards: so that another number of ranks can find them."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
-        # Gather the optimizer's shards through gloo. On GPUs nccl is quicker; without one, megatron's code for it fails.
+        # True gathers the optimizer's shards through gloo. nccl is quicker, but that code fails without a GPU.
         "distrib_optim_fully_reshardable_mem_efficient": not torch.cuda.is_available(),
         "chained_optim_avoid_prefix": True,
         "singleton_local_shards": False,

@@ -43,7 +43,9 @@ def child_argv(spec: TrainSpec | ConvertSpec, run_folder: Path) -> list[str]:
             raise SpecError(f"environment.kind {kind!r} is none of apptainer, pyxis, venv")
 
 
-def child_env(spec: TrainSpec | ConvertSpec, run_folder: Path, rank: Rank, inherited: Mapping[str, str]) -> dict[str, str]:
+def child_env(
+    spec: TrainSpec | ConvertSpec, run_folder: Path, rank: Rank, inherited: Mapping[str, str]
+) -> dict[str, str]:
     """The whole environment of that process: `inherited`, what every rank needs, and the site's own on top."""
     ours = {
         "PYTHONPATH": str(RunFolder(run_folder).code),  # the code as it was at submission, and nothing else

@@ -84,12 +84,14 @@ def find(path: Path, *, reused: bool = True) -> Dataset | None:
 def _build(files: list[corpus.TextFile], data: Data, directory: Path) -> None:
     texts = list(corpus.documents(files, data.max_mb))
     if not texts:
-        raise DataError(f"data.text: none of the {len(files)} files is UTF-8 text of at most data.max_mb = {data.max_mb:g}")
+        raise DataError(
+            f"data.text: none of the {len(files)} files is UTF-8 text of at most data.max_mb = {data.max_mb:g}"
+        )
     tokenizer = train_tokenizer(texts, data.vocab_size)
     size = tokenizer.get_vocab_size()
     if size != data.vocab_size:
         raise DataError(
-            f"data.vocab_size = {data.vocab_size}: {sum(map(len, texts)):,} characters of text only make {size} tokens; "
+            f"data.vocab_size = {data.vocab_size}: {sum(map(len, texts)):,} characters only make {size} tokens; "
             "give more text or ask for a smaller vocabulary"
         )
     save_tokenizer(tokenizer, directory / "tokenizer")

@@ -65,7 +65,7 @@ def build(model: Model, vocab_size: int, settings: TransformerConfig, device: to
         parallel_output=True,
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope",
-        rotary_base=model.rope_base,  # type: ignore[arg-type]  # annotated int, used as a float
+        rotary_base=model.rope_base,
     ).to(device=device, dtype=settings.params_dtype)
     cpu.adopt(made)
     return made
@@ -77,10 +77,7 @@ def parameters(made: GPTModel, device: torch.device) -> int:
     Norm weights stand on every tensor-parallel rank and are counted once.
     """
     shards = parallel_state.get_tensor_model_parallel_world_size()
-    mine = sum(
-        p.numel() * (shards if getattr(p, "tensor_model_parallel", False) else 1)
-        for p in made.parameters()
-    )
+    mine = sum(p.numel() * (shards if getattr(p, "tensor_model_parallel", False) else 1) for p in made.parameters())
     count = torch.tensor([mine], dtype=torch.int64, device=device)
     dist.all_reduce(count, group=parallel_state.get_pipeline_model_parallel_group())
     return int(count.item())
