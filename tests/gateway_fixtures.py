@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "What is gravity?"}], "max_tokens": 50}
 
 
-async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+async def until(condition: Callable[[], Any], timeout: float = 30.0) -> Any:
     """What `condition` returns once it is true."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
