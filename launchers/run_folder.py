@@ -41,6 +41,15 @@ class RunFolder:
     def logs(self) -> Path:
         return self.root / "logs"
 
+    def attempt_log(self, attempt: str, rank: int) -> Path:
+        """What the heavy program of one task printed."""
+        return self.logs / f"{attempt}-{rank}.log"
+
+    @property
+    def rendezvous(self) -> Path:
+        """Where the tasks of one job find each other."""
+        return self.root / "rendezvous"
+
     @property
     def announcements(self) -> Path:
         return self.root / "announcements"

@@ -98,7 +98,9 @@ class JobUsage:
 
 
 class Scheduler(Protocol):
-    cluster: str
+    @property
+    def cluster(self) -> str:
+        """The cluster's name, as it stands in every JobRef."""
 
     def submit(self, request: JobRequest) -> JobRef:
         """Raises SchedulerError with the scheduler's own words when it refuses."""

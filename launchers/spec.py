@@ -84,6 +84,7 @@ class ServeSpec:
     resources: Resources
     environment: Environment
     model_path: str
+    listen: str = "127.0.0.1"  # the address the engine binds; 0.0.0.0 where the gateway is on another node
     engine_args: tuple[str, ...] = ()
     shutdown_timeout_s: int = 30
     start_timeout_s: int = 900

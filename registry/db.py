@@ -19,7 +19,7 @@ Migration = Callable[[Database], None]
 
 # Types as /proc/self/mounts spells them. fuse.* is judged by its second half.
 REMOTE_FILE_SYSTEMS = frozenset(
-    """9p afs beegfs ceph cifs glusterfs gpfs lustre ncpfs nfs nfs4 orangefs pvfs2 smb3 smbfs sshfs weka wekafs""".split()
+    "9p afs beegfs ceph cifs glusterfs gpfs lustre ncpfs nfs nfs4 orangefs pvfs2 smb3 smbfs sshfs weka wekafs".split()
 )
 
 

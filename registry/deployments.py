@@ -136,8 +136,16 @@ def add_replica(db: Database, replica_id: str, deployment: str, owner: str, fold
 def set_replica_state(db: Database, replica_id: str, state: ReplicaState, cause: str | None = None) -> None:
     with transaction(db) as c:
         c.execute(
-            "UPDATE replicas SET state = ?, cause = coalesce(?, cause), ended_at = ? WHERE id = ?",
+            "UPDATE replicas SET state = ?, cause = coalesce(?, cause), ended_at = ? WHERE id = ? AND ended_at IS NULL",
             (state, cause, clock.now() if state.ended else None, replica_id),
+        )
+
+
+def replica_is_starting(db: Database, replica_id: str) -> None:
+    with transaction(db) as c:
+        c.execute(
+            "UPDATE replicas SET state = ? WHERE id = ? AND state = ?",
+            (ReplicaState.STARTING, replica_id, ReplicaState.PENDING),
         )
 
 

@@ -43,4 +43,8 @@ if grep -q '^torch==' "$lock" && ! "$venv/bin/python" -c 'import torch' 2>/dev/n
 fi
 $pip install --no-deps --require-hashes -r "$lock"
 [ "$which" != control ] || $pip install --no-deps --no-build-isolation -e "$root"
+if [ "$which" = engine ]; then
+  echo "starting the engine once, so that the first real start is warm" >&2
+  "$venv/bin/python" "$here/warm_engine.py"
+fi
 echo "$want" >"$stamp"

@@ -1,0 +1,45 @@
+# Everything a person types: make demo, make demo-slurm, make test, make lint, make bench-NAME.
+# Environments are made from locks with hashes and made once; a second call takes seconds.
+
+VENVS ?= $(CURDIR)/.venvs
+HEADGATE = $(VENVS)/control/bin/headgate
+PYTHON_CONTROL = $(VENVS)/control/bin/python
+CLUSTER = tests/cluster/cluster
+# Bytecode is compiled at install and must be used: without it vLLM takes minutes to start.
+export PYTHONDONTWRITEBYTECODE =
+export VENVS
+
+.PHONY: demo demo-slurm test lint environments control dev warm clean help
+
+help:
+	@echo "make demo         from raw text to a metered answer on this machine (ARGS=--once stops everything at the end)"
+	@echo "make demo-slurm   the same on a real, private Slurm cluster that is started for it (Debian, root to install it)"
+	@echo "make test         everything, on real parts"
+	@echo "make lint         ruff and mypy"
+	@echo "make environments the three Python environments: control plane, training, engine"
+
+demo: environments
+	@$(HEADGATE) demo $(ARGS)
+
+demo-slurm: environments
+	@tests/cluster/install
+	@tests/cluster/demo $(HEADGATE) $(ARGS)
+
+environments: control training engine
+
+control training engine dev: %:
+	@requirements/install.sh $@
+
+.PHONY: training engine
+
+test: dev training engine
+	@tests/cluster/install || test $$? -eq 3
+	@$(PYTHON_CONTROL) -m pytest $(ARGS)
+
+lint: dev
+	@$(PYTHON_CONTROL) -m ruff check .
+	@$(PYTHON_CONTROL) -m ruff format --check .
+	@$(PYTHON_CONTROL) -m mypy
+
+clean:
+	rm -rf .venvs .headgate build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,307 @@
+"""`headgate demo`: from raw text to a metered answer. Everything it does, a person can do with the same commands."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from launchers.megatron.manifest import CheckpointError, verify
+from launchers.schedulers import scheduler_for
+
+from cli import report, serve
+from cli.client import Control, Refused
+from cli.context import Context
+from cli.follow import Tail, follow, show
+from cli.progress import Display, display
+from cli.services import start_services, stop_services, url
+from cli.train import publish_spec, submit, train_spec
+from launchers import spec as specs
+from launchers.launch import read_job
+from launchers.run_folder import RunFolder
+from launchers.scheduler import SchedulerError
+from registry.site import Site
+
+RECIPE = Path(__file__).parent / "recipes" / "demo.toml"
+NAME = "demo"
+QUESTION = "Write a function that reads a file."
+PROMPT = "def read_file(path):\n    "
+STAGES = 6
+SETTLED_S = 10.0
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Stop everything at the end; leave no process.")
+@click.pass_obj
+def demo(context: Context, /, once: bool) -> None:
+    """Train a small GPT on Python's own sources, serve it, call it as an application would, and show what it cost."""
+    site = context.site()
+    started = Started(site)
+    try:
+        with display(STAGES) as shown:
+            Demo(context, site, shown, started, once).run()
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted: stopping what the demo started", err=True)
+        started.stop()
+        raise SystemExit(130) from None
+    except BaseException:
+        started.stop()
+        raise
+    if once:
+        started.stop()
+        click.echo("everything was stopped; `make demo` again reuses the data and the checkpoint")
+
+
+@dataclass(slots=True)
+class Started:
+    """What the demo started, and so must stop when it is interrupted."""
+
+    site: Site
+    services: list[str] = field(default_factory=list)
+    run: RunFolder | None = None
+    deployment: str | None = None
+
+    def stop(self) -> None:
+        """Jobs first: they need the controller to be wound down."""
+        if self.run is not None:
+            job = read_job(self.run)
+            if job is not None:
+                self._cancel_and_wait(job)
+        if self.deployment is not None:
+            stop_deployment(self.site, self.deployment)
+        stop_services(self.site, self.services)
+
+    def _cancel_and_wait(self, job: Any) -> None:
+        scheduler = scheduler_for(self.site)
+        try:
+            scheduler.cancel(job)
+            deadline = time.monotonic() + 90
+            while not scheduler.states([job])[job].state.ended and time.monotonic() < deadline:
+                time.sleep(0.3)
+        except SchedulerError as e:
+            click.echo(f"job {job.job_id} was not stopped: {e}", err=True)
+
+
+class Demo:
+    def __init__(self, context: Context, site: Site, shown: Display, started: Started, once: bool) -> None:
+        self.context, self.site, self.display, self.started, self.once = context, site, shown, started, once
+        self.control = Control(site.control_socket)
+
+    def run(self) -> None:
+        self.display.stage(f"start the gateway and the controller (site {self.site.name})")
+        self.started.services = start_services(self.context)
+        self.display.note(f"applications call {url(self.site)}/v1")
+
+        self.display.stage("train a small GPT on the Python standard library's sources")
+        checkpoint = self.train()
+        self.display.stage("convert the checkpoint to Hugging Face format and register it")
+        self.publish(checkpoint)
+        self.display.stage("deploy the model on vLLM")
+        self.deploy()
+        self.display.stage("call it as an application would (the openai package, a key of its own)")
+        key, usages = self.ask()
+        self.display.stage("report")
+        self.report(key, usages)
+
+    def train(self) -> dict[str, Any]:
+        spec = train_spec(self.site, RECIPE, NAME, {})
+        found = self.trained_before(spec)
+        if found is not None:
+            self.display.note(f"reused: checkpoint {found['id']}, trained earlier with the same recipe and data")
+            for fact in Tail(RunFolder(Path(found["path"]).parent.parent).metrics).read():
+                if fact.get("stage") in ("data", "model", "done"):
+                    show(fact, self.display)
+            return found
+        launched = submit(self.site, spec)
+        self.started.run = launched.folder
+        self.display.note(f"run {spec.id}, job {launched.job.job_id} on {launched.job.cluster}")
+        follow(self.site, launched.folder, self.display)
+        self.started.run = None
+        checkpoint: dict[str, Any] = self.control.get(f"/v1/checkpoints/{spec.id}")
+        return checkpoint
+
+    def trained_before(self, spec: specs.TrainSpec) -> dict[str, Any] | None:
+        """The last checkpoint of a completed run of the same recipe, if it is whole."""
+        for run in reversed(self.control.get("/v1/runs")):
+            if run["kind"] != "train" or run["name"] != NAME or run["state"] != "completed":
+                continue
+            try:
+                old = specs.load(RunFolder(Path(run["folder"])).spec)
+                checkpoint: dict[str, Any] = self.control.get(f"/v1/checkpoints/{run['id']}")
+                if isinstance(old, specs.TrainSpec) and _same_recipe(old.recipe, spec.recipe):
+                    verify(Path(checkpoint["path"]))
+                    return checkpoint
+            except (specs.SpecError, Refused, CheckpointError) as e:
+                self.display.note(f"run {run['id']} cannot be reused: {e}")
+        return None
+
+    def publish(self, checkpoint: dict[str, Any]) -> None:
+        for model in self.control.get("/v1/models"):
+            if model["name"] == NAME and model["checkpoint"] == checkpoint["id"] and "latest" in model["aliases"]:
+                try:
+                    verify(Path(model["path"]))
+                except CheckpointError as e:
+                    self.display.note(f"model {NAME}@{model['version']} cannot be reused: {e}")
+                    continue
+                self.display.note(f"reused: model {NAME}@latest, version {model['version']}")
+                return
+        launched = submit(self.site, publish_spec(self.site, checkpoint, f"{NAME}@latest", {}))
+        self.started.run = launched.folder
+        follow(self.site, launched.folder, self.display)
+        self.started.run = None
+        made = next(m for m in reversed(self.control.get("/v1/models")) if m["checkpoint"] == checkpoint["id"])
+        self.display.note(
+            f"model {NAME}@latest, version {made['version']}: {made['parameters']:,} parameters, logits differ from "
+            f"Megatron's by at most {made['max_logit_difference']:.1e}"
+        )
+
+    def deploy(self) -> None:
+        wanted = next(m for m in self.control.get("/v1/models") if m["name"] == NAME and "latest" in m["aliases"])
+        for described in self.control.get("/v1/deployments"):
+            old = described["deployment"]
+            if old["name"] == NAME and old["state"] in ("starting", "ready"):
+                if old["version"] == wanted["version"]:
+                    self.display.note(f"reused: deployment {NAME} is {old['state']}")
+                    break
+                stop_deployment(self.site, NAME)
+        else:
+            serve.create(self.site, f"{NAME}@latest")
+        self.started.deployment = NAME
+        began = time.monotonic()
+        described = serve.wait_ready(self.site, NAME, self._waiting)
+        replica = next(r["replica"] for r in described["replicas"] if r["replica"]["state"] == "ready")
+        took = time.monotonic() - began
+        self.display.note(
+            f"replica {replica['id']} on {replica['host']}:{replica['port']}: healthy, and it generated a token "
+            f"(after {took:.0f} s)"
+        )
+
+    def _waiting(self, described: dict[str, Any]) -> None:
+        states = ", ".join(f"{r['replica']['id']} {r['replica']['state']}" for r in described["replicas"])
+        self.display.update(f"waiting for a generated token ({states or 'no replica yet'})")
+
+    def ask(self) -> tuple[str, list[Any]]:
+        """A streamed chat and a plain completion. Returns the key and the engine's own usage of both answers."""
+        from openai import OpenAI
+
+        if NAME not in [t["name"] for t in self.control.get("/v1/tenants")]:
+            self.control.post("/v1/tenants", name=NAME)
+        key: str = self.control.post("/v1/keys", tenant=NAME)["secret"]
+        self.before = self._ledger()
+        client = OpenAI(base_url=f"{url(self.site)}/v1", api_key=key, max_retries=2)
+        usages: list[Any] = []
+        text, began, first = "", time.monotonic(), 0.0
+        stream = client.chat.completions.create(
+            model=NAME,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=64,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content:
+                first = first or time.monotonic() - began
+                text += chunk.choices[0].delta.content
+                self.display.update(text.replace("\n", " ")[-60:])
+            if chunk.usage:
+                usages.append(chunk.usage)
+        self.display.note(f"chat, streamed (first token after {first * 1000:.0f} ms):")
+        self.display.note("\n".join(f"  | {line}" for line in text.splitlines()))
+        plain = client.completions.create(model=NAME, prompt=PROMPT, max_tokens=48, temperature=0)
+        self.display.note("completion:")
+        self.display.note("\n".join(f"  | {line}" for line in (PROMPT + plain.choices[0].text).splitlines()))
+        usages.append(plain.usage)
+        client.close()
+        return key, usages
+
+    def _ledger(self) -> tuple[int, int, int]:
+        """(requests, prompt tokens, completion tokens) of the demo's tenant and model, so far."""
+        for r in self.control.get("/v1/report/usage")["tokens"]:
+            if (r["tenant"], r["model"]) == (NAME, NAME):
+                return r["requests"], r["prompt_tokens"], r["completion_tokens"]
+        return 0, 0, 0
+
+    def report(self, key: str, usages: list[Any]) -> None:
+        requests, prompt, completion = self.before
+        expected = (
+            requests + len(usages),
+            prompt + sum(u.prompt_tokens for u in usages),
+            completion + sum(u.completion_tokens for u in usages),
+        )
+        deadline = time.monotonic() + SETTLED_S
+        while (billed := self._ledger()) != expected and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if self.once:
+            stop_deployment(self.site, NAME)  # so that every job's seconds are final
+            self.started.deployment = None
+        said = self.control.get("/v1/report/usage")
+        self.display.note(report.render(said))
+        if billed != expected:
+            raise click.ClickException(f"the ledger says {billed}, the engine said {expected}")
+        tokens = sum(u.total_tokens for u in usages)
+        self.display.note(f"check: the ledger's tokens of these two requests ({tokens}) are the engine's own")
+        if self.site.scheduler.kind == "slurm" and self.once:
+            self.display.note(check_against_sacct(self.site, said["jobs"]))
+        if not self.once:
+            self.display.note(how_to_go_on(self.context, self.site, key))
+
+
+def stop_deployment(site: Site, name: str) -> None:
+    """Stop it and wait until its jobs are gone from the scheduler and in the books."""
+    control = Control(site.control_socket)
+    described = control.post(f"/v1/deployments/{name}/stop")
+    deadline = time.monotonic() + site.replicas.shutdown_timeout_s + 60
+    while time.monotonic() < deadline:
+        jobs = [j for r in described["replicas"] for j in r["jobs"]]
+        if described["deployment"]["state"] in ("stopped", "failed") and all(j["settled"] for j in jobs):
+            return
+        time.sleep(0.3)
+        described = control.get(f"/v1/deployments/{name}")
+    raise click.ClickException(f"deployment {name} did not stop; `headgate status` shows it")
+
+
+def check_against_sacct(site: Site, jobs: list[dict[str, Any]]) -> str:
+    """Ask sacct itself, past everything of ours, and compare. A difference ends the command."""
+    import os
+
+    env = dict(os.environ)
+    if site.scheduler.slurm_conf:
+        env["SLURM_CONF"] = str(site.scheduler.slurm_conf)
+    ids = ",".join(j["job"] for j in jobs)
+    said = subprocess.run(
+        ["sacct", "-X", "-D", "-n", "-P", "-j", ids, "-o", "JobIDRaw,ElapsedRaw,AllocCPUS"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=site.scheduler.command_timeout_s,
+    ).stdout
+    theirs: dict[str, int] = {}
+    for line in said.split():
+        job, elapsed, cpus = line.split("|")
+        theirs[job] = theirs.get(job, 0) + int(elapsed) * int(cpus)
+    ours = {j["job"]: j["cpu_seconds"] for j in jobs}
+    if ours != theirs:
+        raise click.ClickException(f"the report's CPU-seconds {ours} are not sacct's {theirs}")
+    return f"check: the report's job seconds are sacct's ({len(ours)} jobs, {sum(ours.values()):,} CPU-seconds)"
+
+
+def _same_recipe(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    import json
+
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+
+
+def how_to_go_on(context: Context, site: Site, key: str) -> str:
+    again = f" --site {context.site_file}" if context.site_file else ""
+    return f"""
+It stays up. The URL is {url(site)}/v1, the key {key}. Try:
+
+  curl {url(site)}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
+    -H 'Content-Type: application/json' \\
+    -d '{{"model": "{NAME}", "messages": [{{"role": "user", "content": "{QUESTION}"}}], "max_tokens": 64}}'
+
+`headgate{again} status` shows what runs, `headgate{again} down` stops it."""

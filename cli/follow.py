@@ -1,0 +1,90 @@
+"""Follow a run to its end: its metrics as they are written, its state as the registry has it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.client import Control, Refused
+from cli.logs import newest_log
+from cli.progress import Display, clock
+from launchers.run_folder import RunFolder
+from launchers.supervisor import tail
+from registry.site import Site
+
+
+class Tail:
+    """The complete lines that were appended to a JSON-lines file since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.offset = path, 0
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        try:
+            with open(self.path, "rb") as f:
+                f.seek(self.offset)
+                data = f.read()
+        except FileNotFoundError:
+            return
+        whole = data.rfind(b"\n") + 1
+        self.offset += whole
+        for line in data[:whole].splitlines():
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue  # torn by a kill; the next attempt goes on below it
+            if isinstance(found, dict):
+                yield found
+
+
+def follow(site: Site, folder: RunFolder, display: Display) -> dict[str, Any]:
+    """Show a run until it has ended, and return it. One that failed ends the command with its cause and last lines."""
+    control = Control(site.control_socket)
+    metrics = Tail(folder.metrics)
+    while True:
+        run, job = _look(control, folder.id)
+        for fact in metrics.read():
+            show(fact, display)
+        if run["state"] == "completed":
+            return run
+        if run["state"] in ("failed", "stopped"):
+            log = newest_log(folder)
+            last = f"\nits last lines ({log}):\n{tail(log)}" if log else ""
+            raise click.ClickException(f"run {folder.id} {run['state']}: {run['cause'] or 'asked to stop'}{last}")
+        if job and job["state"] == "PENDING":
+            display.update(f"waits in the queue ({job['reason'] or 'no reason yet'})")
+        time.sleep(0.3)
+
+
+def _look(control: Control, run_id: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    try:
+        found = control.get(f"/v1/runs/{run_id}")
+    except Refused as e:
+        if e.status != 404:
+            raise
+        return {"state": "pending", "cause": None}, None  # not adopted yet
+    return found["run"], found["jobs"][-1] if found["jobs"] else None
+
+
+def show(fact: dict[str, Any], display: Display) -> None:
+    """One line of a run's metrics, in words."""
+    match fact:
+        case {"stage": "data", "reused": reused, "documents": documents, "tokens": tokens, "vocab": vocab}:
+            how = "reused, tokenised before" if reused else "tokenised now"
+            display.note(f"data: {documents:,} documents, {tokens:,} tokens, vocabulary {vocab:,} ({how})")
+        case {"stage": "model", "parameters": parameters}:
+            display.note(f"model: {parameters:,} parameters, {fact.get('ranks', 1)} x {fact.get('device', '?')}")
+        case {"stage": "done" | "stopped", "first_loss": float(first), "last_loss": float(last)}:
+            display.note(f"loss {first:.3f} -> {last:.3f} in {clock(fact.get('elapsed_s') or 0)}")
+        case {"checkpoint": iteration}:
+            display.note(f"checkpoint at iteration {iteration}: complete, manifest written")
+        case {"validation_loss": loss}:
+            display.note(f"validation loss {loss:.3f}")
+        case {"iteration": now, "iterations": whole, "loss": loss, "tokens_per_s": speed, "eta_s": eta}:
+            text = f"iteration {now}/{whole}  loss {loss:.3f}  {speed:,.0f} tokens/s  ETA {clock(eta)}"
+            display.update(text, now, whole)

@@ -1,0 +1,69 @@
+"""The `headgate` command: parse, call, print. Each command's module is imported when it is called, not before."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import click
+
+from cli.context import Context
+
+# name -> (module, attribute, what --help says): the help of the whole is printed without importing any of them.
+COMMANDS = {
+    "up": ("cli.services", "up", "Start the gateway and the controller on this machine."),
+    "down": ("cli.services", "down", "Stop them; what runs as local processes stops too."),
+    "status": ("cli.listing", "status", "Services, runs and deployments at a glance."),
+    "train": ("cli.train", "train", "Submit a training run: RECIPE.toml becomes a job."),
+    "publish": ("cli.train", "publish", "Convert a checkpoint and register it as a model."),
+    "serve": ("cli.serve", "serve", "Deploy a model on replicas of the engine."),
+    "stop": ("cli.serve", "stop", "Stop a deployment or a run."),
+    "logs": ("cli.logs", "logs", "Print (or follow) what a run, a replica or a service printed."),
+    "runs": ("cli.listing", "runs", "List runs."),
+    "checkpoints": ("cli.listing", "checkpoints", "List complete checkpoints."),
+    "models": ("cli.listing", "models", "List models, their versions and aliases."),
+    "tenant": ("cli.tenants", "tenant", "Tenants: who is billed, and their limits."),
+    "key": ("cli.tenants", "key", "Keys: what applications call with."),
+    "report": ("cli.report", "report", "What was used, by whom, and what is left."),
+    "config": ("cli.config", "config", "Settings of the site."),
+    "demo": ("cli.demo", "demo", "From raw text to a metered answer, on this machine."),
+    "gateway": ("cli.services", "gateway", "Run the gateway in the foreground (a service)."),
+    "controller": ("cli.services", "controller", "Run the controller in the foreground (a service)."),
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.command(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--site",
+    "site_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The site's TOML file; else HEADGATE_SITE, else site-configs/laptop.toml.",
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting: gateway.port=8081.")
+@click.version_option(package_name="headgate", message="headgate %(version)s")
+@click.pass_context
+def main(ctx: click.Context, site_file: Path | None, settings: tuple[str, ...]) -> None:
+    """A model platform on Slurm: train, serve, one OpenAI-compatible URL, reports that add up."""
+    ctx.obj = Context(site_file, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""`headgate serve` and `headgate stop`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from launchers.schedulers import scheduler_for
+
+from cli.client import Control, Refused, Unreachable
+from cli.context import Context
+from cli.logs import find_folder
+from cli.resources import asked, resource_options
+from launchers.launch import read_job
+from launchers.scheduler import SchedulerError
+from registry.site import Site
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.argument("model")
+@click.option("--name", help="What clients call it; default: the model's name.")
+@click.option("--replicas", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--engine-arg", "engine_args", multiple=True, help="One more argument for the engine; repeatable.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Until a replica has generated a token.")
+@resource_options
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def serve(
+    context: Context,
+    /,
+    model: str,
+    name: str | None,
+    replicas: int,
+    engine_args: tuple[str, ...],
+    wait: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Deploy MODEL: NAME, NAME@ALIAS, NAME@VERSION, or a model directory with --name."""
+    site = context.site()
+    if "/" in model:
+        model = str(Path(model).absolute())
+    made = create(site, model, name, replicas, asked(options), list(engine_args))
+    deployment = made["deployment"]["name"]
+    if wait:
+        made = wait_ready(site, deployment)
+    if as_json:
+        click.echo(json.dumps(made, indent=2))
+    else:
+        click.echo(f"deployment {deployment} is {made['deployment']['state']}")
+
+
+def create(
+    site: Site,
+    model: str,
+    name: str | None = None,
+    replicas: int = 1,
+    resources: dict[str, Any] | None = None,
+    engine_args: list[str] | None = None,
+) -> dict[str, Any]:
+    made: dict[str, Any] = Control(site.control_socket).post(
+        "/v1/deployments", model=model, name=name, replicas=replicas, resources=resources, engine_args=engine_args
+    )
+    return made
+
+
+def wait_ready(site: Site, name: str, progress: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+    """Wait until the deployment is ready. One that fails ends the command with its cause and its last lines."""
+    control = Control(site.control_socket)
+    while True:
+        described: dict[str, Any] = control.get(f"/v1/deployments/{name}")
+        state, cause = described["deployment"]["state"], described["deployment"]["cause"]
+        if state == "ready":
+            return described
+        if state in ("failed", "stopped", "stopping"):
+            words = last_lines(described)
+            raise click.ClickException(f"deployment {name} {state}: {cause or 'no cause was given'}{words}")
+        progress(described)
+        time.sleep(0.5)
+
+
+def last_lines(described: dict[str, Any]) -> str:
+    """What the last replica's engine printed last."""
+    from cli.logs import newest_log
+    from launchers.run_folder import RunFolder
+    from launchers.supervisor import tail
+
+    if not described["replicas"]:
+        return ""
+    log = newest_log(RunFolder(Path(described["replicas"][-1]["replica"]["folder"])))
+    text = tail(log) if log else ""
+    return f"\nits last lines ({log}):\n{text}" if text else ""
+
+
+@click.command()
+@click.argument("name", metavar="DEPLOYMENT|RUN")
+@click.option("--wait/--no-wait", default=True, show_default=True)
+@click.pass_obj
+def stop(context: Context, /, name: str, wait: bool) -> None:
+    """Stop a deployment (its requests in flight finish first), or a run (it saves a checkpoint first)."""
+    site = context.site()
+    control = Control(site.control_socket)
+    try:
+        control.post(f"/v1/deployments/{name}/stop")
+    except Refused as e:
+        if e.status != 404:
+            raise
+        stop_run(site, name)
+        click.echo(f"run {name}: asked to stop")
+        return
+    except Unreachable:
+        stop_run(site, name)
+        click.echo(f"run {name}: asked to stop")
+        return
+    while wait and control.get(f"/v1/deployments/{name}")["deployment"]["state"] == "stopping":
+        time.sleep(0.3)
+    click.echo(f"deployment {name}: {control.get(f'/v1/deployments/{name}')['deployment']['state']}")
+
+
+def stop_run(site: Site, name: str) -> None:
+    """Cancel a run's job as the person who asks: Slurm itself says whether they may."""
+    folder = find_folder(site, name)
+    if folder is None:
+        raise click.ClickException(f"there is no deployment and no run called {name!r}; `headgate status` lists them")
+    job = read_job(folder)
+    if job is None:
+        raise click.ClickException(f"run {folder.id} has no job yet")
+    try:
+        scheduler_for(site).cancel(job)
+    except SchedulerError as e:
+        raise click.ClickException(str(e)) from e

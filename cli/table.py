@@ -1,0 +1,59 @@
+"""Tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool, empty: str = "nothing yet") -> None:
+    """Print `rows` as JSON whole, or as a table of the named columns (numbers to the right)."""
+    if as_json:
+        click.echo(json.dumps(list(rows), indent=2))
+    elif not rows:
+        click.echo(empty)
+    else:
+        click.echo(table(rows, columns))
+
+
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    cells = [[cell(row.get(c)) for c in columns] for row in rows]
+    numeric = [all(isinstance(row.get(c), int | float | None) for row in rows) for c in columns]
+    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+    align: list[Callable[[str, int], str]] = [str.rjust if n else str.ljust for n in numeric]
+    head = [c.replace("_", " ") for c in columns]
+    return "\n".join(
+        "  ".join(align[i](value, widths[i]) for i, value in enumerate(line)).rstrip() for line in [head, *cells]
+    )
+
+
+def cell(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.6g}"
+        case list() | tuple():
+            return ",".join(map(str, value)) or "-"
+    return str(value)
+
+
+def ago(at: str | None, now: datetime | None = None) -> str:
+    """How long ago a registry time was: '12s', '3m', '5h', '2d'."""
+    if at is None:
+        return "-"
+    seconds = ((now or datetime.now(UTC)) - datetime.fromisoformat(at)).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"

@@ -1,0 +1,121 @@
+"""`headgate train` and `headgate publish`: offline work, submitted as the person who types it.
+
+Both speak to the scheduler directly and work while the control plane is down: the controller adopts their run folders
+when it is back.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from launchers.megatron.recipe import RecipeError, check, read_recipe, to_dict
+from launchers.schedulers import scheduler_for
+
+from cli.client import Control
+from cli.context import Context
+from cli.resources import asked, resource_options
+from launchers.launch import Launched, launch, new_id
+from launchers.resources import resources_from, training_environment
+from launchers.scheduler import SchedulerError
+from launchers.spec import ConvertSpec, Spec, TrainSpec
+from registry import clock
+from registry.db import RegistryError
+from registry.site import Site
+from registry.strict_toml import ConfigError
+from registry.tenants import checked_name
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("-J", "--job-name", "name", help="The run's name; default: the recipe's file name.")
+@resource_options
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def train(context: Context, /, recipe: Path, name: str | None, as_json: bool, **options: Any) -> None:
+    """Submit a training run. Does not wait for it: `headgate logs -f RUN` follows."""
+    site = context.site()
+    report(submit(site, train_spec(site, recipe, name, asked(options))), as_json)
+
+
+@click.command()
+@click.argument("checkpoint", metavar="RUN[/ITERATION]")
+@click.option("--as", "target", required=True, metavar="MODEL[@ALIAS]", help="What it will be called: demo@latest.")
+@resource_options
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def publish(context: Context, /, checkpoint: str, target: str, as_json: bool, **options: Any) -> None:
+    """Convert a checkpoint to Hugging Face format, compare logits with the trainer's, and register it as a model."""
+    site = context.site()
+    found = Control(site.control_socket).get(f"/v1/checkpoints/{checkpoint}")
+    report(submit(site, publish_spec(site, found, target, asked(options))), as_json)
+
+
+def train_spec(site: Site, recipe_file: Path, name: str | None, resources: dict[str, Any]) -> TrainSpec:
+    """Read and check a recipe before anything is submitted. A mistake ends the command with what is wrong where."""
+    try:
+        recipe = read_recipe(recipe_file)
+        asks = resources_from(site.defaults.train, resources)
+        check(recipe, asks.nodes * asks.tasks_per_node)
+        name = checked_name("run", name or recipe_file.stem)
+        environment = training_environment(site)
+    except (ConfigError, RecipeError, RegistryError) as e:
+        raise click.ClickException(str(e)) from e
+    return TrainSpec(
+        id=new_id(name),
+        name=name,
+        owner=getpass.getuser(),
+        created_at=clock.now(),
+        resources=asks,
+        environment=environment,
+        recipe=to_dict(recipe),
+        dataset_dir=str(site.datasets_dir),
+    )
+
+
+def publish_spec(site: Site, checkpoint: dict[str, Any], target: str, resources: dict[str, Any]) -> ConvertSpec:
+    """`checkpoint` as the control API describes it; `target` is MODEL or MODEL@ALIAS."""
+    model, _, alias = target.partition("@")
+    try:
+        checked_name("model", model)
+        if alias:
+            checked_name("alias", alias)
+        environment = training_environment(site)
+    except (ConfigError, RegistryError) as e:
+        raise click.ClickException(str(e)) from e
+    return ConvertSpec(
+        id=new_id(f"publish-{model}"),
+        name=f"publish-{model}",
+        owner=getpass.getuser(),
+        created_at=clock.now(),
+        resources=resources_from(site.defaults.convert, resources),
+        environment=environment,
+        checkpoint=checkpoint["path"],
+        checkpoint_id=checkpoint["id"],
+        model=model,
+        alias=alias or None,
+    )
+
+
+def submit(site: Site, spec: Spec) -> Launched:
+    try:
+        launched = launch(spec, site.runs_dir, scheduler_for(site))
+    except SchedulerError as e:
+        raise click.ClickException(str(e)) from e
+    except OSError as e:
+        raise click.ClickException(f"{site.runs_dir}: {e.strerror or e}") from e
+    Control(site.control_socket).poke()
+    return launched
+
+
+def report(launched: Launched, as_json: bool) -> None:
+    folder, job = launched.folder, launched.job
+    if as_json:
+        click.echo(
+            json.dumps({"run": folder.id, "folder": str(folder.root), "job": job.job_id, "cluster": job.cluster})
+        )
+    else:
+        click.echo(f"run {folder.id} submitted as job {job.job_id} on {job.cluster}")

@@ -1,0 +1,114 @@
+"""Announced facts become registry rows. Idempotent: each announcement is taken in once, by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+from pathlib import Path, PurePosixPath
+
+from launchers.announce import Announcement, AnnouncementError, names, read
+from launchers.run_folder import RunFolder
+from launchers.spec import ConvertSpec, ServeSpec, Spec
+from registry import accounting, checkpoints, deployments, models, runs
+from registry.db import Database, RegistryError
+from registry.deployments import ReplicaState
+
+log = logging.getLogger(__name__)
+
+
+def owner_of(folder: RunFolder) -> tuple[str, int]:
+    """The folder's owner by the file system, which a spec's text cannot forge: (user name, uid)."""
+    uid = os.stat(folder.root, follow_symlinks=False).st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name, uid
+    except KeyError:
+        return str(uid), uid
+
+
+def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
+    """Take in what a run or replica has announced since last time. Returns how many new facts there were.
+
+    A file that cannot be believed is logged and set aside for good; the rest still counts.
+    """
+    owner, uid = owner_of(folder)
+    seen = accounting.ingested(db, spec.id)
+    new = 0
+    for name in names(folder.announcements):
+        if name in seen:
+            continue
+        try:
+            _apply(db, folder, spec, owner, read(folder.announcements / name, uid))
+        except (AnnouncementError, RegistryError, KeyError, TypeError, ValueError, OSError) as e:
+            log.warning("%s: set aside: %s: %s", folder.announcements / name, type(e).__name__, e)
+        accounting.mark_ingested(db, spec.id, name)
+        new += 1
+    return new
+
+
+def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, said: Announcement) -> None:
+    facts = said.facts
+    match said.kind:
+        case "attempt-started":
+            if isinstance(spec, ServeSpec):
+                deployments.replica_is_starting(db, spec.id)
+            else:
+                runs.started(db, spec.id)
+        case "replica-ready" if isinstance(spec, ServeSpec):
+            key = _secret(folder)
+            deployments.replica_is_ready(db, spec.id, str(facts["host"]), int(facts["port"]), key)
+            deployment = deployments.get(db, spec.name)
+            if deployment.model_path == spec.model_path:
+                models.mark_servable(db, deployment.model, deployment.version)
+        case "checkpoint":
+            checkpoints.add(
+                db,
+                spec.id,
+                owner,
+                iteration=int(facts["iteration"]),
+                path=str(_inside(folder, facts["path"])),
+                size=int(facts["bytes"]),
+                manifest_sha256=str(facts["manifest_sha256"]),
+            )
+        case "model-converted" if isinstance(spec, ConvertSpec):
+            version = models.register(
+                db,
+                spec.model,
+                owner,
+                str(_inside(folder, facts["path"])),
+                checkpoint=spec.checkpoint_id,
+                parameters=int(facts["parameters"]),
+                size=int(facts["bytes"]),
+                max_logit_difference=float(facts["max_logit_difference"]),
+            )
+            if spec.alias:
+                models.set_alias(db, spec.model, spec.alias, version.version, owner)
+        case "attempt-ended":
+            _ended(db, spec, int(facts["exit_code"]), str(facts["cause"]))
+
+
+def _ended(db: Database, spec: Spec, exit_code: int, cause: str) -> None:
+    stopped = cause == "cancelled"
+    if isinstance(spec, ServeSpec):
+        state = ReplicaState.STOPPED if stopped else ReplicaState.FAILED
+        deployments.set_replica_state(db, spec.id, state, None if stopped else cause)
+    elif stopped:
+        runs.ended(db, spec.id, runs.RunState.STOPPED, None)
+    elif exit_code == 0:
+        runs.ended(db, spec.id, runs.RunState.COMPLETED, None)
+    else:
+        runs.ended(db, spec.id, runs.RunState.FAILED, cause)
+
+
+def _inside(folder: RunFolder, relative: object) -> Path:
+    """A path a job named, which must be relative and stay in its folder."""
+    path = PurePosixPath(str(relative))
+    if path.is_absolute() or ".." in path.parts:
+        raise AnnouncementError(f"{relative!r} is not a path inside the run folder")
+    return folder.root / path
+
+
+def _secret(folder: RunFolder) -> str:
+    fd = os.open(folder.secret, os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(fd, encoding="utf-8") as f:
+        return f.read(4096).strip()

@@ -1,0 +1,222 @@
+"""In the job: start the child, forward signals, say when it is ready, and state why it ended.
+
+`python -m launchers.supervisor RUN_FOLDER` runs once in each task, in the control plane's Python and with the frozen
+code of the run folder. The heavy program (the engine, the Megatron loop) is its child in the site's environment, so
+signals, output and the exit's cause are ours, and the control plane never imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from launchers import task as tasks
+from launchers.announce import announce
+from launchers.environment import child_env
+from launchers.megatron import command as megatron
+from launchers.run_folder import RunFolder
+from launchers.spec import ConvertSpec, ServeSpec, Spec, TrainSpec, load
+from launchers.task import Task
+from launchers.vllm import server
+
+POLL_S = 0.2
+KILL_AFTER_S = 60.0  # what a training child gets to save after SIGTERM, before SIGKILL
+TAIL_LINES = 25
+TAIL_BYTES = 6000
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ended: the exit code to give the scheduler, and the cause in words."""
+
+    exit_code: int
+    cause: str
+
+
+class Supervisor:
+    def __init__(self, folder: RunFolder, spec: Spec, task: Task) -> None:
+        self.folder, self.spec, self.task = folder, spec, task
+        self.log = folder.attempt_log(task.attempt, task.rank)
+        self.stopping_since: float | None = None
+        self.forward: int | None = None  # a signal that waits to be passed on
+        self.readiness: server.Readiness | None = None
+        self.endpoint: server.Endpoint | None = None
+        self.announced_ready = False
+
+    def run(self) -> int:
+        """Supervise one attempt to its end. Returns the exit code for the scheduler."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._on_signal)
+        began = time.time()
+        first = self.task.rank == 0
+        if first:
+            announce(
+                self.folder.announcements,
+                "attempt-started",
+                attempt=self.task.attempt,
+                job_id=self.task.job_id,
+                host=self.task.node,
+                pid=os.getpid(),
+                tasks=self.task.tasks,
+            )
+        child: subprocess.Popen[bytes] | None = None
+        try:
+            child = self._start()
+            ending = self._watch(child)
+        except (OSError, tasks.RendezvousError, ValueError) as e:
+            ending = Ending(1, str(e))
+        finally:
+            if child is not None:
+                _kill_group(child)
+            if self.readiness:
+                self.readiness.stop()
+        if ending.exit_code and ending.cause != "cancelled":
+            tasks.mark_failed(self.folder.rendezvous, self.task)
+        if first:
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            announce(
+                self.folder.announcements,
+                "attempt-ended",
+                attempt=self.task.attempt,
+                exit_code=ending.exit_code,
+                cause=ending.cause,
+                tail=tail(self.log),
+                elapsed_s=round(time.time() - began, 3),
+                cpu_s=round(used.ru_utime + used.ru_stime, 3),
+            )
+        print(f"supervisor: {ending.cause} (exit code {ending.exit_code})", file=sys.stderr, flush=True)
+        return ending.exit_code
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        spec, task = self.spec, self.task
+        self.folder.rendezvous.mkdir(exist_ok=True)
+        if isinstance(spec, ServeSpec):
+            env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
+            port = tasks.free_port(spec.listen)
+            self.endpoint = server.Endpoint(server.reachable_as(spec.listen), port, server.mint_key(self.folder.secret))
+            env.update(server.secret_env(self.endpoint.key))
+            command = server.argv(spec, port, task.node)
+        else:
+            address, port = tasks.meet(self.folder.rendezvous, task)
+            rank = megatron.Rank(task.rank, task.tasks, task.local_rank, address, port)
+            env = megatron.child_env(spec, self.folder.root, rank, os.environ)
+            command = megatron.child_argv(spec, self.folder.root)
+        with open(self.log, "ab") as log:
+            # A session of its own: one killpg reaches everything the child started.
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+            )
+        if self.endpoint is not None:
+            self.readiness = server.Readiness(self.endpoint, spec.name)
+        return child
+
+    def _watch(self, child: subprocess.Popen[bytes]) -> Ending:
+        began = time.monotonic()
+        while True:
+            try:
+                code = child.wait(POLL_S)
+            except subprocess.TimeoutExpired:
+                code = None
+            if code is not None:
+                return ending_of(self.spec, code, stopped=self.stopping_since is not None, log=tail(self.log))
+            now = time.monotonic()
+            if self.forward is not None:
+                number, self.forward = self.forward, None
+                child.send_signal(number)
+            if self.stopping_since is not None and now - self.stopping_since > self._grace_s():
+                _kill_group(child)
+            if tasks.has_failed(self.folder.rendezvous, self.task):
+                return Ending(1, "another task of this job died")
+            if isinstance(self.spec, ServeSpec) and not self.announced_ready:
+                self._announce_ready()
+                if not self.announced_ready and now - began > self.spec.start_timeout_s:
+                    return Ending(1, f"the engine was not ready after {self.spec.start_timeout_s} s")
+
+    def _announce_ready(self) -> None:
+        if self.readiness is None or self.readiness.ready_after_s is None or self.stopping_since is not None:
+            return
+        assert self.endpoint
+        announce(
+            self.folder.announcements,
+            "replica-ready",
+            host=self.endpoint.host,
+            port=self.endpoint.port,
+            served_name=self.spec.name,
+            start_s=round(self.readiness.ready_after_s, 1),
+        )
+        self.announced_ready = True
+
+    def _grace_s(self) -> float:
+        return self.spec.shutdown_timeout_s + 10.0 if isinstance(self.spec, ServeSpec) else KILL_AFTER_S
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Stop requests reach the child as SIGTERM; a training child is also told of its time limit (SIGUSR2)."""
+        if number in (signal.SIGUSR1, signal.SIGUSR2) and isinstance(self.spec, TrainSpec):
+            self.forward = signal.SIGUSR2
+            return
+        if self.stopping_since is None:
+            self.stopping_since = time.monotonic()
+            self.forward = signal.SIGTERM
+
+
+def ending_of(spec: Spec, code: int, *, stopped: bool, log: str) -> Ending:
+    """What a child's exit means. `code` is Popen's: negative for a signal. Exit 0 is not success for an engine."""
+    if stopped and (code in (0, -signal.SIGTERM, -signal.SIGKILL) or isinstance(spec, ServeSpec)):
+        return Ending(0, "cancelled")
+    if code == 0 and not isinstance(spec, ServeSpec):
+        return Ending(0, "completed")
+    what = {TrainSpec: "training", ConvertSpec: "the conversion", ServeSpec: "the engine"}[type(spec)]
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code == 0:
+        how = "ended by itself with exit code 0"
+    last = last_words(log)
+    return Ending(128 - code if code < 0 else code or 1, f"{what} {how}" + (f": {last}" if last else ""))
+
+
+def last_words(log: str) -> str:
+    """The line of a log that most likely says what went wrong: the last one that names an error, else the last."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line or "error:" in line]
+    return (named or lines or [""])[-1][:500]
+
+
+def tail(path: Path) -> str:
+    """The last lines of a log, bounded in lines and bytes."""
+    try:
+        with open(path, "rb") as f:
+            f.seek(0, os.SEEK_END)
+            f.seek(max(0, f.tell() - TAIL_BYTES))
+            text = f.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.splitlines()[-TAIL_LINES:])
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    """End whatever is left of the child's session. An engine's workers outlive a killed parent otherwise."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # all gone
+    child.wait()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if len(words) != 1:
+        print("usage: python -m launchers.supervisor RUN_FOLDER", file=sys.stderr)
+        return 2
+    folder = RunFolder(Path(words[0]))
+    return Supervisor(folder, load(folder.spec), tasks.task_of(os.environ)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Which task of which job this process is, and how the tasks of one job find each other.
+
+The tasks meet through a file on the shared file system that the first task writes: the port is then really free,
+and no scheduler needs to say who the first node is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class RendezvousError(RuntimeError):
+    """The tasks of one job did not find each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    rank: int
+    tasks: int
+    local_rank: int
+    job_id: str
+    restart: int  # how often Slurm requeued the job
+    node: str
+
+    @property
+    def attempt(self) -> str:
+        """Names this attempt among all attempts of a run: a requeued job keeps its id and counts restarts."""
+        return f"{self.job_id}.{self.restart}"
+
+
+def task_of(environ: Mapping[str, str]) -> Task:
+    """Read Slurm's variables, or submitit's local ones, or stand alone."""
+    host = socket.gethostname()
+    if "SLURM_PROCID" in environ:
+        return Task(
+            rank=int(environ["SLURM_PROCID"]),
+            tasks=int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1),
+            local_rank=int(environ.get("SLURM_LOCALID", "0")),
+            job_id=environ.get("SLURM_JOB_ID", "0"),
+            restart=int(environ.get("SLURM_RESTART_COUNT", "0")),
+            node=environ.get("SLURMD_NODENAME", host),
+        )
+    return Task(
+        rank=int(environ.get("SUBMITIT_LOCAL_GLOBALID", "0")),
+        tasks=int(environ.get("SUBMITIT_LOCAL_NTASKS", "1")),
+        local_rank=int(environ.get("SUBMITIT_LOCAL_LOCALID", "0")),
+        job_id=environ.get("SUBMITIT_LOCAL_JOB_ID", str(os.getpid())),
+        restart=0,
+        node=host,
+    )
+
+
+def free_port(host: str = "") -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as s:
+        s.bind((host, 0))
+        return int(s.getsockname()[1])
+
+
+def own_address() -> str:
+    """A name of this host that resolves, so that the other nodes' tasks can reach it."""
+    name = socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+    except socket.gaierror:
+        return "127.0.0.1"
+    return name
+
+
+def meet(
+    directory: Path, task: Task, *, timeout_s: float = 300.0, clock: Callable[[], float] = time.monotonic
+) -> tuple[str, int]:
+    """(address, port) of the first task, agreed through `directory`. Raises RendezvousError after `timeout_s`."""
+    directory.mkdir(exist_ok=True)
+    path = directory / f"{task.attempt}.json"
+    if task.rank == 0:
+        place = {"address": own_address() if task.tasks > 1 else "127.0.0.1", "port": free_port()}
+        temporary = directory / f".{task.attempt}.{os.getpid()}"
+        temporary.write_text(json.dumps(place), encoding="utf-8")
+        os.rename(temporary, path)
+    deadline = clock() + timeout_s
+    while True:
+        try:
+            place = json.loads(path.read_text(encoding="utf-8"))
+            return str(place["address"]), int(place["port"])
+        except FileNotFoundError:
+            if clock() > deadline:
+                raise RendezvousError(
+                    f"{path}: the first task did not say where it is within {timeout_s:.0f} s"
+                ) from None
+            time.sleep(0.1)
+
+
+def mark_failed(directory: Path, task: Task) -> None:
+    """Tell the other tasks of this attempt that one of them died, so that none waits for it for ever."""
+    (directory / f"{task.attempt}.failed").touch()
+
+
+def has_failed(directory: Path, task: Task) -> bool:
+    return (directory / f"{task.attempt}.failed").exists()

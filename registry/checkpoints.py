@@ -1,0 +1,51 @@
+"""Complete checkpoints, by run and iteration. A checkpoint is recorded only after its manifest was written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from registry import clock
+from registry.db import Database, NotFound, row, rows, transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    id: str  # RUN/ITERATION
+    run: str
+    owner: str
+    iteration: int
+    path: str
+    bytes: int
+    manifest_sha256: str
+    created_at: str
+
+
+def add(
+    db: Database, run: str, owner: str, *, iteration: int, path: str, size: int, manifest_sha256: str
+) -> Checkpoint:
+    """Idempotent: the same run and iteration again (a resumed attempt wrote it once more) replaces the facts."""
+    with transaction(db) as c:
+        c.execute(
+            """INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run, iteration) DO UPDATE SET
+               path = excluded.path, bytes = excluded.bytes, manifest_sha256 = excluded.manifest_sha256""",
+            (f"{run}/{iteration}", run, owner, iteration, path, size, manifest_sha256, clock.now()),
+        )
+    return get(db, f"{run}/{iteration}")
+
+
+def get(db: Database, ref: str) -> Checkpoint:
+    """By id (RUN/ITERATION), or by run id or run name: then its newest."""
+    found = row(db, "SELECT * FROM checkpoints WHERE id = ?", ref) or row(
+        db,
+        "SELECT c.* FROM checkpoints c JOIN runs r ON r.id = c.run WHERE r.id = ? OR r.name = ? "
+        "ORDER BY r.created_at DESC, c.iteration DESC",
+        ref,
+        ref,
+    )
+    if found is None:
+        raise NotFound(f"no complete checkpoint is called {ref!r} (RUN or RUN/ITERATION); see `headgate checkpoints`")
+    return Checkpoint(**dict(found))
+
+
+def everything(db: Database) -> list[Checkpoint]:
+    return [Checkpoint(**dict(r)) for r in rows(db, "SELECT * FROM checkpoints ORDER BY created_at, iteration")]

@@ -1,0 +1,130 @@
+"""Models: named, versioned Hugging Face directories; aliases that move between versions.
+
+A version is `converted` when its files are whole, `servable` once an engine has loaded it and generated a token.
+The only module that changes a version's state.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from registry import clock
+from registry.db import Conflict, Database, NotFound, RegistryError, row, rows, transaction
+from registry.tenants import checked_name
+
+
+class ModelState(enum.StrEnum):
+    CONVERTED = "converted"
+    SERVABLE = "servable"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    name: str
+    version: int
+    owner: str
+    state: ModelState
+    path: str
+    checkpoint: str | None
+    parameters: int | None
+    bytes: int | None
+    max_logit_difference: float | None  # against the trainer's own logits, at conversion
+    created_at: str
+    aliases: tuple[str, ...] = ()
+
+
+def register(
+    db: Database,
+    name: str,
+    owner: str,
+    path: str,
+    *,
+    checkpoint: str | None = None,
+    parameters: int | None = None,
+    size: int | None = None,
+    max_logit_difference: float | None = None,
+) -> ModelVersion:
+    """The next version of `name`. The same path again is the same version. Another owner's name raises Conflict."""
+    checked_name("model", name)
+    with transaction(db) as c:
+        old = row(db, "SELECT version FROM models WHERE name = ? AND path = ?", name, path)
+        if old is None:
+            foreign = row(db, "SELECT owner FROM models WHERE name = ? AND owner != ?", name, owner)
+            if foreign:
+                raise Conflict(f"model {name} belongs to {foreign['owner']}; publish under another name")
+            newest = row(db, "SELECT max(version) AS v FROM models WHERE name = ?", name)
+            version = (newest["v"] or 0) + 1 if newest else 1
+            c.execute(
+                "INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    name,
+                    version,
+                    owner,
+                    ModelState.CONVERTED,
+                    path,
+                    checkpoint,
+                    parameters,
+                    size,
+                    max_logit_difference,
+                    clock.now(),
+                ),
+            )
+        else:
+            version = old["version"]
+    return _get(db, name, version)
+
+
+def set_alias(db: Database, name: str, alias: str, version: int, owner: str) -> None:
+    checked_name("alias", alias)
+    if alias.isdigit():
+        raise RegistryError(f"alias {alias!r} is not allowed: a number after '@' names a version")
+    with transaction(db) as c:
+        _get(db, name, version)
+        c.execute(
+            "INSERT INTO aliases VALUES (?, ?, ?, ?, ?) ON CONFLICT (model, alias) DO UPDATE SET "
+            "version = excluded.version, owner = excluded.owner, moved_at = excluded.moved_at",
+            (name, alias, version, owner, clock.now()),
+        )
+
+
+def mark_servable(db: Database, name: str, version: int) -> None:
+    with transaction(db) as c:
+        c.execute("UPDATE models SET state = ? WHERE name = ? AND version = ?", (ModelState.SERVABLE, name, version))
+
+
+def resolve(db: Database, ref: str) -> ModelVersion:
+    """`name`, `name@alias` or `name@version`. A bare name means its alias `latest`, else its newest version."""
+    name, _, which = ref.partition("@")
+    if which.isdigit():
+        return _get(db, name, int(which))
+    found = row(db, "SELECT version FROM aliases WHERE model = ? AND alias = ?", name, which or "latest")
+    if found:
+        return _get(db, name, found["version"])
+    newest = row(db, "SELECT max(version) AS v FROM models WHERE name = ?", name)
+    if newest is None or newest["v"] is None:
+        known = ", ".join(sorted({m.name for m in everything(db)})) or "none yet"
+        raise NotFound(f"no model is called {name!r}; there are: {known}")
+    if which:
+        aliases = [r["alias"] for r in rows(db, "SELECT alias FROM aliases WHERE model = ?", name)]
+        raise NotFound(f"model {name} has no alias {which!r}; it has: {', '.join(aliases) or 'none'}")
+    return _get(db, name, newest["v"])
+
+
+def everything(db: Database) -> list[ModelVersion]:
+    return [_version(db, r) for r in rows(db, "SELECT * FROM models ORDER BY name, version")]
+
+
+def _get(db: Database, name: str, version: int) -> ModelVersion:
+    found = row(db, "SELECT * FROM models WHERE name = ? AND version = ?", name, version)
+    if found is None:
+        raise NotFound(f"model {name} has no version {version}")
+    return _version(db, found)
+
+
+def _version(db: Database, r: Any) -> ModelVersion:
+    aliases = rows(
+        db, "SELECT alias FROM aliases WHERE model = ? AND version = ? ORDER BY alias", r["name"], r["version"]
+    )
+    return ModelVersion(**{**dict(r), "state": ModelState(r["state"])}, aliases=tuple(a["alias"] for a in aliases))

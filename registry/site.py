@@ -1,0 +1,304 @@
+"""The site: one cluster's settings, from its TOML file, HEADGATE_SECTION__KEY variables and `--set` flags (last wins).
+
+Fields that end in `_s` are seconds, and are written as durations under the name without it (`read_timeout = "2m"`).
+Nothing is read at import; `load_site` reads once, and the frozen Site is handed to whoever needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from registry.strict_toml import (
+    ConfigError,
+    build,
+    did_you_mean,
+    environment_layers,
+    flag_layers,
+    leaves,
+    read_layer,
+)
+
+SITE_CONFIGS = Path(__file__).resolve().parent.parent / "site-configs"
+SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the final NUL
+
+_DURATION: dict[str, Any] = {"unit": "duration", "above": 0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """The tenants' door."""
+
+    host: str = "127.0.0.1"
+    port: int = field(default=8080, metadata={"min": 1, "max": 65535})
+    read_timeout_s: float = field(default=120.0, metadata=_DURATION)  # between two reads of a stream, not in total
+    max_body_mb: int = field(default=32, metadata={"min": 1})  # MiB of one request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controller:
+    poll_s: float = field(default=2.0, metadata=_DURATION)  # between two looks at the scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduler:
+    kind: Literal["local", "slurm"]
+    slurm_conf: Path | None = field(default=None, metadata={"must_exist": True})  # exported as SLURM_CONF
+    command_timeout_s: float = field(default=30.0, metadata=_DURATION)  # of one squeue, sbatch, ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replicas:
+    """What every replica of every deployment has in common."""
+
+    listen: str = "127.0.0.1"  # the address engines bind; "0.0.0.0" where the gateway is on another node
+    start_timeout_s: int = field(default=900, metadata=_DURATION)  # from the job's start to the first generated token
+    shutdown_timeout_s: int = field(default=30, metadata=_DURATION)  # for requests in flight, after SIGTERM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Where a heavy program runs.
+
+    `{python}` in `command`, `{state_dir}` and `{shared_dir}` in `mounts`, `command`, `env` and `args` are replaced.
+    """
+
+    kind: Literal["venv", "apptainer", "pyxis"]
+    python: str = field(metadata={"unit": "program"})  # the interpreter, as seen inside the environment
+    image: str | None = None  # .sif path or URI (apptainer), image URI or .sqsh path (pyxis)
+    mounts: tuple[str, ...] = ()  # HOST:CONTAINER, containers only
+    command: tuple[str, ...] = ()  # engine only: argv that starts an OpenAI-compatible server
+    env: dict[str, str] = field(default_factory=dict)  # added to the program's environment; no secrets
+    args: tuple[str, ...] = ()  # engine only: arguments every deployment gets, before its own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environments:
+    training: Environment | None = None
+    engine: Environment | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultResources:
+    """What a job asks for when a person does not say; sbatch's words, the names of launchers.spec.Resources."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    nodes: int = field(default=1, metadata={"min": 1})
+    tasks_per_node: int = field(default=1, metadata={"min": 1})
+    cpus_per_task: int = field(default=1, metadata={"min": 1})
+    gpus_per_node: int = field(default=0, metadata={"min": 0})
+    mem_gb: float | None = field(default=None, metadata={"above": 0})  # GiB per node; absent: the partition's default
+    time_limit_s: int = field(default=24 * 3600, metadata=_DURATION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    train: DefaultResources = DefaultResources()
+    serve: DefaultResources = DefaultResources()
+    convert: DefaultResources = DefaultResources(time_limit_s=3600)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """Credits per million tokens, which is micro-credits per token."""
+
+    prompt: float = field(metadata={"min": 0})
+    completion: float = field(metadata={"min": 0})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantDefault:
+    """What a new tenant may do until somebody says otherwise."""
+
+    requests_per_minute: int = field(default=600, metadata={"min": 1})
+    token_budget: int | None = field(default=None, metadata={"min": 0})  # tokens; absent: unlimited
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenants:
+    default: TenantDefault = TenantDefault()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class External:
+    """A model somebody else serves. The key itself never stands in a file: only the variable that holds it."""
+
+    model: str  # LiteLLM's name for it: "anthropic/claude-..."
+    api_base: str | None = None
+    api_key_env: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """What Slurm does not know of a partition; Slurm stays the authority on the rest."""
+
+    gpu: str | None = None  # type name: "h100"
+    gpus_per_node: int = field(default=0, metadata={"min": 0})
+    peak_tflops: float | None = field(default=None, metadata={"above": 0})  # dense bf16 per GPU: the divisor of MFU
+    max_time_s: int | None = field(default=None, metadata=_DURATION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    name: str
+    state_dir: Path  # local disk of the service host: databases, control socket, service logs
+    shared_dir: Path  # seen by jobs and services alike: run folders, datasets
+    gateway: Gateway = Gateway()
+    controller: Controller = Controller()
+    scheduler: Scheduler
+    replicas: Replicas = Replicas()
+    environments: Environments = Environments()
+    defaults: Defaults = Defaults()
+    prices: dict[str, Price] = field(default_factory=dict)  # by model; "default" for every other model
+    tenants: Tenants = Tenants()
+    external: dict[str, External] = field(default_factory=dict)  # by the name clients call
+    partitions: dict[str, Partition] = field(default_factory=dict)
+
+    # Not settings: the file this was read from, and where each dotted key's value came from.
+    file: Path | None = field(default=None, compare=False, metadata={"computed": True})
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False, metadata={"computed": True})
+
+    @property
+    def registry_db(self) -> Path:
+        return self.state_dir / "registry.db"
+
+    @property
+    def ledger_db(self) -> Path:
+        return self.state_dir / "ledger.db"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.state_dir / "control.sock"
+
+    @property
+    def services_dir(self) -> Path:
+        """Pid files and logs of the gateway and the controller."""
+        return self.state_dir / "services"
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.shared_dir / "runs"
+
+    @property
+    def datasets_dir(self) -> Path:
+        return self.shared_dir / "datasets"
+
+    def environment(self, name: Literal["training", "engine"]) -> Environment:
+        """Raises ConfigError when the site has no such environment."""
+        found = self.environments.training if name == "training" else self.environments.engine
+        if found is None:
+            raise ConfigError(f"{self.file or self.name}: has no [environments.{name}], which this needs")
+        return found
+
+    def price(self, model: str) -> Price | None:
+        """The model's price, else the default one, else None: the site sells nothing of that name."""
+        return self.prices.get(model) or self.prices.get("default")
+
+
+def load_site(path: Path | None, environ: Mapping[str, str], flags: Sequence[str] = ()) -> Site:
+    """The site of a file, else of HEADGATE_SITE, else the laptop's. Raises ConfigError with every problem found."""
+    asked_by = (
+        "the command line" if path else "HEADGATE_SITE" if environ.get("HEADGATE_SITE") else "nobody: the default"
+    )
+    path = path or Path(environ.get("HEADGATE_SITE") or SITE_CONFIGS / "laptop.toml")
+    if not path.expanduser().is_file():
+        known = ", ".join(sorted(str(p) for p in SITE_CONFIGS.glob("*.toml")))
+        raise ConfigError(
+            f"{path}: no such site file (asked for by {asked_by}); those that come along: {known or 'none'}"
+        )
+    file = read_layer(path)
+    site, origins = build(Site, [file, *environment_layers(Site, environ), *flag_layers(flags)])
+    site = dataclasses.replace(site, file=Path(os.path.abspath(path.expanduser())), origins=origins)
+    site = dataclasses.replace(site, environments=_resolved(site))
+    if problems := list(_problems(site)):
+        raise ConfigError("\n".join(f"{_origin(site, key)}: {key}: {text}" for key, text in problems))
+    return site
+
+
+def show(site: Site) -> list[tuple[str, Any, str]]:
+    """Every setting as (dotted key, value as one would write it, where it came from)."""
+    return [(key, value, site.origins.get(key, "default")) for key, value in leaves(site)]
+
+
+def _resolved(site: Site) -> Environments:
+    """The environments with their placeholders replaced."""
+
+    def resolve(environment: Environment | None) -> Environment | None:
+        if environment is None:
+            return None
+
+        def fill(text: str, *also: tuple[str, str]) -> str:
+            for name, value in (("state_dir", site.state_dir), ("shared_dir", site.shared_dir), *also):
+                text = text.replace(f"{{{name}}}", str(value))
+            return text
+
+        return dataclasses.replace(
+            environment,
+            mounts=tuple(fill(mount) for mount in environment.mounts),
+            command=tuple(fill(word, ("python", environment.python)) for word in environment.command),
+            env={name: fill(value) for name, value in environment.env.items()},
+            args=tuple(fill(arg) for arg in environment.args),
+        )
+
+    return Environments(
+        training=resolve(site.environments.training),
+        engine=resolve(site.environments.engine),
+    )
+
+
+def _origin(site: Site, key: str) -> str:
+    origin = site.origins.get(key, "default")
+    return str(site.file) if origin == "default" else origin
+
+
+def _problems(site: Site) -> Iterator[tuple[str, str]]:
+    """What no single field can see: (key, problem)."""
+    socket = len(os.fsencode(site.control_socket))
+    if socket > SOCKET_PATH_BYTES:
+        yield (
+            "state_dir",
+            f"{site.control_socket} is {socket} bytes long, and a Unix socket's path holds {SOCKET_PATH_BYTES}; "
+            "choose a shorter directory",
+        )
+    for name, environment in (("training", site.environments.training), ("engine", site.environments.engine)):
+        if environment is not None:
+            yield from _environment_problems(f"environments.{name}", environment)
+    for name, external in site.external.items():
+        variable = external.api_key_env
+        if variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
+            # Not echoed: whoever put the key itself here does not want it in a log as well.
+            yield (
+                f"external.{name}.api_key_env",
+                "names the environment variable that holds the key, in capitals; never the key itself",
+            )
+
+
+def _environment_problems(key: str, environment: Environment) -> Iterator[tuple[str, str]]:
+    if environment.kind == "venv":
+        if shutil.which(environment.python) is None:
+            yield (
+                f"{key}.python",
+                f"there is no program {environment.python}; `make environments` builds the usual ones",
+            )
+        if environment.image is not None:
+            yield f"{key}.image", "a venv has no image; allowed with kind apptainer or pyxis"
+    elif environment.image is None:
+        yield f"{key}.kind", f"{environment.kind} needs an image: set {key}.image"
+    texts = {
+        f"{key}.mounts": environment.mounts,
+        f"{key}.command": environment.command,
+        f"{key}.args": environment.args,
+        **{f"{key}.env.{name}": (value,) for name, value in environment.env.items()},
+    }
+    for where, words in texts.items():
+        known = ["python", "state_dir", "shared_dir"] if where.endswith(".command") else ["state_dir", "shared_dir"]
+        for placeholder in re.findall(r"\{([a-z_]+)\}", " ".join(words)):
+            yield where, f"unknown {{{placeholder}}};{did_you_mean(placeholder, known)} allowed: {', '.join(known)}"

@@ -1,0 +1,58 @@
+"""Fixtures that more than one test file needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CLUSTER = Path(__file__).with_name("cluster")
+
+
+@dataclass(frozen=True)
+class PrivateCluster:
+    """A running throw-away Slurm. `env`: a whole environment in which Slurm's commands speak to it."""
+
+    root: Path
+    env: dict[str, str]
+
+    def run(self, *argv: str) -> str:
+        """What a Slurm command printed."""
+        return subprocess.run(argv, env=self.env, text=True, check=True, capture_output=True).stdout
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[PrivateCluster]:
+    """Started once per session, stopped at its end. Skips where the packages are missing and may not be installed."""
+    installed = subprocess.run([CLUSTER / "install"], text=True, check=False, capture_output=True)
+    if installed.returncode == 3:
+        pytest.skip(f"no private Slurm: {installed.stderr.strip()}")
+    assert installed.returncode == 0, installed.stderr
+    # Not pytest's own temporary directory: its path is long, and Unix sockets' are not.
+    root = Path(tempfile.mkdtemp(prefix="headgate-slurm-"))
+    command = [CLUSTER / "cluster", "--dir", str(root)]
+    try:
+        started = subprocess.run([*command, "start"], text=True, check=False, capture_output=True)
+        assert started.returncode == 0, started.stderr
+        outside = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        yield PrivateCluster(root, {**outside, "SLURM_CONF": str(root / "etc" / "slurm.conf")})
+    finally:
+        stopped = subprocess.run([*command, "stop"], text=True, check=False, capture_output=True)
+        shutil.rmtree(root, ignore_errors=True)
+        assert stopped.returncode == 0, stopped.stderr
+
+
+@pytest.fixture(scope="session")
+def training_python() -> str:
+    """The training environment's interpreter: torch and megatron-core live there, not where the tests run."""
+    python = Path(os.environ.get("HEADGATE_TRAINING_PYTHON", ROOT / ".venvs" / "training" / "bin" / "python"))
+    if not python.exists():
+        pytest.skip(f"no training environment at {python}")
+    return str(python)

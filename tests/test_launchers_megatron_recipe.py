@@ -1,0 +1,162 @@
+"""The arithmetic of a recipe, and the command line it ends up in: no torch, no processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launchers.megatron.command import Rank, child_argv, child_env
+from launchers.megatron.recipe import HEAD_DIMS, RecipeError, check, from_dict, to_dict
+from launchers.spec import ConvertSpec, Environment, Resources, SpecError, TrainSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted([*(ROOT / "tests" / "recipes").glob("*.toml"), *(ROOT / "cli" / "recipes").glob("*.toml")])
+
+
+@pytest.fixture
+def plain() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "tests" / "recipes" / "tiny.toml").read_text())
+
+
+def with_(plain: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    changed = json.loads(json.dumps(plain))
+    for name, value in settings.items():
+        section, key = name.split("__")
+        changed.setdefault(section, {})[key] = value
+    return changed
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_every_shipped_recipe_works_out_on_one_rank_and_on_two(path: Path) -> None:
+    recipe = from_dict(tomllib.loads(path.read_text()))
+    check(recipe, 1)
+    check(recipe, 2)
+
+
+def test_a_recipe_survives_the_journey_through_a_spec(plain: dict[str, Any]) -> None:
+    recipe = from_dict(plain)
+    assert from_dict(json.loads(json.dumps(to_dict(recipe)))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "told"),
+    [
+        ({"model__heads": 3}, 1, "model.hidden = 64 is not divisible by model.heads = 3"),
+        ({"model__heads": 4}, 1, "64 / 4 = 16 is a head size that vLLM's CPU attention cannot serve"),
+        ({"model__hidden": 192, "model__heads": 6, "model__kv_heads": 4}, 1, "model.heads = 6 .* model.kv_heads = 4"),
+        ({"parallel__tensor": 2}, 2, "model.kv_heads = 1 is not divisible by parallel.tensor = 2"),
+        ({"parallel__pipeline": 3}, 3, "model.layers = 2 is not divisible by parallel.pipeline = 3"),
+        ({"parallel__pipeline": 2}, 3, "= 3 is not divisible by parallel.tensor x parallel.pipeline = 2"),
+        ({"train__global_batch": 6}, 2, r"train.global_batch = 6 .* = 4 \(6 = 1 x 4 \+ 2\)"),
+        ({"train__warmup": 20}, 1, "train.warmup = 20 must be less than train.iterations = 20"),
+        ({"train__micro_batch": 0}, 1, "train.micro_batch = 0: must be at least 1"),
+        ({"data__split": "90,10"}, 1, "data.split = '90,10' is not three parts"),
+        ({"data__vocab_size": 100}, 1, "data.vocab_size = 100: must be at least 512"),
+    ],
+)
+def test_arithmetic_that_does_not_work_out_is_shown(
+    plain: dict[str, Any], changes: dict[str, Any], world: int, told: str
+) -> None:
+    with pytest.raises(RecipeError, match=told):
+        check(from_dict(with_(plain, **changes)), world)
+
+
+def test_every_head_size_that_can_be_served_is_allowed(plain: dict[str, Any]) -> None:
+    for size in HEAD_DIMS:
+        check(from_dict(with_(plain, model__hidden=2 * size)), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train__iteration": 5}, "unknown key 'train.iteration'.* did you mean 'iterations'"),
+        ({"trian__lr": 1.0}, "unknown key 'trian'.* did you mean 'train'"),
+        ({"train__iterations": "20"}, "train.iterations must be int, not '20'"),
+        ({"train__iterations": True}, "train.iterations must be int, not True"),
+        ({"train__precision": "fp8"}, "train.precision = 'fp8' is none of auto, fp32, bf16"),
+        ({"data__text": "{stdlib}"}, "data.text must be a list of strings"),
+    ],
+)
+def test_a_key_that_cannot_be_meant_is_named(plain: dict[str, Any], changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        from_dict(with_(plain, **changes))
+
+
+def test_a_missing_key_is_named(plain: dict[str, Any]) -> None:
+    del plain["train"]["lr"]
+    with pytest.raises(RecipeError, match=r"missing key 'train\.lr'"):
+        from_dict(plain)
+
+
+def test_what_the_control_plane_imports_needs_neither_torch_nor_numpy() -> None:
+    modules = "recipe, manifest, corpus, command, pretrain, convert"
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'numpy', 'megatron', 'transformers', 'tokenizers')));"
+        f"from launchers.megatron import {modules}"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+
+
+RUN = Path("/shared/runs/r1")
+RANK = Rank(rank=3, world_size=4, local_rank=1, master_addr="node1", master_port=29500, attempt=2)
+
+
+def train_spec(**environment: Any) -> TrainSpec:
+    return TrainSpec(
+        id="r1", name="n", owner="ada", created_at="2026-01-01T00:00:00+00:00",
+        resources=Resources(cpus_per_task=6, gpus_per_node=2),
+        environment=Environment(**{"kind": "venv", "python": "/env/bin/python", **environment}),
+        recipe={}, dataset_dir="/shared/datasets",
+    )  # fmt: skip
+
+
+def test_in_a_virtual_environment_the_program_is_started_directly() -> None:
+    assert child_argv(train_spec(), RUN) == ["/env/bin/python", "-m", "launchers.megatron.pretrain", "/shared/runs/r1"]
+
+
+def test_in_a_container_run_folder_datasets_and_mounts_are_visible_and_gpus_with_them() -> None:
+    argv = child_argv(
+        train_spec(kind="apptainer", image="/images/t.sif", python="python3", mounts=("/data:/data",)), RUN
+    )
+    assert argv == [
+        "apptainer", "exec", "--nv", "-B", "/shared/runs/r1", "-B", "/shared/datasets", "-B", "/data:/data",
+        "/images/t.sif", "python3", "-m", "launchers.megatron.pretrain", "/shared/runs/r1",
+    ]  # fmt: skip
+
+
+def test_a_conversion_sees_its_checkpoint_and_needs_no_gpu() -> None:
+    common = {f.name: getattr(train_spec(), f.name) for f in dataclasses.fields(TrainSpec)[:4]}
+    spec = ConvertSpec(
+        **common, resources=Resources(), environment=Environment(kind="apptainer", python="python3", image="i.sif"),
+        checkpoint="/other/run/checkpoints/iter_0000020", checkpoint_id="c", model="m",
+    )  # fmt: skip
+    argv = child_argv(spec, RUN)
+    assert "--nv" not in argv
+    assert argv[argv.index("/other/run/checkpoints/iter_0000020") - 1] == "-B"
+    assert "launchers.megatron.convert" in argv
+
+
+def test_an_unknown_environment_is_refused_by_name() -> None:
+    with pytest.raises(SpecError, match="'docker' is none of apptainer, pyxis, venv"):
+        child_argv(train_spec(kind="docker"), RUN)
+    with pytest.raises(SpecError, match=r"environment\.image is missing"):
+        child_argv(train_spec(kind="apptainer"), RUN)
+
+
+def test_the_child_runs_the_frozen_code_knows_its_rank_and_keeps_compiled_files() -> None:
+    inherited = {"HOME": "/home/ada", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": "/elsewhere", "RANK": "9"}
+    env = child_env(train_spec(env={"NCCL_DEBUG": "WARN"}), RUN, RANK, inherited)
+    assert "PYTHONDONTWRITEBYTECODE" not in env
+    expected = {
+        "HOME": "/home/ada", "PYTHONPATH": "/shared/runs/r1/code", "OMP_NUM_THREADS": "6", "HF_HUB_OFFLINE": "1",
+        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
+        "HEADGATE_ATTEMPT": "2", "NCCL_DEBUG": "WARN",
+    }  # fmt: skip
+    assert expected.items() <= env.items()

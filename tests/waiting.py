@@ -1,0 +1,18 @@
+"""Wait for a condition instead of sleeping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], timeout: float = 30, every: float = 0.1) -> T:
+    """The first true value of the condition. Fails, with the last value, when none came within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"still {value!r} after {timeout:g} s"
+        time.sleep(every)
+    return value
