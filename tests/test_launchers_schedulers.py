@@ -95,7 +95,8 @@ def slurm(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
 
 @pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
 def site(request: pytest.FixtureRequest) -> Site:
-    return request.getfixturevalue(request.param)
+    chosen: Site = request.getfixturevalue(request.param)
+    return chosen
 
 
 def _clean(site: Site) -> None:
