@@ -8,5 +8,10 @@ from pathlib import Path
 
 from gateway.serve import run
 from registry.site import load_site
+from registry.strict_toml import ConfigError
 
-sys.exit(run(load_site(Path(sys.argv[1]) if sys.argv[1:] else None, os.environ)))
+try:
+    site = load_site(Path(sys.argv[1]) if sys.argv[1:] else None, os.environ)
+except ConfigError as e:
+    sys.exit(f"headgate gateway: {e}")
+sys.exit(run(site))

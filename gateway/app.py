@@ -64,7 +64,11 @@ def make_app(site: Site) -> web.Application:
         pool.close()
         catalog.close()
 
+    async def stopping(app: web.Application) -> None:
+        app[GATEWAY].billing.stopping = True
+
     app.cleanup_ctx.append(parts)
+    app.on_shutdown.append(stopping)
     return app
 
 

@@ -39,6 +39,7 @@ class Billing:
         self._prices = prices
         self._now = now
         self._running: dict[str, Bill] = {}
+        self.stopping = False  # the process is ending: what is cut off now is cut off by us
 
     @contextlib.asynccontextmanager
     async def attempt(self, caller: Caller, call: Call, replica: str, hold: Hold, meter: Meter) -> AsyncIterator[Bill]:

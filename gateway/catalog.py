@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from registry import clock, deployments, tenants
-from registry.db import Database, StorageError, data_version, open_reader
+from registry.db import Database, StorageError, data_version, open_reader, snapshot
 from registry.deployments import Deployment, Replica
 from registry.tenants import Tenant
 
@@ -75,15 +75,12 @@ class Catalog:
 
 
 def _read(db: Database) -> View:
-    db.conn.execute("BEGIN")  # one state of the file for all three
-    try:
+    with snapshot(db):
         return View(
             tenants.live_keys(db),
             {d.name: d for d in deployments.everything(db) if not d.state.ended},
             deployments.ready_replicas(db),
         )
-    finally:
-        db.conn.execute("ROLLBACK")
 
 
 def created(deployment: Deployment) -> int:

@@ -16,7 +16,7 @@ from gateway.auth import Caller
 from gateway.billing import Bill, Billing
 from gateway.calls import Call
 from gateway.catalog import Catalog
-from gateway.errors import NoReplica, UnknownModel, UpstreamFailed
+from gateway.errors import GatewayError, NoReplica, UnknownModel, UpstreamFailed
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, StreamMeter
 from gateway.providers import Providers
@@ -61,6 +61,7 @@ async def dispatch(gw: Gateway, request: web.Request, caller: Caller, call: Call
                 return await _ask_replica(gw, request, caller, call, body, hold, replica)
             except UpstreamFailed as e:  # raised only while nothing has been sent to the client
                 log.warning("replica %s of %s failed: %s", replica.id, call.model, e)
+                gw.catalog.refresh()  # it may be known to be gone
                 failed[replica.id] = e
                 if len(failed) == ATTEMPTS:
                     raise
@@ -72,7 +73,7 @@ async def _ask_replica(
     meter = StreamMeter(call) if call.stream else Meter()
     with gw.load.carried_by(replica.id):
         async with gw.billing.attempt(caller, call, replica.id, hold, meter) as bill:
-            with _leaving(request, bill):
+            with _leaving(gw, bill):
                 address, key = _upstream(replica)
                 sent = calls.upstream_body(call, body)
                 async with gw.pool.exchange(address, calls.PATHS[call.kind], key, sent) as upstream:
@@ -91,7 +92,7 @@ async def _ask_provider(
 ) -> web.StreamResponse:
     meter = Meter()
     async with gw.billing.attempt(caller, call, external.model, hold, meter) as bill:
-        with _leaving(request, bill):
+        with _leaving(gw, bill):
             if not call.stream:
                 return _whole(bill, await gw.providers.whole(external, call))
             async with contextlib.aclosing(gw.providers.stream(external, call, meter)) as events:
@@ -148,24 +149,27 @@ async def _events(upstream: Upstream, meter: StreamMeter, timeout: float) -> Asy
 
 
 async def _stream(request: web.Request, bill: Bill, events: AsyncIterator[bytes]) -> web.StreamResponse:
-    """Hand events on as they come. Raises UpstreamFailed only before the first one; later it is the last event."""
+    """Hand events on as they come. Raises GatewayError only before the first one; later it is the last event."""
     first = await anext(events, b"")
+    if not first:
+        raise UpstreamFailed("the replica ended the stream before it began")
     if metering.aborted(first):
         raise UpstreamFailed("the replica is stopping and gave up on the request")
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     )
     try:
+        bill.outcome = Outcome.UPSTREAM_FAILED  # until it ended well
         await response.prepare(request)
         await response.write(first)
-        bill.outcome = Outcome.COMPLETED
+        broken = metering.broken(first)
         try:
             async for event in events:
-                if metering.aborted(event):
-                    bill.outcome = Outcome.UPSTREAM_FAILED
+                broken = broken or metering.broken(event)
                 await response.write(event)
-        except UpstreamFailed as e:
-            bill.outcome = Outcome.UPSTREAM_FAILED
+            if not broken:
+                bill.outcome = Outcome.COMPLETED
+        except GatewayError as e:
             await response.write(errors.event(e))
         await response.write_eof()
     except ConnectionResetError:  # seen while writing, before aiohttp could cancel us
@@ -174,10 +178,10 @@ async def _stream(request: web.Request, bill: Bill, events: AsyncIterator[bytes]
 
 
 @contextlib.contextmanager
-def _leaving(request: web.Request, bill: Bill) -> Iterator[None]:
+def _leaving(gw: Gateway, bill: Bill) -> Iterator[None]:
     """aiohttp cancels a handler whose client is gone, and, past the grace period, one that outlives a stop."""
     try:
         yield
     except asyncio.CancelledError:
-        bill.outcome = Outcome.CLIENT_LEFT if request.transport is None else Outcome.ORPHANED
+        bill.outcome = Outcome.ORPHANED if gw.billing.stopping else Outcome.CLIENT_LEFT
         raise

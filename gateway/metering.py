@@ -1,7 +1,8 @@
 """What an answer used, from the engine's own count; and the answer without the counts its client did not ask for.
 
-A stream is read event by event at the level of bytes, with no JSON parsed per event: the bytes `,"usage":{` cannot
-occur inside a JSON string, because quotes are escaped there.
+A stream is read event by event at the level of bytes, and of each event's JSON only the count is parsed: the bytes
+`,"usage":{` cannot occur inside a JSON string, because quotes are escaped there. Events end with an empty line in
+"\\n", as vLLM writes them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ USAGE = b',"usage":{'
 NO_CHOICES = b'"choices":[]'
 INDEX = re.compile(rb'"choices":\[\{"index":(\d+)')
 ABORT = b'"finish_reason":"abort"'
+ERROR = b'data: {"error":'
 EVENT_LIMIT = 16 << 20  # bytes of one event; prompt log-probabilities come in one
 
 
@@ -61,9 +63,8 @@ class StreamMeter(Meter):
         super().__init__()
         self._call = call
         self._partial = b""
-        # The engine counts each choice of each prompt for itself, until its last event counts them all. Kept as the
-        # bytes of the count: most are overwritten before anybody asks.
-        self._running: dict[int, bytes] = {}
+        # The engine counts each choice of each prompt for itself, until its last event counts them all.
+        self._running: dict[int, Usage] = {}
 
     @property
     def usage(self) -> Usage | None:
@@ -71,8 +72,7 @@ class StreamMeter(Meter):
             return self._total
         prompts: dict[int, int] = {}
         completion = 0
-        for index, count in self._running.items():
-            usage = _usage(orjson.loads(count))
+        for index, usage in self._running.items():
             prompts[index // self._call.choices] = usage.prompt_tokens
             completion += usage.completion_tokens
         return Usage(sum(prompts.values()), completion)
@@ -92,19 +92,22 @@ class StreamMeter(Meter):
     def rest(self) -> bytes:
         """What came after the last whole event, at the end of the stream."""
         rest, self._partial = self._partial, b""
-        return rest
+        return self._event(rest) if rest else b""
 
     def _event(self, event: bytes) -> bytes:
         start = event.find(USAGE)
         if start < 0:
             return event + b"\n\n"
         end = _closing_brace(event, start + len(USAGE)) + 1
-        count = event[start + len(USAGE) - 1 : end]
+        try:
+            usage = _usage(orjson.loads(event[start + len(USAGE) - 1 : end]))
+        except orjson.JSONDecodeError as e:
+            raise UpstreamFailed("the replica sent an event with a broken usage object") from e
         if NO_CHOICES in event:
-            self.count(_usage(orjson.loads(count)))
+            self.count(usage)
             return event + b"\n\n" if self._call.wants_usage else b""
         found = INDEX.search(event)
-        self._running[int(found[1]) if found else 0] = count
+        self._running[int(found[1]) if found else 0] = usage
         if self._call.wants_running_usage:
             return event + b"\n\n"
         return event[:start] + event[end:] + b"\n\n"
@@ -113,6 +116,11 @@ class StreamMeter(Meter):
 def aborted(answer: bytes) -> bool:
     """Whether the engine gave up on it, as vLLM does with HTTP 200 when it is told to stop."""
     return ABORT in answer
+
+
+def broken(event: bytes) -> bool:
+    """Whether a stream that carries this has not ended well."""
+    return ABORT in event or ERROR in event
 
 
 def _closing_brace(data: bytes, start: int) -> int:

@@ -47,6 +47,7 @@ class Upstream(asyncio.Protocol):
         self.complete = False
         self.started = False  # a byte of the answer arrived
         self._head = False
+        self._keep_alive = False
         self._parts: list[bytes] = []
         self._waiting_bytes = 0
         self._error: UpstreamFailed | None = None
@@ -54,8 +55,7 @@ class Upstream(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         """Nothing of this exchange is left on the connection, and the other end keeps it open."""
-        clean = self.complete and not self._parts and not self.lost and self._error is None
-        return clean and bool(self._parser.should_keep_alive())
+        return self._keep_alive and not self._parts and not self.lost and self._error is None
 
     def send(self, request: bytes) -> None:
         assert self._transport is not None
@@ -141,6 +141,7 @@ class Upstream(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self.complete = self._head
+        self._keep_alive = self.complete and bool(self._parser.should_keep_alive())  # the parser forgets it afterwards
 
 
 class Pool:

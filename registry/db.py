@@ -154,6 +154,19 @@ class transaction:
             raise StorageError(f"the registry cannot be written: {e}") from e
 
 
+class snapshot:
+    """Every read inside the block sees one state of the file, whatever its writer commits meanwhile."""
+
+    def __init__(self, db: Database) -> None:
+        self.connection = db.conn
+
+    def __enter__(self) -> None:
+        self.connection.execute("BEGIN")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+        self.connection.execute("ROLLBACK")
+
+
 def refuse_remote(path: Path, mounts: str | None = None) -> None:
     """Raise StorageError when `path` would stand on a network or parallel file system.
 

@@ -9,7 +9,7 @@ The gateway's process is the one writer (`open_ledger`, `record`, `settle_orphan
 from __future__ import annotations
 
 import enum
-import secrets
+import random
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from registry import clock
-from registry.db import Conflict, Database, open_writer, row, rows, transaction
+from registry.db import Conflict, Database, open_writer, row, rows, snapshot, transaction
 from registry.ledger_migrations import MIGRATIONS
 
 
@@ -27,7 +27,7 @@ class Outcome(enum.StrEnum):
     COMPLETED = "completed"
     CLIENT_LEFT = "client_left"
     UPSTREAM_FAILED = "upstream_failed"
-    ORPHANED = "orphaned"  # the gateway's process ended before the request did
+    ORPHANED = "orphaned"  # the gateway's process ended, or was about to, before the request did
 
 
 class Price(Protocol):
@@ -113,8 +113,8 @@ def open_ledger(path: Path) -> Database:
 
 
 def mint(at: datetime) -> str:
-    """A new event id: 12 hex digits of milliseconds, then 80 random bits. Later ids sort later."""
-    return f"{int(at.timestamp() * 1000):012x}{secrets.token_hex(10)}"
+    """A new event id: 12 hex digits of milliseconds, then 80 random bits (unique, not secret). Later ids sort later."""
+    return f"{int(at.timestamp() * 1000):012x}{random.getrandbits(80):020x}"
 
 
 def price(prices: Mapping[str, Price], model: str, prompt_tokens: int, completion_tokens: int) -> int:
@@ -275,16 +275,20 @@ def check(db: Database) -> list[str]:
 
     Every step's postings sum to zero; each tenant's `consumed` is what its events cost, its `held` what is open.
     """
-    wrong = [
-        f"event {r['event_id']}: the postings of its {r['step']} sum to {r['total']}, not 0"
-        for r in rows(
-            db,
-            "SELECT event_id, step, sum(microcredits) AS total FROM postings GROUP BY event_id, step HAVING total != 0",
+    with snapshot(db):
+        wrong = [
+            f"event {r['event_id']}: the postings of its {r['step']} sum to {r['total']}, not 0"
+            for r in rows(
+                db,
+                """SELECT event_id, step, sum(microcredits) AS total FROM postings
+                   GROUP BY event_id, step HAVING total != 0""",
+            )
+        ]
+        posted = dict(tuple(r) for r in rows(db, "SELECT account, sum(microcredits) FROM postings GROUP BY account"))
+        consumed = dict(
+            tuple(r) for r in rows(db, "SELECT tenant, sum(microcredits) FROM usage_events GROUP BY tenant")
         )
-    ]
-    posted = dict(tuple(r) for r in rows(db, "SELECT account, sum(microcredits) FROM postings GROUP BY account"))
-    consumed = dict(tuple(r) for r in rows(db, "SELECT tenant, sum(microcredits) FROM usage_events GROUP BY tenant"))
-    held = dict(tuple(r) for r in rows(db, "SELECT tenant, sum(held_microcredits) FROM holds GROUP BY tenant"))
+        held = dict(tuple(r) for r in rows(db, "SELECT tenant, sum(held_microcredits) FROM holds GROUP BY tenant"))
     for account, expected in (("consumed", consumed), ("held", held)):
         for tenant in sorted({a.split("/")[0] for a in posted} | set(expected)):
             got, want = posted.get(f"{tenant}/{account}", 0), expected.get(tenant, 0)

@@ -25,7 +25,7 @@ class Engine:
     key: str = "upstream-secret"
     pieces: list[str] = field(default_factory=lambda: ["Gra", "vity ", "is ", "round."])
     hold_after: int | None = None
-    fail: str | None = None  # "500" | "die" (after hold_after pieces) | "abort" | "refuse" | "unreachable"
+    fail: str | None = None  # "500" | "abort" | "refuse" | "unreachable"; after hold_after: "die" | "error event"
     split_events: bool = False  # send each event in two writes
     host: str = "127.0.0.1"
     port: int = 0
@@ -100,6 +100,11 @@ class Engine:
                     if self.fail == "die":
                         assert request.transport is not None
                         request.transport.abort()
+                    if self.fail == "error event":
+                        await response.write(
+                            b'data: {"error":{"message":"out of memory","code":500}}\n\ndata: [DONE]\n\n'
+                        )
+                        return response
                     await self.go.wait()
                 await send([{"index": 0, "delta": {"content": piece}}], n, continuous)
             await send([{"index": 0, "delta": {}, "finish_reason": "stop"}], len(self.pieces), continuous)

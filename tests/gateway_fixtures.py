@@ -44,6 +44,7 @@ class Platform:
     registry: Database
     key: str
     url: str = ""
+    runner: web.AppRunner | None = None
     said: list[str] = field(default_factory=list)  # by a gateway process, until it listened or ended
 
     def tenant(self, name: str, **limits: int) -> str:
@@ -63,6 +64,10 @@ class Platform:
 
     def gone(self, replica: str = "replica-1") -> None:
         deployments.set_replica_state(self.registry, replica, ReplicaState.STOPPED)
+
+    async def stop(self) -> None:
+        assert self.runner is not None
+        await self.runner.cleanup()
 
     def openai(self, key: str | None = None) -> AsyncOpenAI:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=20)
@@ -137,6 +142,7 @@ async def started(platform: Platform) -> AsyncIterator[web.Application]:
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
+        platform.runner = runner
         platform.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         yield app
     finally:

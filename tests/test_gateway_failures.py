@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from engine import Engine
@@ -71,6 +72,30 @@ async def test_a_replica_that_falls_silent_ends_the_stream(tmp_path: Path) -> No
         await until(engine.aborted.is_set)
         (event,) = await platform.settled()
         assert event.outcome is Outcome.UPSTREAM_FAILED
+
+
+async def test_an_error_the_engine_sends_within_a_stream_reaches_the_client_and_is_not_completed(
+    tmp_path: Path,
+) -> None:
+    async with gateway(tmp_path, Engine(fail="error event", hold_after=2)) as platform, platform.openai() as client:
+        with pytest.raises(openai.APIError, match="out of memory"):
+            async for _ in await client.chat.completions.create(**HELLO, stream=True):
+                pass
+        (event,) = await platform.settled()
+        assert (event.outcome, event.completion_tokens) == (Outcome.UPSTREAM_FAILED, 2)
+
+
+async def test_a_stream_that_outlives_the_gateways_patience_is_billed_so_far(tmp_path: Path) -> None:
+    engine = Engine(hold_after=2)
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+        stream = await client.chat.completions.create(**HELLO, stream=True)
+        await platform.stop()
+        with pytest.raises((openai.APIError, httpx.HTTPError)):
+            async for _ in stream:
+                pass
+        (event,) = await platform.settled()
+        assert (event.outcome, event.completion_tokens) == (Outcome.ORPHANED, 2)
+        assert engine.aborted.is_set()
 
 
 async def test_requests_go_to_the_replica_with_the_fewest_outstanding(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from launchers.megatron import cpu
+from launchers.megatron import attention, cpu
 from launchers.megatron.recipe import Model, Parallel
 
 
@@ -58,7 +57,7 @@ def build(model: Model, vocab_size: int, settings: TransformerConfig, device: to
     """This rank's shard, freshly initialised, on `device`."""
     made = GPTModel(
         settings,
-        get_gpt_layer_local_spec(normalization="RMSNorm"),
+        attention.layer(),
         vocab_size=vocab_size,
         max_sequence_length=model.seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
