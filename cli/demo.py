@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from launchers.megatron.manifest import CheckpointError, verify
-from launchers.schedulers import scheduler_for
 
 from cli import report, serve
 from cli.client import Control, Refused
@@ -23,8 +21,10 @@ from cli.services import start_services, stop_services, url
 from cli.train import publish_spec, submit, train_spec
 from launchers import spec as specs
 from launchers.launch import Launched, read_job
+from launchers.megatron.manifest import CheckpointError, verify
 from launchers.run_folder import RunFolder
 from launchers.scheduler import SchedulerError
+from launchers.schedulers import scheduler_for
 from registry.site import Site
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.toml"

@@ -71,9 +71,8 @@ def gateway(context: Context, /) -> None:
 @click.pass_obj
 def controller(context: Context, /) -> None:
     """Reconcile and serve the control API until SIGTERM."""
-    from launchers.schedulers import scheduler_for
-
     from launchers.control import run
+    from launchers.schedulers import scheduler_for
     from registry.db import StorageError
 
     prepare_service()
