@@ -57,6 +57,21 @@ def test_a_taken_port_is_named_and_nothing_stays_running(laptop: Platform) -> No
     assert laptop.processes() == []
 
 
+def test_a_full_disk_is_named_before_anything_is_started(laptop: Platform) -> None:
+    disk = laptop.root / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot make a full disk: {mounted.stderr.decode().strip()} (needs root)")
+    try:
+        done = laptop.run("--set", f"state_dir={disk}/state", "up")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert done.returncode == 1
+    assert "state_dir" in done.stderr and "KiB left" in done.stderr
+    assert laptop.processes() == []
+
+
 def test_without_a_controller_a_command_says_how_to_start_one(laptop: Platform) -> None:
     done = laptop.run("models")
     assert done.returncode == 1
