@@ -193,6 +193,48 @@ def test_two_ranks_share_the_batch_save_in_the_background_and_learn_the_same(ben
     assert [t["iteration"] for t in announced(folder, "checkpoint")] == sorted({5, 10, stopped, 15, 20})
 
 
+def test_a_checkpoint_continues_in_another_layout(bench: Bench, trained: RunFolder) -> None:
+    folder = bench.train_folder("pipeline", parallel={"pipeline": 2})
+    shutil.copytree(trained.checkpoints / "iter_0000010", folder.checkpoints / "iter_0000010")
+    bench.run(folder, ranks=2)
+    alone, together = losses(trained), losses(folder)
+    assert sorted(together) == list(range(11, 21))
+    for iteration, loss in together.items():
+        assert loss == pytest.approx(alone[iteration], abs=2e-3), iteration
+    assert manifest.read(folder.checkpoints / "iter_0000020").facts["parallel"] == {"tensor": 1, "pipeline": 2}
+
+
+def test_two_jobs_that_prepare_the_same_text_at_once_end_up_with_one_dataset(
+    training_python: str, tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from pathlib import Path; from launchers.megatron.data import Data, prepare;"
+        "data = Data(text=('{stdlib}/json/*.py',), vocab_size=600); sys.stdin.read(1);"
+        "print(prepare(data, Path(sys.argv[1])).path)"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    both = [
+        subprocess.Popen(
+            [training_python, "-W", "ignore", "-c", program, str(tmp_path)],
+            cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        for process in both:
+            assert process.stdin
+            process.stdin.write("x")
+            process.stdin.flush()
+        said = {p.communicate(timeout=LIMIT_S)[0].strip() for p in both}
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    assert len(said) == 1
+    assert [str(p) for p in tmp_path.iterdir()] == list(said)
+    assert manifest.verify(Path(said.pop())).kind == "dataset"
+
+
 def test_a_rank_ends_when_another_one_dies(bench: Bench) -> None:
     folder = bench.train_folder("bereft", train={"iterations": 5000})
     group = bench.start(folder, ranks=2)

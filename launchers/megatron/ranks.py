@@ -49,14 +49,12 @@ class Ranks:
         return bool(said.item())
 
 
-def world_from_environment() -> tuple[int, int, int]:
-    """(rank, world size, local rank) as the supervisor set them; a lone process needs none of the variables."""
-    return tuple(int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # type: ignore[return-value]
-
-
 def connect(timeout_s: float) -> Ranks:
     """Find the other ranks. No process group yet: one may take long to prepare data while the others wait."""
-    rank, world, local = world_from_environment()
+    # As the supervisor set them; a lone process needs none of the variables.
+    rank, world, local = (
+        int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+    )
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
         device = torch.device("cuda", local)

@@ -45,7 +45,7 @@ class Model:
 class Data:
     text: tuple[str, ...]  # glob patterns, files, or directories; "{stdlib}" is Python's own standard library
     vocab_size: int  # of the byte-level BPE that is trained on this text
-    max_mb: float = 1024.0  # megabytes of text to read, in path order
+    max_mb: float = 1024.0  # megabytes of text to read, from a fixed shuffle of the files
     split: str = "95,5,0"  # training, validation, test: parts of the documents
 
 
