@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
+import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +52,10 @@ def demo(context: Context, /, once: bool, recipe: Path) -> None:
     """Train a small GPT on Python's own sources, serve it, call it as an application would, and show what it cost."""
     site = context.site()
     started = Started(site)
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # whoever ends us, what we started ends too
     try:
         with display(STAGES) as shown:
-            Demo(context, site, shown, started, once, recipe).run()
+            key = Demo(site, shown, started, once, recipe, context).run()
     except KeyboardInterrupt:
         click.echo("\ninterrupted: stopping what the demo started", err=True)
         started.stop()
@@ -60,7 +65,9 @@ def demo(context: Context, /, once: bool, recipe: Path) -> None:
         raise
     if once:
         started.stop()
-        click.echo("everything was stopped; `make demo` again reuses the data and the checkpoint")
+        click.echo("everything was stopped; the next demo reuses the data and the checkpoint")
+    else:
+        click.echo(how_to_go_on(context, site, key))
 
 
 @dataclass(slots=True)
@@ -95,15 +102,16 @@ class Started:
 
 class Demo:
     def __init__(
-        self, context: Context, site: Site, shown: Display, started: Started, once: bool, recipe: Path
+        self, site: Site, shown: Display, started: Started, once: bool, recipe: Path, context: Context
     ) -> None:
-        self.context, self.site, self.display, self.started, self.once = context, site, shown, started, once
-        self.recipe = recipe
+        self.site, self.display, self.started, self.once = site, shown, started, once
+        self.recipe, self.context = recipe, context
         self.control = Control(site.control_socket)
         self.ours: set[str] = set()  # the runs and replicas that this demo launched
         self.before = (0, 0, 0)
 
-    def run(self) -> None:
+    def run(self) -> str:
+        """All stages; returns the key that it called with."""
         self.display.stage(f"start the gateway and the controller (site {self.site.name})")
         self.started.services = start_services(self.context)
         self.display.note(f"applications call {url(self.site)}/v1")
@@ -117,7 +125,8 @@ class Demo:
         self.display.stage("call it as an application would (the openai package, a key of its own)")
         key, usages = self.ask()
         self.display.stage("report")
-        self.report(key, usages)
+        self.report(usages)
+        return key
 
     def train(self) -> dict[str, Any]:
         spec = train_spec(self.site, self.recipe, NAME, {})
@@ -242,7 +251,7 @@ class Demo:
                 return r["requests"], r["prompt_tokens"], r["completion_tokens"]
         return 0, 0, 0
 
-    def report(self, key: str, usages: list[Any]) -> None:
+    def report(self, usages: list[Any]) -> None:
         requests, prompt, completion = self.before
         expected = (
             requests + len(usages),
@@ -263,8 +272,6 @@ class Demo:
         self.display.note(f"check: the ledger's tokens of these two requests ({tokens}) are the engine's own")
         if self.site.scheduler.kind == "slurm" and self.once:
             self.display.note(check_against_sacct(self.site, [j for j in said["jobs"] if j["subject"] in self.ours]))
-        if not self.once:
-            self.display.note(how_to_go_on(self.context, self.site, key))
 
 
 def stop_deployment(site: Site, name: str) -> None:
@@ -310,12 +317,15 @@ def _same_recipe(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def how_to_go_on(context: Context, site: Site, key: str) -> str:
-    again = f" --site {context.site_file}" if context.site_file else ""
+    program = "headgate" if shutil.which("headgate") else os.path.relpath(sys.argv[0])
+    words = [program, *(["--site", str(context.site_file)] if context.site_file else [])]
+    again = shlex.join([*words, *(word for setting in context.settings for word in ("--set", setting))])
     return f"""
-It stays up. The URL is {url(site)}/v1, the key {key}. Try:
+It stays up. The URL is {url(site)}/v1 and the key {key}. Try:
 
   curl {url(site)}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
     -H 'Content-Type: application/json' \\
     -d '{{"model": "{NAME}", "messages": [{{"role": "user", "content": "{QUESTION}"}}], "max_tokens": 64}}'
 
-`headgate{again} status` shows what runs, `headgate{again} down` stops it."""
+  {again} status    what runs
+  {again} down      stop it"""

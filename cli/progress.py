@@ -92,7 +92,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         for line in text.splitlines():
-            self.console.print(f"    {line}", markup=False)
+            self.console.print(f"    {line}", markup=False, soft_wrap=True)  # long lines can be copied whole
 
     def update(self, text: str, done: float | None = None, total: float | None = None) -> None:
         if self.task is not None:

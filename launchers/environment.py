@@ -5,39 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launchers.spec import Environment, Resources
+from launchers.spec import Environment, Resources, SpecError
 
 
-def inside(environment: Environment, argv: Sequence[str], resources: Resources, node: str | None = None) -> list[str]:
-    """The command line that runs `argv` in `environment`; `{python}` stands for the environment's interpreter."""
+def inside(
+    environment: Environment,
+    argv: Sequence[str],
+    resources: Resources,
+    node: str | None = None,
+    places: Sequence[str] = (),
+) -> list[str]:
+    """The command line that runs `argv` in `environment`; `{python}` stands for the environment's interpreter.
+
+    A container sees `places` (absolute paths) where they are outside, and the site's own mounts. Raises SpecError for
+    an environment that cannot be.
+    """
     command = [word.replace("{python}", environment.python) for word in argv]
-    match environment.kind:
-        case "venv":
-            return command
-        case "apptainer":
-            assert environment.image
-            gpus = ["--nv"] if resources.gpus_per_node else []
-            binds = [word for mount in environment.mounts for word in ("--bind", mount)]
-            return ["apptainer", "exec", *gpus, *binds, environment.image, *command]
-        case "pyxis":
-            # The supervisor is outside the container, so the container gets a step of its own on the same node.
-            assert environment.image
-            place = ["--nodelist", node] if node else []
-            mounts = ["--container-mounts", ",".join(environment.mounts)] if environment.mounts else []
-            step = ["srun", "--overlap", "--nodes=1", "--ntasks=1", *place]
-            return [*step, "--container-image", environment.image, *mounts, *command]
-    raise ValueError(f"environment kind {environment.kind!r} is none of venv, apptainer, pyxis")
+    if environment.kind == "venv":
+        return command
+    if environment.kind not in ("apptainer", "pyxis"):
+        raise SpecError(f"environment.kind {environment.kind!r} is none of apptainer, pyxis, venv")
+    if not environment.image:
+        raise SpecError(f"environment.image is missing: kind {environment.kind!r} needs one")
+    mounts = list(dict.fromkeys([*(f"{place}:{place}" for place in places), *environment.mounts]))
+    if environment.kind == "apptainer":
+        gpus = ["--nv"] if resources.gpus_per_node else []
+        return ["apptainer", "exec", *gpus, *(w for m in mounts for w in ("--bind", m)), environment.image, *command]
+    # The supervisor is outside the container, so the container gets a step of its own on the same node.
+    where = ["--nodelist", node] if node else []
+    seen = ["--container-mounts", ",".join(mounts)] if mounts else []
+    step = ["srun", "--overlap", "--nodes=1", "--ntasks=1", *where]
+    return [*step, "--container-image", environment.image, *seen, *command]
 
 
 def child_env(inherited: Mapping[str, str], environment: Environment, code: Path, cpus: int) -> dict[str, str]:
-    """The environment of a child process: the job's own, the site's settings for this environment, our frozen code."""
-    env = {k: v for k, v in inherited.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "VIRTUAL_ENV")}
-    env.update(
-        PYTHONPATH=str(code),
-        PYTHONUNBUFFERED="1",
-        OMP_NUM_THREADS=str(cpus),
-        HF_HUB_OFFLINE="1",
-        TRANSFORMERS_OFFLINE="1",
-    )
-    env.update(environment.env)
-    return env
+    """The environment of a child process: the job's own, our frozen code, and the site's settings on top."""
+    # Without compiled files every start would compile torch and its family again.
+    foreign = ("PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "VIRTUAL_ENV")
+    ours = {
+        "PYTHONPATH": str(code),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(cpus),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    return {k: v for k, v in inherited.items() if k not in foreign} | ours | environment.env

@@ -60,6 +60,16 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def dataset(self) -> Path:
+        """Which prepared dataset the run began with; it keeps to it, so that an iteration means the same samples."""
+        return self.root / "dataset.json"
+
+    @property
+    def samples(self) -> Path:
+        """Megatron's index of samples: which tokens make which."""
+        return self.root / "samples"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

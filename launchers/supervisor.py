@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from launchers import task as tasks
-from launchers.announce import announce
+from launchers.announce import announce, names
 from launchers.environment import child_env
 from launchers.megatron import command as megatron
 from launchers.run_folder import RunFolder
@@ -103,12 +103,13 @@ class Supervisor:
             port = tasks.free_port(spec.listen)
             self.endpoint = server.Endpoint(server.reachable_as(spec.listen), port, server.mint_key(self.folder.secret))
             env.update(server.secret_env(self.endpoint.key))
-            command = server.argv(spec, port, task.node)
+            command = server.argv(spec, port, self.folder.code, task.node)
         else:
             address, port = tasks.meet(self.folder.rendezvous, task)
-            rank = megatron.Rank(task.rank, task.tasks, task.local_rank, address, port)
+            attempt = sum(name.endswith("-attempt-started.json") for name in names(self.folder.announcements))
+            rank = megatron.Rank(task.rank, task.tasks, task.local_rank, address, port, attempt)
             env = megatron.child_env(spec, self.folder.root, rank, os.environ)
-            command = megatron.child_argv(spec, self.folder.root)
+            command = megatron.child_argv(spec, self.folder.root, task.node)
         with open(self.log, "ab") as log:
             # A session of its own: one killpg reaches everything the child started.
             child = subprocess.Popen(

@@ -126,7 +126,8 @@ def test_in_a_container_run_folder_datasets_and_mounts_are_visible_and_gpus_with
         train_spec(kind="apptainer", image="/images/t.sif", python="python3", mounts=("/data:/data",)), RUN
     )
     assert argv == [
-        "apptainer", "exec", "--nv", "-B", "/shared/runs/r1", "-B", "/shared/datasets", "-B", "/data:/data",
+        "apptainer", "exec", "--nv", "--bind", "/shared/runs/r1:/shared/runs/r1",
+        "--bind", "/shared/datasets:/shared/datasets", "--bind", "/data:/data",
         "/images/t.sif", "python3", "-m", "launchers.megatron.pretrain", "/shared/runs/r1",
     ]  # fmt: skip
 
@@ -139,7 +140,8 @@ def test_a_conversion_sees_its_checkpoint_and_needs_no_gpu() -> None:
     )  # fmt: skip
     argv = child_argv(spec, RUN)
     assert "--nv" not in argv
-    assert argv[argv.index("/other/run/checkpoints/iter_0000020") - 1] == "-B"
+    seen = "/other/run/checkpoints/iter_0000020"
+    assert argv[argv.index(f"{seen}:{seen}") - 1] == "--bind"
     assert "launchers.megatron.convert" in argv
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from launchers import environment
 from launchers.run_folder import RunFolder
-from launchers.spec import ConvertSpec, SpecError, TrainSpec
+from launchers.spec import ConvertSpec, TrainSpec
 
 PROGRAMS = {TrainSpec: "launchers.megatron.pretrain", ConvertSpec: "launchers.megatron.convert"}
 
@@ -24,23 +25,11 @@ class Rank:
     attempt: int = 1
 
 
-def child_argv(spec: TrainSpec | ConvertSpec, run_folder: Path) -> list[str]:
+def child_argv(spec: TrainSpec | ConvertSpec, run_folder: Path, node: str | None = None) -> list[str]:
     """What the supervisor starts. Raises SpecError for an environment that this program cannot run in."""
-    environment = spec.environment
-    program = [environment.python, "-m", PROGRAMS[type(spec)], str(run_folder)]
-    match environment.kind:
-        case "venv" | "pyxis":  # pyxis: srun's own flags put the task into the container
-            return program
-        case "apptainer":
-            if not environment.image:
-                raise SpecError("environment.image is missing: kind 'apptainer' needs the path of a .sif file")
-            gpus = ["--nv"] if spec.resources.gpus_per_node else []
-            # Seen inside at the same paths: the run itself, and what it reads and writes elsewhere.
-            places = [str(run_folder), *_other_places(spec), *environment.mounts]
-            mounts = [word for place in dict.fromkeys(places) for word in ("-B", place)]
-            return ["apptainer", "exec", *gpus, *mounts, environment.image, *program]
-        case kind:
-            raise SpecError(f"environment.kind {kind!r} is none of apptainer, pyxis, venv")
+    program = ["{python}", "-m", PROGRAMS[type(spec)], str(run_folder)]
+    elsewhere = spec.dataset_dir if isinstance(spec, TrainSpec) else spec.checkpoint
+    return environment.inside(spec.environment, program, spec.resources, node, places=(str(run_folder), elsewhere))
 
 
 def child_env(
@@ -48,11 +37,7 @@ def child_env(
 ) -> dict[str, str]:
     """The whole environment of that process: `inherited`, what every rank needs, and the site's own on top."""
     ours = {
-        "PYTHONPATH": str(RunFolder(run_folder).code),  # the code as it was at submission, and nothing else
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(spec.resources.cpus_per_task),
         "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads give their core back: on a shared machine, 40% less CPU time
-        "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "true",
         "RANK": str(rank.rank),
         "WORLD_SIZE": str(rank.world_size),
@@ -61,10 +46,5 @@ def child_env(
         "MASTER_PORT": str(rank.master_port),
         "HEADGATE_ATTEMPT": str(rank.attempt),
     }
-    # Without compiled files every start would compile torch and its family again.
-    kept = {k: v for k, v in inherited.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return kept | ours | spec.environment.env
-
-
-def _other_places(spec: TrainSpec | ConvertSpec) -> list[str]:
-    return [spec.dataset_dir] if isinstance(spec, TrainSpec) else [spec.checkpoint]
+    code = RunFolder(run_folder).code
+    return environment.child_env({**inherited, **ours}, spec.environment, code, spec.resources.cpus_per_task)

@@ -65,7 +65,7 @@ def _run(folder: RunFolder, recipe: Recipe, dataset: data.Dataset, ranks: Ranks,
                      iterations=recipe.train.iterations, first_loss=None, last_loss=None)  # fmt: skip
         return
 
-    trainer = Trainer(recipe, dataset, folder.root / "samples", ranks)
+    trainer = Trainer(recipe, dataset, folder.samples, ranks)
     if resume:
         checkpoints.announce_missed(resume)
         checkpoints.load(trainer.state, resume)
@@ -222,7 +222,7 @@ def _dataset(folder: RunFolder, recipe: Recipe, dataset_dir: Path, ranks: Ranks)
     otherwise mean other samples after a restart.
     """
     if ranks.first:
-        note = folder.root / "dataset.json"
+        note = folder.dataset
         begun = Path(json.loads(note.read_text(encoding="utf-8"))["path"]) if note.exists() else None
         dataset = (begun and data.find(begun)) or data.prepare(recipe.data, dataset_dir)
         if begun and dataset.path.name != begun.name:

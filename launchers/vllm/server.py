@@ -44,7 +44,7 @@ def reachable_as(listen: str) -> str:
     return listen if listen.startswith("127.") else own_address()
 
 
-def argv(spec: ServeSpec, port: int, node: str | None) -> list[str]:
+def argv(spec: ServeSpec, port: int, code: Path, node: str | None) -> list[str]:
     """The engine's command line. The replica's key travels in the environment, where `ps` does not show it."""
     command = [
         *(spec.environment.command or DEFAULT_COMMAND),
@@ -55,7 +55,7 @@ def argv(spec: ServeSpec, port: int, node: str | None) -> list[str]:
         *("--shutdown-timeout", str(spec.shutdown_timeout_s)),
         *spec.engine_args,
     ]
-    return inside(spec.environment, command, resources=spec.resources, node=node)
+    return inside(spec.environment, command, spec.resources, node, places=(str(code), spec.model_path))
 
 
 def secret_env(key: str) -> dict[str, str]:
