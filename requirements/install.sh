@@ -42,7 +42,7 @@ if grep -q '^torch==' "$lock" && ! "$venv/bin/python" -c 'import torch' 2>/dev/n
     $pip install --no-deps --require-hashes --index-url https://download.pytorch.org/whl/cpu -r "$torch"
 fi
 $pip install --no-deps --require-hashes -r "$lock"
-[ "$which" != control ] || $pip install --no-deps --no-build-isolation -e "$root"
+[ "$which" != control ] || PYTHONWARNINGS=ignore $pip install --no-deps --no-build-isolation -e "$root"
 if [ "$which" = engine ]; then
   echo "starting the engine once, so that the first real start is warm" >&2
   "$venv/bin/python" "$here/warm_engine.py"

@@ -34,6 +34,9 @@ def make_model(directory: Path) -> None:
     """A Llama of two layers with random weights and a tokenizer of single bytes. head_dim 32: 16 is not supported."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<|end|>", *alphabet])}, merges=[]))
