@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -9,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from launchers.megatron.manifest import CheckpointError, verify
-from launchers.schedulers import scheduler_for
 
 from cli import report, serve
 from cli.client import Control, Refused
@@ -20,9 +20,11 @@ from cli.progress import Display, display
 from cli.services import start_services, stop_services, url
 from cli.train import publish_spec, submit, train_spec
 from launchers import spec as specs
-from launchers.launch import read_job
+from launchers.launch import Launched, read_job
+from launchers.megatron.manifest import CheckpointError, verify
 from launchers.run_folder import RunFolder
 from launchers.scheduler import SchedulerError
+from launchers.schedulers import scheduler_for
 from registry.site import Site
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.toml"
@@ -35,14 +37,20 @@ SETTLED_S = 10.0
 
 @click.command()
 @click.option("--once", is_flag=True, help="Stop everything at the end; leave no process.")
+@click.option(
+    "--recipe",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=RECIPE,
+    help="Train this instead of the demo's own few million parameters.",
+)
 @click.pass_obj
-def demo(context: Context, /, once: bool) -> None:
+def demo(context: Context, /, once: bool, recipe: Path) -> None:
     """Train a small GPT on Python's own sources, serve it, call it as an application would, and show what it cost."""
     site = context.site()
     started = Started(site)
     try:
         with display(STAGES) as shown:
-            Demo(context, site, shown, started, once).run()
+            Demo(context, site, shown, started, once, recipe).run()
     except KeyboardInterrupt:
         click.echo("\ninterrupted: stopping what the demo started", err=True)
         started.stop()
@@ -86,9 +94,14 @@ class Started:
 
 
 class Demo:
-    def __init__(self, context: Context, site: Site, shown: Display, started: Started, once: bool) -> None:
+    def __init__(
+        self, context: Context, site: Site, shown: Display, started: Started, once: bool, recipe: Path
+    ) -> None:
         self.context, self.site, self.display, self.started, self.once = context, site, shown, started, once
+        self.recipe = recipe
         self.control = Control(site.control_socket)
+        self.ours: set[str] = set()  # the runs and replicas that this demo launched
+        self.before = (0, 0, 0)
 
     def run(self) -> None:
         self.display.stage(f"start the gateway and the controller (site {self.site.name})")
@@ -107,7 +120,7 @@ class Demo:
         self.report(key, usages)
 
     def train(self) -> dict[str, Any]:
-        spec = train_spec(self.site, RECIPE, NAME, {})
+        spec = train_spec(self.site, self.recipe, NAME, {})
         found = self.trained_before(spec)
         if found is not None:
             self.display.note(f"reused: checkpoint {found['id']}, trained earlier with the same recipe and data")
@@ -115,13 +128,18 @@ class Demo:
                 if fact.get("stage") in ("data", "model", "done"):
                     show(fact, self.display)
             return found
-        launched = submit(self.site, spec)
-        self.started.run = launched.folder
+        launched = self._submit(spec)
         self.display.note(f"run {spec.id}, job {launched.job.job_id} on {launched.job.cluster}")
         follow(self.site, launched.folder, self.display)
         self.started.run = None
         checkpoint: dict[str, Any] = self.control.get(f"/v1/checkpoints/{spec.id}")
         return checkpoint
+
+    def _submit(self, spec: specs.Spec) -> Launched:
+        launched = submit(self.site, spec)
+        self.started.run = launched.folder
+        self.ours.add(spec.id)
+        return launched
 
     def trained_before(self, spec: specs.TrainSpec) -> dict[str, Any] | None:
         """The last checkpoint of a completed run of the same recipe, if it is whole."""
@@ -148,8 +166,7 @@ class Demo:
                     continue
                 self.display.note(f"reused: model {NAME}@latest, version {model['version']}")
                 return
-        launched = submit(self.site, publish_spec(self.site, checkpoint, f"{NAME}@latest", {}))
-        self.started.run = launched.folder
+        launched = self._submit(publish_spec(self.site, checkpoint, f"{NAME}@latest", {}))
         follow(self.site, launched.folder, self.display)
         self.started.run = None
         made = next(m for m in reversed(self.control.get("/v1/models")) if m["checkpoint"] == checkpoint["id"])
@@ -173,6 +190,7 @@ class Demo:
         began = time.monotonic()
         described = serve.wait_ready(self.site, NAME, self._waiting)
         replica = next(r["replica"] for r in described["replicas"] if r["replica"]["state"] == "ready")
+        self.ours.add(replica["id"])
         took = time.monotonic() - began
         self.display.note(
             f"replica {replica['id']} on {replica['host']}:{replica['port']}: healthy, and it generated a token "
@@ -244,7 +262,7 @@ class Demo:
         tokens = sum(u.total_tokens for u in usages)
         self.display.note(f"check: the ledger's tokens of these two requests ({tokens}) are the engine's own")
         if self.site.scheduler.kind == "slurm" and self.once:
-            self.display.note(check_against_sacct(self.site, said["jobs"]))
+            self.display.note(check_against_sacct(self.site, [j for j in said["jobs"] if j["subject"] in self.ours]))
         if not self.once:
             self.display.note(how_to_go_on(self.context, self.site, key))
 
@@ -265,8 +283,6 @@ def stop_deployment(site: Site, name: str) -> None:
 
 def check_against_sacct(site: Site, jobs: list[dict[str, Any]]) -> str:
     """Ask sacct itself, past everything of ours, and compare. A difference ends the command."""
-    import os
-
     env = dict(os.environ)
     if site.scheduler.slurm_conf:
         env["SLURM_CONF"] = str(site.scheduler.slurm_conf)
@@ -290,8 +306,6 @@ def check_against_sacct(site: Site, jobs: list[dict[str, Any]]) -> str:
 
 
 def _same_recipe(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    import json
-
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from launchers.schedulers import scheduler_for
 
 from cli.client import Control, Refused, Unreachable
 from cli.context import Context
@@ -17,6 +16,7 @@ from cli.logs import find_folder
 from cli.resources import asked, resource_options
 from launchers.launch import read_job
 from launchers.scheduler import SchedulerError
+from launchers.schedulers import scheduler_for
 from registry.site import Site
 
 

@@ -18,6 +18,7 @@ import psutil
 
 from cli.client import Control, Refused, Unreachable
 from cli.context import Context
+from registry.db import StorageError, require_room
 from registry.site import Site
 
 START_S = 60.0
@@ -71,10 +72,8 @@ def gateway(context: Context, /) -> None:
 @click.pass_obj
 def controller(context: Context, /) -> None:
     """Reconcile and serve the control API until SIGTERM."""
-    from launchers.schedulers import scheduler_for
-
     from launchers.control import run
-    from registry.db import StorageError
+    from launchers.schedulers import scheduler_for
 
     prepare_service()
     site = context.site()
@@ -96,7 +95,11 @@ def url(site: Site) -> str:
 def start_services(context: Context) -> list[str]:
     """Start what is not running; returns the names of what was started. Nothing stays when one of them fails."""
     site = context.site()
-    site.services_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        require_room(site.state_dir)  # before their logs, which could not say so any more
+        site.services_dir.mkdir(parents=True, exist_ok=True)
+    except (StorageError, OSError) as e:
+        raise click.ClickException(str(e)) from e
     started: list[str] = []
     try:
         for name, answers in (("controller", controller_answers), ("gateway", gateway_answers)):

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-from launchers.megatron.recipe import RecipeError, check, read_recipe, to_dict
-from launchers.schedulers import scheduler_for
 
 from cli.client import Control
 from cli.context import Context
 from cli.resources import asked, resource_options
 from launchers.launch import Launched, launch, new_id
+from launchers.megatron.recipe import RecipeError, check, read_recipe, to_dict
 from launchers.resources import resources_from, training_environment
 from launchers.scheduler import SchedulerError
+from launchers.schedulers import scheduler_for
 from launchers.spec import ConvertSpec, Spec, TrainSpec
 from registry import clock
 from registry.db import RegistryError

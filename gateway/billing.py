@@ -55,9 +55,8 @@ class Billing:
         try:
             await self._writer.hold(held)
         except asyncio.CancelledError:
-            self._writer.record(
-                ledger.Release(attempt.event_id)
-            )  # queued behind the hold, which is written all the same
+            # Queued behind the hold, which is written all the same.
+            self._writer.record(ledger.Release(attempt.event_id))
             raise
         self._running[attempt.event_id] = bill
         try:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 1000  # steps in one transaction at most
 RETRY_S = 1.0  # between two attempts to write what is owed
+STOPPED = "its writer has stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class LedgerWriter:
         self._loop = loop
         self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
         self._failure: str | None = None
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._thread.start()
 
@@ -48,10 +50,11 @@ class LedgerWriter:
 
     async def hold(self, hold: ledger.Hold) -> None:
         """Returns once the hold is committed. Raises LedgerUnwritable: then nothing may be dispatched."""
-        if not self._thread.is_alive():
-            raise LedgerUnwritable(self._failure or "its writer has stopped")
         committed: asyncio.Future[None] = self._loop.create_future()
         self._queue.put(_Queued(hold, committed))
+        if self._stopped:  # looked at after queueing: the thread sets it before it empties the queue for the last time
+            committed.cancel()
+            raise LedgerUnwritable(self._failure or STOPPED)
         try:
             await committed
         except (StorageError, Conflict) as e:
@@ -67,6 +70,7 @@ class LedgerWriter:
         self._db.close()
 
     def _run(self) -> None:
+        batch: list[_Queued] = []
         owed: list[_Queued] = []
         open_ = True
         try:
@@ -74,9 +78,13 @@ class LedgerWriter:
                 batch, open_ = self._take(waiting=RETRY_S if owed else None)
                 owed = self._write([*owed, *batch])
         finally:
-            self._failure = self._failure or "its writer has stopped"
+            self._failure = self._failure or STOPPED
+            self._stopped = True
             if owed:
                 log.error("%d settlements could not be written: %s; they stay held", len(owed), self._failure)
+            while not self._queue.empty():  # only after a bug in here: nobody shall wait for ever
+                batch += filter(None, [self._queue.get()])
+            self._tell(batch, [StorageError(self._failure)] * len(batch))
 
     def _take(self, waiting: float | None) -> tuple[list[_Queued], bool]:
         """Up to BATCH queued steps, after waiting for the first; and whether more may come."""
@@ -111,13 +119,16 @@ class LedgerWriter:
         for queued, result in zip(batch, results, strict=True):
             if isinstance(result, Conflict) and queued.committed is None:
                 log.error("the ledger refused a step: %s", result)
-        waiting = [(q.committed, r) for q, r in zip(batch, results, strict=True) if q.committed is not None]
-        if waiting:
-            self._loop.call_soon_threadsafe(_tell, waiting)
+        self._tell(batch, results)
         return owed
 
+    def _tell(self, batch: Sequence[_Queued], results: Sequence[Exception | None]) -> None:
+        waiting = [(q.committed, r) for q, r in zip(batch, results, strict=True) if q.committed is not None]
+        if waiting:
+            self._loop.call_soon_threadsafe(_wake, waiting)
 
-def _tell(waiting: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
+
+def _wake(waiting: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
     for committed, error in waiting:
         if committed.done():  # its client left meanwhile
             continue

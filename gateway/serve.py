@@ -56,8 +56,9 @@ async def serve(site: Site, listening: socket.socket, stop_s: float) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    # handler_cancellation: a client that is gone cancels its handler, which aborts the upstream.
-    runner = web.AppRunner(make_app(site), handler_cancellation=True, access_log=None, shutdown_timeout=stop_s)
+    # handler_cancellation: a client that is gone cancels its handler, which aborts the upstream. aiohttp waits the
+    # shutdown_timeout twice, before and after it interrupts the reading of bodies.
+    runner = web.AppRunner(make_app(site), handler_cancellation=True, access_log=None, shutdown_timeout=stop_s / 2)
     try:
         await runner.setup()
         await web.SockSite(runner, listening, backlog=BACKLOG).start()

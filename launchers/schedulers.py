@@ -17,7 +17,9 @@ def scheduler_for(site: Site) -> Scheduler:
     from launchers.slurm_scheduler import SlurmScheduler
     from slurm.client import connect
 
-    environment = dict(os.environ)
+    # sbatch exports its environment into the job, where the keys of other providers have no business.
+    secret = {external.api_key_env for external in site.external.values()}
+    environment = {name: value for name, value in os.environ.items() if name not in secret}
     if site.scheduler.slurm_conf is not None:
         environment["SLURM_CONF"] = str(site.scheduler.slurm_conf)
     return SlurmScheduler(connect(environment, timeout_s=site.scheduler.command_timeout_s))

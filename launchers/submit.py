@@ -28,6 +28,7 @@ from launchers.local_job import LocalJob
 from launchers.scheduler import JobRequest, SchedulerError
 from launchers.spec import Resources
 from slurm.client import SlurmClient
+from slurm.commands import clean_environment
 
 START_TIMEOUT_S = 60.0
 LAST_TASK_WAIT_S = 120  # from the first task's end to the end of all, longer than a supervisor's own grace
@@ -122,6 +123,7 @@ def submit_locally(request: JobRequest, spool: Path) -> LocalJob:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "launchers.submit", str(spool)],
+            env=clean_environment(os.environ),  # we may be in a Slurm job ourselves: its tasks are not this job's
             cwd=Path(__file__).parents[1],  # so that -m finds us; the job itself starts in our current directory
             input=json.dumps(document),
             capture_output=True,

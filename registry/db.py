@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ REMOTE_FILE_SYSTEMS = frozenset(
     "9p afs beegfs ceph ceph-fuse cifs dfuse glusterfs gpfs juicefs lustre ncpfs nfs nfs4 orangefs pvfs2 s3fs smb3 "
     "smbfs sshfs weka wekafs".split()
 )
+
+
+MIN_FREE_BYTES = 16 << 20  # below this nothing is started: the first requests would find the disk full
 
 
 class RegistryError(Exception):
@@ -61,6 +65,7 @@ def open_writer(path: Path, migrations: Sequence[Migration]) -> Database:
     Raises StorageError when the file system is remote, full or not writable, or another process writes it.
     """
     refuse_remote(path)
+    require_room(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -172,6 +177,17 @@ class snapshot:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
         self.connection.execute("ROLLBACK")
+
+
+def require_room(directory: Path) -> None:
+    """Raise StorageError when the disk that holds (or will hold) `directory` is as good as full."""
+    existing = next(p for p in (directory, *directory.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        raise StorageError(
+            f"{directory}: the disk has {free >> 10:,} KiB left, and the registry and its logs want at least "
+            f"{MIN_FREE_BYTES >> 10:,} KiB; free some, or set state_dir to another disk"
+        )
 
 
 def refuse_remote(path: Path, mounts: str | None = None) -> None:

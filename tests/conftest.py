@@ -40,7 +40,7 @@ def slurm_cluster() -> Iterator[PrivateCluster]:
     assert installed.returncode == 0, installed.stderr
     # Not pytest's own temporary directory: its path is long, and Unix sockets' are not.
     root = Path(tempfile.mkdtemp(prefix="headgate-slurm-"))
-    command = [CLUSTER / "cluster", "--dir", str(root)]
+    command = [str(CLUSTER / "cluster"), "--dir", str(root)]
     try:
         started = subprocess.run([*command, "start"], text=True, check=False, capture_output=True)
         assert started.returncode == 0, started.stderr

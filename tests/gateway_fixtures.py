@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "What is gravity?"}], "max_tokens": 50}
 
 
-async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+async def until(condition: Callable[[], Any], timeout: float = 30.0) -> Any:
     """What `condition` returns once it is true."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -149,6 +150,12 @@ async def started(platform: Platform) -> AsyncIterator[web.Application]:
         await runner.cleanup()
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
 @asynccontextmanager
 async def gateway_process(platform: Platform) -> AsyncIterator[asyncio.subprocess.Process]:
     """`python -m gateway` on the platform's state, once it listens; killed at the end if it still runs."""
@@ -158,7 +165,7 @@ async def gateway_process(platform: Platform) -> AsyncIterator[asyncio.subproces
 state_dir = "{platform.site.state_dir}"
 shared_dir = "{platform.site.shared_dir}"
 [gateway]
-port = {platform.site.gateway.port}
+port = {platform.site.gateway.port or free_port()}
 [scheduler]
 kind = "local"
 [prices.default]

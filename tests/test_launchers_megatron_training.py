@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ import signal
 import socket
 import subprocess
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,7 +214,13 @@ def test_a_converted_model_computes_what_the_checkpoint_computes(bench: Bench, t
     found = manifest.verify(folder.model)
     assert found.bytes == fact["bytes"]
     names = {f.path for f in found.files}
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+    } <= names
     assert json.loads((folder.model / "config.json").read_text())["max_position_embeddings"] == 64
     assert not (folder.root / "model.partial").exists()
 
@@ -242,7 +247,7 @@ def test_a_damaged_checkpoint_is_not_converted(bench: Bench, trained: RunFolder,
     [
         ({"train": {"global_batch": 3}}, "error: train.global_batch = 3 is not divisible by"),
         ({"data": {"text": ["/nowhere/*.txt"]}}, "error: data.text: '/nowhere/*.txt' matches no text file"),
-        ({"data": {"vocab_size": 60_000}}, "error: data.vocab_size = 60000: .* characters of text only make"),
+        ({"data": {"vocab_size": 60_000}}, "error: data.vocab_size = 60000: .* characters only make"),
     ],
     ids=["arithmetic", "no text", "vocabulary"],
 )
@@ -265,8 +270,9 @@ def losses(folder: RunFolder) -> dict[int, float]:
 
 
 def announced(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
-    read: Callable[[str], announce.Announcement] = lambda n: announce.read(folder.announcements / n, os.getuid())
-    return [a.facts for a in map(read, announce.names(folder.announcements)) if a.kind == kind]
+    names = announce.names(folder.announcements)
+    told = [announce.read(folder.announcements / name, os.getuid()) for name in names]
+    return [a.facts for a in told if a.kind == kind]
 
 
 def _load(folder: RunFolder) -> Any:

@@ -95,7 +95,8 @@ def slurm(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
 
 @pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
 def site(request: pytest.FixtureRequest) -> Site:
-    return request.getfixturevalue(request.param)
+    chosen: Site = request.getfixturevalue(request.param)
+    return chosen
 
 
 def _clean(site: Site) -> None:
@@ -300,6 +301,17 @@ def test_a_local_job_is_in_a_session_of_its_own_and_no_child_of_its_submitter(lo
     assert started.facts["session"] != os.getsid(0)
     assert int(ref.job_id) not in [child.pid for child in psutil.Process().children(recursive=True)]
     assert psutil.Process(int(ref.job_id)).terminal() is None or os.getsid(int(ref.job_id)) != os.getsid(0)
+
+
+def test_a_local_job_submitted_inside_a_slurm_job_is_no_part_of_it(
+    local: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_CPUS_PER_TASK", "SUBMITIT_EXECUTOR"):
+        monkeypatch.setenv(name, "99")
+    ref = local.submit("r1", "exit", "0")
+    assert local.ended(ref).state is JobState.COMPLETED
+    (started,) = local.said("r1", "attempt-started")
+    assert (started.facts["job_id"], started.facts["cpus"]) == (ref.job_id, None)
 
 
 def test_a_local_job_without_gpus_sees_none(local: Site) -> None:

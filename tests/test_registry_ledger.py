@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from gateway import calls
+from gateway.admission import Admission
+from gateway.auth import Caller
+from gateway.billing import Billing
+from gateway.calls import Kind
 from gateway.errors import LedgerUnwritable
 from gateway.ledger_writer import LedgerWriter
+from gateway.metering import Meter
 from registry import clock, ledger
 from registry.db import Conflict, Database, StorageError, open_reader
 from registry.ledger import Attempt, Hold, Note, Outcome, Release, UsageEvent
 from registry.site import Price
+from registry.tenants import Tenant
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -186,6 +193,44 @@ async def test_a_full_ledger_refuses_holds_and_keeps_settlements_until_there_is_
     assert ledger.open_holds(reader) == settled + 1
     assert ledger.check(reader) == []
     reader.close()
+
+
+async def test_a_client_that_leaves_while_its_hold_is_written_leaves_nothing_held(path: Path) -> None:
+    writer = LedgerWriter(ledger.open_ledger(path), asyncio.get_running_loop())
+    billing = Billing(writer, {}, lambda: NOON)
+    caller = Caller("key-1", Tenant("physics", "root", None, None, None, ""))
+    call = calls.read(Kind.COMPLETION, b'{"model":"tiny","prompt":"x"}')
+
+    async def request() -> None:
+        with Admission({}, lambda: 0.0).admit(caller.tenant, 1) as hold:
+            async with billing.attempt(caller, call, "replica-1", hold, Meter()):
+                raise AssertionError("it was dispatched")
+
+    task = asyncio.create_task(request())
+    await asyncio.sleep(0)  # runs it until it waits for its hold
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await writer.close()
+    reader = open_reader(path)
+    assert ledger.open_holds(reader) == 0
+    assert ledger.check(reader) == []
+    reader.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_writer_that_broke_refuses_holds_instead_of_keeping_them_waiting(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ledger, "record", broken)
+    writer = LedgerWriter(ledger.open_ledger(path), asyncio.get_running_loop())
+    for n in range(2):
+        with pytest.raises(LedgerUnwritable, match="stopped"):
+            await writer.hold(Hold(attempt(n), 1, 1))
+    await writer.close()
 
 
 def test_only_one_process_may_write(path: Path, db: Database) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], timeout: float = 30, every: float = 0.1) -> T:
+def wait_for(condition: Callable[[], T | None], timeout: float = 30, every: float = 0.1) -> T:
     """The first true value of the condition. Fails, with the last value, when none came within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):

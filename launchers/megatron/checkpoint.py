@@ -162,7 +162,8 @@ def _layout() -> dict[str, Any]:
     """How megatron is to name the shards: so that another number of ranks can find them."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": False,
+        # True gathers the optimizer's shards through gloo. nccl is quicker, but that code fails without a GPU.
+        "distrib_optim_fully_reshardable_mem_efficient": not torch.cuda.is_available(),
         "chained_optim_avoid_prefix": True,
         "singleton_local_shards": False,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
@@ -178,6 +179,8 @@ def _sharded(state: State, layout: dict[str, Any], *, loading: bool) -> dict[str
     if loading:
         optimizer.make_room(state.optimizer)
     sharded["optimizer"] = state.optimizer.sharded_state_dict(sharded, is_loading=loading, metadata=layout)
+    if sharded["optimizer"].get("param_state", sharded) is None:
+        del sharded["optimizer"]["param_state"]  # gathered elsewhere; megatron would warn that the ranks disagree
     sharded["schedule"] = state.schedule.state_dict()
     sharded["rng"] = ShardedObject(
         "rng",

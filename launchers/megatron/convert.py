@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from launchers import announce
-from launchers.megatron import manifest
+from launchers.megatron import manifest, quiet
 from launchers.megatron.manifest import CheckpointError, Manifest
 from launchers.megatron.recipe import RecipeError, from_dict
 from launchers.run_folder import RunFolder
@@ -41,8 +41,9 @@ def main(arguments: list[str]) -> int:
         bytes=done.bytes,
     )
     print(
-        f"model: {facts['parameters']:,} parameters, {done.bytes:,} bytes, {facts['precision']}; logits differ by at most "
-        f"{facts['max_logit_difference']:.2e} from the checkpoint's over {facts['compared_tokens']} tokens: {folder.model}",
+        f"model: {facts['parameters']:,} parameters, {done.bytes:,} bytes, {facts['precision']}: {folder.model}\n"
+        f"its logits differ from the checkpoint's by at most {facts['max_logit_difference']:.2e} "
+        f"over {facts['compared_tokens']} tokens",
         flush=True,
     )
     return 0
@@ -63,6 +64,7 @@ def _convert(folder: RunFolder, checkpoint: Path) -> Manifest:
     except (OSError, json.JSONDecodeError) as e:
         raise CheckpointError(f"{checkpoint / 'recipe.json'}: {e}") from e
 
+    quiet.known_messages()
     from launchers.megatron import conversion  # torch: only for a checkpoint that is whole
 
     return conversion.convert(checkpoint, promised, recipe, folder.model)

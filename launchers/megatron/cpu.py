@@ -18,8 +18,8 @@ import torch
 
 # Imported by megatron only when a checkpoint is saved: imported here first, so that they get the stand-in too.
 _LAZY = (
-    *(f"strategies.{n}" for n in ("torch", "filesystem_async", "state_dict_saver", "fully_parallel", "async_utils", "common")),
-    "exchange_utils",
+    "exchange_utils", "strategies.async_utils", "strategies.common", "strategies.filesystem_async",
+    "strategies.fully_parallel", "strategies.state_dict_saver", "strategies.torch",
 )  # fmt: skip
 _FACTORIES = ("zeros", "ones", "empty", "tensor", "full", "arange")
 

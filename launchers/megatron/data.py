@@ -91,7 +91,7 @@ def _build(files: list[corpus.TextFile], data: Data, directory: Path) -> None:
     size = tokenizer.get_vocab_size()
     if size != data.vocab_size:
         raise DataError(
-            f"data.vocab_size = {data.vocab_size}: {sum(map(len, texts)):,} characters of text only make {size} tokens; "
+            f"data.vocab_size = {data.vocab_size}: {sum(map(len, texts)):,} characters only make {size} tokens; "
             "give more text or ask for a smaller vocabulary"
         )
     save_tokenizer(tokenizer, directory / "tokenizer")

@@ -1,4 +1,4 @@
-"""The same network in two spellings: megatron-core's GPT (RMSNorm, SwiGLU, RoPE, grouped queries) as Hugging Face's Llama.
+"""The same network in two spellings: megatron-core's GPT as Hugging Face's Llama.
 
 megatron keeps queries, keys and values in one matrix, group by group: for each key-value head its queries, then its
 key, then its value, `head_dim` rows each. The first half of `linear_fc1` is the gate, the second half goes up. Both
@@ -65,4 +65,4 @@ def split_qkv(qkv: torch.Tensor, model: Model) -> tuple[torch.Tensor, torch.Tens
     queries = model.heads // model.kv_heads
     grouped = qkv.view(model.kv_heads, queries + 2, model.head_dim, -1)
     q, k, v = grouped.split([queries, 1, 1], dim=1)
-    return tuple(part.reshape(-1, qkv.shape[1]) for part in (q, k, v))  # type: ignore[return-value]
+    return tuple(part.reshape(-1, qkv.shape[1]) for part in (q, k, v))

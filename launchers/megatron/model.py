@@ -65,7 +65,7 @@ def build(model: Model, vocab_size: int, settings: TransformerConfig, device: to
         parallel_output=True,
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope",
-        rotary_base=model.rope_base,  # type: ignore[arg-type]  # annotated int, used as a float
+        rotary_base=model.rope_base,
     ).to(device=device, dtype=settings.params_dtype)
     cpu.adopt(made)
     return made

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from launchers.megatron import quiet
 from launchers.megatron.corpus import DataError
 from launchers.megatron.manifest import CheckpointError
 from launchers.megatron.recipe import RecipeError, check, from_dict
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> int:
         recipe = from_dict(spec.recipe)
         check(recipe, int(os.environ.get("WORLD_SIZE", "1")))
 
+        quiet.known_messages()
         from launchers.megatron import training  # torch: only once the recipe is known to make sense
 
         training.run(folder, recipe, Path(spec.dataset_dir), stop, started)

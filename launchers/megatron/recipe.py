@@ -155,13 +155,13 @@ def _dot(where: str, key: str) -> str:
 def check(recipe: Recipe, world_size: int) -> None:
     """Raise RecipeError, with the sum that does not work out, unless `world_size` ranks can train this recipe."""
     m, d, p, t = recipe.model, recipe.data, recipe.parallel, recipe.train
-    at_least_one = {
+    at_least_one: dict[str, float] = {
         "model.hidden": m.hidden, "model.layers": m.layers, "model.heads": m.heads, "model.kv_heads": m.kv_heads,
         "model.ffn": m.ffn, "model.seq_length": m.seq_length, "parallel.tensor": p.tensor,
         "parallel.pipeline": p.pipeline, "train.iterations": t.iterations, "train.micro_batch": t.micro_batch,
         "train.global_batch": t.global_batch, "train.timeout_s": t.timeout_s,
     }  # fmt: skip
-    not_negative = {
+    not_negative: dict[str, float] = {
         "train.warmup": t.warmup, "train.threads": t.threads, "train.min_lr": t.min_lr, "train.grad_clip": t.grad_clip,
         "train.weight_decay": t.weight_decay, "checkpoint.interval": recipe.checkpoint.interval,
         "evaluation.interval": recipe.evaluation.interval, "evaluation.iterations": recipe.evaluation.iterations,

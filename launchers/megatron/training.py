@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-for _said in (".*(Apex|apex).*", "full scope is deprecated"):  # at import and for each configuration; both intended
-    warnings.filterwarnings("ignore", message=_said)
-logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)  # it says that it is off
-os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron's tensor parallelism relies on this order
 
 import torch
 import torch.distributed as dist
@@ -41,6 +34,7 @@ def run(folder: RunFolder, recipe: Recipe, dataset_dir: Path, stop: Stop, starte
 
     Raises DataError or CheckpointError for what a person must change.
     """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron's tensor parallelism relies on this order
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     cpu.install()

@@ -1,0 +1,143 @@
+"""The whole chain on real parts: Megatron trains, vLLM serves, the openai package calls, the report adds up."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import PrivateCluster
+from openai import OpenAI
+from platform_fixtures import ROOT, Platform, platform
+from waiting import wait_for
+
+pytestmark = pytest.mark.chain
+RECIPE = str(ROOT / "tests" / "recipes" / "chain.toml")
+ENVIRONMENTS = [ROOT / ".venvs" / name / "bin" / "python" for name in ("training", "engine")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environments() -> None:
+    missing = [str(p) for p in ENVIRONMENTS if not p.exists()]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)} (make environments)")
+
+
+@pytest.fixture(scope="module")
+def laptop() -> Iterator[Platform]:
+    with platform("laptop.toml") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def first_demo(laptop: Platform) -> str:
+    """What `headgate demo --once` printed on a machine that had seen nothing of us."""
+    return laptop.ok("demo", "--once", "--recipe", RECIPE)
+
+
+def test_the_demo_goes_from_text_to_a_metered_answer_and_leaves_no_process(laptop: Platform, first_demo: str) -> None:
+    assert re.search(r"data: \d+ documents, [\d,]+ tokens, vocabulary 1,024 \(tokenised now\)", first_demo)
+    losses = re.search(r"loss (\d\.\d+) -> (\d\.\d+)", first_demo)
+    assert losses and float(losses[2]) < float(losses[1])
+    differs = re.search(r"logits differ from Megatron's by at most (\S+)", first_demo)
+    assert differs and float(differs[1]) < 1e-4
+    assert "healthy, and it generated a token" in first_demo
+    assert re.search(r"the ledger's tokens of these two requests \(\d+\) are the engine's own", first_demo)
+    assert "Ledger: every posting sums to zero" in first_demo
+    assert laptop.processes() == []
+
+
+def test_the_second_demo_reuses_data_checkpoint_and_model_and_says_so(laptop: Platform, first_demo: str) -> None:
+    again = laptop.ok("demo", "--once", "--recipe", RECIPE)
+    assert "reused: checkpoint demo-" in again
+    assert "reused: model demo@latest, version 1" in again
+    assert "are the engine's own" in again
+    assert laptop.processes() == []
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_publishes_nothing(laptop: Platform, first_demo: str) -> None:
+    laptop.ok("up")
+    checkpoint = next(c for c in laptop.json("checkpoints") if c["iteration"] == 10)
+    victim = max(Path(checkpoint["path"]).rglob("*.distcp"), key=lambda p: p.stat().st_size)
+    damaged = bytearray(victim.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    victim.write_bytes(damaged)
+    run = json.loads(laptop.ok("publish", checkpoint["id"], "--as", "damaged", "--json"))["run"]
+    ended = wait_for(
+        lambda: next((r for r in laptop.json("runs") if r["id"] == run and r["ended_at"]), None), timeout=120
+    )
+    assert ended["state"] == "failed"
+    assert victim.name in ended["cause"]
+    assert "damaged" not in [m["name"] for m in laptop.json("models")]
+    laptop.ok("down")
+
+
+def test_ctrl_c_in_the_demo_stops_what_it_started(laptop: Platform, first_demo: str, tmp_path: Path) -> None:
+    longer = tmp_path / "longer.toml"
+    longer.write_text(Path(RECIPE).read_text().replace("iterations = 20", "iterations = 100000"))
+    demo = laptop.start("demo", "--recipe", str(longer))
+    assert demo.stdout
+    printed = ""
+    for line in demo.stdout:
+        printed += line
+        if "model:" in line:
+            break
+    assert demo.poll() is None, printed
+    demo.send_signal(signal.SIGINT)
+    rest, _ = demo.communicate(timeout=120)
+    assert demo.returncode == 130, rest
+    assert "stopping what the demo started" in rest
+    assert laptop.processes() == []
+
+
+def test_the_same_chain_on_slurm_and_the_report_says_what_sacct_says(slurm_cluster: PrivateCluster) -> None:
+    """Training on two nodes through srun, the engine in another partition, the books from sacct."""
+    conf = f"scheduler.slurm_conf={slurm_cluster.root}/etc/slurm.conf"
+    with platform("private-cluster.toml", conf, env=slurm_cluster.env) as site:
+        printed = site.ok("demo", "--once", "--recipe", RECIPE)
+        assert "2 x cpu" in printed
+        assert "are the engine's own" in printed
+        assert re.search(r"the report's job seconds are sacct's \(3 jobs, [\d,]+ CPU-seconds\)", printed)
+        assert site.processes() == []
+        site.ok("up")
+        said = site.json("report", "usage")
+    jobs = {j["purpose"]: j for j in said["jobs"]}
+    assert (jobs["train"]["partition"], jobs["serve"]["partition"]) == ("cpu", "gpu")
+    assert jobs["serve"]["gpu_seconds"] == jobs["serve"]["elapsed_s"] > 0
+    nodes = slurm_cluster.run("sacct", "-X", "-n", "-P", "-j", jobs["train"]["job"], "-o", "NNodes,ElapsedRaw")
+    assert nodes.strip() == f"2|{jobs['train']['elapsed_s']}"
+
+
+def test_a_replica_outlives_the_control_plane_and_a_client_that_leaves_is_billed(
+    laptop: Platform, first_demo: str
+) -> None:
+    """A client that leaves in mid-stream is billed for what was generated; a restarted controller keeps the replica."""
+    laptop.ok("up")
+    laptop.ok("serve", "demo@latest")
+    replica = laptop.json("status")["deployments"][0]["replicas"][0]["replica"]["id"]
+    laptop.ok("down", "--keep-deployments")
+    laptop.ok("up")
+    described = next(d for d in laptop.json("status")["deployments"] if d["deployment"]["name"] == "demo")
+    assert [r["replica"]["id"] for r in described["replicas"] if r["replica"]["state"] == "ready"] == [replica]
+
+    laptop.ok("tenant", "create", "leaver")
+    key = laptop.ok("key", "create", "leaver").strip()
+    with OpenAI(base_url=laptop.url, api_key=key, max_retries=0) as client:
+        stream = client.completions.create(
+            model="demo", prompt="def f(", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+        )
+        for _ in range(3):
+            next(iter(stream))
+        stream.close()
+
+    def billed() -> int:
+        rows = laptop.json("report", "usage")["tokens"]
+        return next((r["completion_tokens"] for r in rows if r["tenant"] == "leaver"), 0)
+
+    assert 3 <= wait_for(billed) <= 200
+    assert laptop.json("report", "usage")["ledger_problems"] == []
+    laptop.ok("down")
+    assert laptop.processes() == []

@@ -1,0 +1,153 @@
+"""The command line: quick help, and bad input that gets one clear message and changes nothing."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from platform_fixtures import ROOT, Platform, platform
+
+from cli.main import COMMANDS
+from cli.resources import Memory, TimeLimit
+from cli.table import table
+
+HEAVY = ("aiohttp", "litellm", "sqlite_utils", "rich", "submitit", "psutil", "openai", "torch")
+
+
+@pytest.fixture(scope="module")
+def laptop() -> Iterator[Platform]:
+    with platform("laptop.toml", "environments.engine.python=/bin/sh", "environments.training.python=/bin/sh") as made:
+        yield made
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, click.testing, cli.main as m; r = click.testing.CliRunner().invoke(m.main, ['--help']); "
+        f"assert r.exit_code == 0; print([h for h in {HEAVY!r} if h in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, laptop: Platform) -> None:
+    said = laptop.ok(command, "--help")
+    assert "Usage:" in said
+
+
+def test_the_readme_names_only_commands_that_exist() -> None:
+    words = [line.split() for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    headgate ")]
+    assert words
+    assert {w[1] for w in words} <= set(COMMANDS) | {"submit"}
+
+
+def test_a_taken_port_is_named_and_nothing_stays_running(laptop: Platform) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", laptop.port))
+        taken.listen()
+        done = laptop.run("up")
+    assert done.returncode == 1
+    assert f"127.0.0.1:{laptop.port}" in done.stderr
+    assert "gateway.port" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert laptop.processes() == []
+
+
+def test_a_full_disk_is_named_before_anything_is_started(laptop: Platform) -> None:
+    disk = laptop.root / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot make a full disk: {mounted.stderr.decode().strip()} (needs root)")
+    try:
+        done = laptop.run("--set", f"state_dir={disk}/state", "up")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert done.returncode == 1
+    assert "state_dir" in done.stderr and "KiB left" in done.stderr
+    assert laptop.processes() == []
+
+
+def test_without_a_controller_a_command_says_how_to_start_one(laptop: Platform) -> None:
+    done = laptop.run("models")
+    assert done.returncode == 1
+    assert "`headgate up` starts one" in done.stderr
+
+
+def test_up_is_idempotent_and_down_leaves_no_process(laptop: Platform) -> None:
+    try:
+        assert "controller: started" in laptop.ok("up")
+        assert "controller: already running" in laptop.ok("up")
+        assert laptop.ok("status").count("up") >= 2
+    finally:
+        laptop.ok("down")
+    assert laptop.processes() == []
+    assert laptop.run("status").returncode == 1
+
+
+def test_bad_input_names_the_thing_and_what_is_allowed(laptop: Platform, tmp_path: Path) -> None:
+    laptop.ok("up")
+    try:
+        laptop.ok("tenant", "create", "acme", "--token-budget", "10")
+        for words, expected in (
+            (("tenant", "create", "acme"), "tenant acme exists already"),
+            (("tenant", "create", "No Spaces"), "lower-case letters"),
+            (("key", "create", "nobody"), "no tenant is called 'nobody'; there are: acme"),
+            (("serve", "nothing"), "no model is called 'nothing'; there are: none yet"),
+            (("serve", str(tmp_path), "--name", "x"), "there is no config.json in it"),
+            (("publish", "nothing", "--as", "x"), "no complete checkpoint is called 'nothing'"),
+            (("stop", "nothing"), "no deployment and no run called 'nothing'"),
+            (("logs", "nothing"), "nothing of the name 'nothing' has run"),
+            (("train", str(tmp_path / "no.toml")), "no.toml"),
+        ):
+            done = laptop.run(*words)
+            assert done.returncode == 1, (words, done.stdout, done.stderr)
+            assert expected in done.stderr, words
+            assert "Traceback" not in done.stderr
+        assert laptop.json("runs") == []
+        assert laptop.json("status")["deployments"] == []
+    finally:
+        laptop.ok("down")
+
+
+def test_a_recipe_that_cannot_work_is_refused_with_the_arithmetic_before_anything_is_submitted(
+    laptop: Platform, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "odd.toml"
+    recipe.write_text((ROOT / "tests/recipes/tiny.toml").read_text().replace("heads = 2", "heads = 3", 1))
+    done = laptop.run("train", str(recipe))
+    assert done.returncode == 1
+    assert "heads" in done.stderr and "64" in done.stderr
+    assert not (laptop.root / "shared" / "runs").exists() or not any((laptop.root / "shared" / "runs").iterdir())
+
+
+def test_a_typo_in_a_setting_is_named_with_its_place_and_a_suggestion(laptop: Platform) -> None:
+    done = laptop.run("--set", "gateway.prot=1", "config", "show")
+    assert done.returncode == 1
+    assert "gateway.prot" in done.stderr
+    assert "did you mean 'port'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30", 1800), ("1:30", 90), ("8:00:00", 28800), ("2-0", 172800), ("1-2:30", 95400)]
+)
+def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int) -> None:
+    assert TimeLimit().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize(("text", "gib"), [("1024", 1.0), ("512M", 0.5), ("4G", 4.0), ("1T", 1024.0)])
+def test_memory_is_read_as_sbatch_reads_it(text: str, gib: float) -> None:
+    assert Memory().convert(text, None, None) == gib
+
+
+def test_tables_align_numbers_to_the_right() -> None:
+    rows = [{"name": "a", "tokens": 5}, {"name": "longer", "tokens": 12345}]
+    assert table(rows, ("name", "tokens")).splitlines() == [
+        "name    tokens",
+        "a            5",
+        "longer  12,345",
+    ]

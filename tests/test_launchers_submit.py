@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import PrivateCluster
+
+from launchers import submit
+from launchers.scheduler import JobRequest
+from launchers.spec import Resources
+
+REQUEST = JobRequest(
+    key="run-7f3a",
+    name="pretrain 'tiny'",
+    command=("/opt/venv/bin/python", "-m", "launchers.supervisor", "/shared/runs/a run"),
+    log_dir=Path("/shared/runs/a run/logs"),
+    resources=Resources(
+        partition="gpu",
+        account="research",
+        qos="high",
+        nodes=2,
+        tasks_per_node=1,
+        cpus_per_task=8,
+        gpus_per_node=4,
+        mem_gb=1.5,
+        time_limit_s=90,
+    ),
+)
+
+
+def options(script: str) -> dict[str, str]:
+    lines = re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, re.MULTILINE)
+    return dict(lines)
+
+
+def test_the_script_asks_for_what_the_request_asks_for() -> None:
+    assert options(submit.script(REQUEST)) == {
+        "job-name": "'pretrain '\"'\"'tiny'\"'\"''",
+        "comment": "run-7f3a",
+        "partition": "gpu",
+        "account": "research",
+        "qos": "high",
+        "nodes": "2",
+        "ntasks-per-node": "1",
+        "cpus-per-task": "8",
+        "gpus-per-node": "4",
+        "mem": "1536M",
+        "time": "2",  # Slurm counts minutes; less than was asked for would be wrong
+        "signal": "USR2@22",
+        "no-requeue": "",
+        "output": "'/shared/runs/a run/logs/%j_0_log.out'",
+        "error": "'/shared/runs/a run/logs/%j_0_log.err'",
+        "open-mode": "append",
+    }
+
+
+def test_the_script_runs_our_command_in_every_task_and_no_pickle() -> None:
+    script = submit.script(REQUEST)
+    assert "export SRUN_CPUS_PER_TASK=8\n" in script
+    (step,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    assert step.endswith(" /opt/venv/bin/python -m launchers.supervisor '/shared/runs/a run'")
+    assert "submitit.core" not in script and ".pkl" not in script
+
+
+def test_what_was_not_asked_for_is_left_to_the_cluster() -> None:
+    script = submit.script(replace(REQUEST, resources=Resources()))
+    assert not {"partition", "account", "qos", "mem", "gpus-per-node", "wckey"} & set(options(script))
+
+
+@pytest.mark.parametrize(("limit_s", "lead_s"), [(24 * 3600, 90), (360, 90), (120, 30), (8, 2)])
+def test_the_warning_comes_before_the_limit_however_short(limit_s: int, lead_s: int) -> None:
+    assert submit.signal_lead_s(limit_s) == lead_s
+
+
+@pytest.mark.slurm
+def test_sbatch_accepts_the_script_as_a_person_would_submit_it(slurm_cluster: PrivateCluster, tmp_path: Path) -> None:
+    request = replace(REQUEST, log_dir=tmp_path)
+    path = tmp_path / "job.sh"
+    path.write_text(submit.script(request))
+    checked = subprocess.run(
+        ["sbatch", "--test-only", path], env=slurm_cluster.env, text=True, capture_output=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert re.search(r"to start at .* using 16 processors on nodes g\[1-2\] in partition gpu", checked.stderr)
