@@ -11,7 +11,7 @@ from launchers.announce import Announcement, AnnouncementError, names, read
 from launchers.run_folder import RunFolder
 from launchers.spec import ConvertSpec, ServeSpec, Spec
 from registry import accounting, checkpoints, deployments, models, runs
-from registry.db import Database, RegistryError
+from registry.db import Database, RegistryError, StorageError
 from registry.deployments import ReplicaState
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ def owner_of(folder: RunFolder) -> tuple[str, int]:
 def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
     """Take in what a run or replica has announced since last time. Returns how many new facts there were.
 
-    A file that cannot be believed is logged and set aside for good; the rest still counts.
+    A file that cannot be believed is logged and set aside for good; the rest still counts. One that cannot be read, or
+    a registry that cannot be written, loses nothing: the next look starts with it again. Raises StorageError, OSError.
     """
     owner, uid = owner_of(folder)
     seen = accounting.ingested(db, spec.id)
@@ -39,7 +40,9 @@ def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
             continue
         try:
             _apply(db, folder, spec, owner, read(folder.announcements / name, uid))
-        except (AnnouncementError, RegistryError, KeyError, TypeError, ValueError, OSError) as e:
+        except StorageError:
+            raise
+        except (AnnouncementError, RegistryError, KeyError, TypeError, ValueError, OverflowError) as e:
             log.warning("%s: set aside: %s: %s", folder.announcements / name, type(e).__name__, e)
         accounting.mark_ingested(db, spec.id, name)
         new += 1
@@ -58,7 +61,7 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, said: Announ
             key = _secret(folder)
             deployments.replica_is_ready(db, spec.id, str(facts["host"]), int(facts["port"]), key)
             deployment = deployments.get(db, spec.name)
-            if deployment.model_path == spec.model_path:
+            if any(r.id == spec.id and deployments.is_current(deployment, r) for r in deployments.replicas(db)):
                 models.mark_servable(db, deployment.model, deployment.version)
         case "checkpoint":
             checkpoints.add(

@@ -68,8 +68,8 @@ def observe(db: Database, seen: Iterable[tuple[str, str, str, str, str | None]])
     with transaction(db) as c:
         c.executemany(
             "UPDATE jobs SET state = ?, reason = ? "
-            "WHERE cluster = ? AND job_id = ? AND submitted_at = ? AND settled = 0",
-            [(state, reason, cluster, job_id, at) for cluster, job_id, at, state, reason in seen],
+            "WHERE cluster = ? AND job_id = ? AND submitted_at = ? AND settled = 0 AND (state, reason) IS NOT (?, ?)",
+            [(state, reason, cluster, job_id, at, state, reason) for cluster, job_id, at, state, reason in seen],
         )
 
 
