@@ -10,11 +10,14 @@ from pathlib import Path, PurePosixPath
 from launchers.announce import Announcement, AnnouncementError, names, read
 from launchers.run_folder import RunFolder
 from launchers.spec import ConvertSpec, ServeSpec, Spec
+from launchers.untrusted import read_bytes
 from registry import accounting, checkpoints, deployments, models, runs
 from registry.db import Database, RegistryError, StorageError
 from registry.deployments import ReplicaState
 
 log = logging.getLogger(__name__)
+
+MAX_KEY_BYTES = 4096
 
 
 def owner_of(folder: RunFolder) -> tuple[str, int]:
@@ -39,7 +42,7 @@ def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
         if name in seen:
             continue
         try:
-            _apply(db, folder, spec, owner, read(folder.announcements / name, uid))
+            _apply(db, folder, spec, owner, uid, read(folder.announcements / name, uid))
         except StorageError:
             raise
         except (AnnouncementError, RegistryError, KeyError, TypeError, ValueError, OverflowError) as e:
@@ -49,7 +52,7 @@ def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
     return new
 
 
-def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, said: Announcement) -> None:
+def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, said: Announcement) -> None:
     facts = said.facts
     match said.kind:
         case "attempt-started":
@@ -58,7 +61,7 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, said: Announ
             else:
                 runs.started(db, spec.id)
         case "replica-ready" if isinstance(spec, ServeSpec):
-            key = _secret(folder)
+            key = _secret(folder, uid)
             deployments.replica_is_ready(db, spec.id, str(facts["host"]), int(facts["port"]), key)
             deployment = deployments.get(db, spec.name)
             if any(r.id == spec.id and deployments.is_current(deployment, r) for r in deployments.replicas(db)):
@@ -111,7 +114,5 @@ def _inside(folder: RunFolder, relative: object) -> Path:
     return folder.root / path
 
 
-def _secret(folder: RunFolder) -> str:
-    fd = os.open(folder.secret, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(fd, encoding="utf-8") as f:
-        return f.read(4096).strip()
+def _secret(folder: RunFolder, uid: int) -> str:
+    return read_bytes(folder.secret, MAX_KEY_BYTES, uid).decode("ascii").strip()

@@ -20,8 +20,8 @@ class Unbelievable(ValueError):
     """The file is not what it should be, and will not become so; the message says why, without the file's name."""
 
 
-def read_object(path: Path, max_bytes: int, owner_uid: int | None = None) -> dict[str, Any]:
-    """The JSON object in a regular file. Raises Unbelievable, or OSError where a second look may succeed."""
+def read_bytes(path: Path, max_bytes: int, owner_uid: int | None = None) -> bytes:
+    """What a regular file holds. Raises Unbelievable, or OSError where a second look may succeed."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as e:
@@ -40,6 +40,12 @@ def read_object(path: Path, max_bytes: int, owner_uid: int | None = None) -> dic
         os.close(fd)
     if len(raw) > max_bytes:
         raise Unbelievable(f"more than {max_bytes} bytes")
+    return raw
+
+
+def read_object(path: Path, max_bytes: int, owner_uid: int | None = None) -> dict[str, Any]:
+    """The JSON object in a regular file. Raises as `read_bytes` does."""
+    raw = read_bytes(path, max_bytes, owner_uid)
     try:
         data = json.loads(raw)
         json.dumps(data, ensure_ascii=False).encode()  # half of a surrogate pair is no text: nothing could store it
