@@ -17,7 +17,7 @@ from cli.client import Control
 from cli.context import Context
 from cli.resources import asked, resource_options
 from launchers.launch import Launched, launch, new_id
-from launchers.megatron.recipe import RecipeError, check, read_recipe, to_dict
+from launchers.megatron.recipe import check, read_recipe, to_dict
 from launchers.resources import resources_from, training_environment
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for
@@ -25,7 +25,6 @@ from launchers.spec import ConvertSpec, Spec, TrainSpec
 from registry import clock
 from registry.db import RegistryError
 from registry.site import Site
-from registry.strict_toml import ConfigError
 from registry.tenants import checked_name
 
 
@@ -62,7 +61,7 @@ def train_spec(site: Site, recipe_file: Path, name: str | None, resources: dict[
         check(recipe, asks.nodes * asks.tasks_per_node)
         name = checked_name("run", name or recipe_file.stem)
         environment = training_environment(site)
-    except (ConfigError, RecipeError, RegistryError) as e:
+    except (RegistryError, ValueError) as e:
         raise click.ClickException(str(e)) from e
     return TrainSpec(
         id=new_id(name),
@@ -83,15 +82,16 @@ def publish_spec(site: Site, checkpoint: dict[str, Any], target: str, resources:
         checked_name("model", model)
         if alias:
             checked_name("alias", alias)
+        asks = resources_from(site.defaults.convert, resources)
         environment = training_environment(site)
-    except (ConfigError, RegistryError) as e:
+    except (RegistryError, ValueError) as e:
         raise click.ClickException(str(e)) from e
     return ConvertSpec(
         id=new_id(f"publish-{model}"),
         name=f"publish-{model}",
         owner=getpass.getuser(),
         created_at=clock.now(),
-        resources=resources_from(site.defaults.convert, resources),
+        resources=asks,
         environment=environment,
         checkpoint=checkpoint["path"],
         checkpoint_id=checkpoint["id"],

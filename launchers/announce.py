@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import stat
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launchers.untrusted import Unbelievable, read_object
+
 SCHEMA = 1
+NAME = re.compile(r"[0-9]{20}-[a-z-]+\.json")
 MAX_BYTES = 256 * 1024
 KINDS = (
     "attempt-started",  # host, pid, job_id, attempt
@@ -60,25 +63,13 @@ def announce(directory: Path, kind: str, **facts: Any) -> Path:
 
 
 def read(path: Path, owner_uid: int) -> Announcement:
-    """Read one announcement. Raises AnnouncementError when it cannot be believed."""
+    """Read one announcement. Raises AnnouncementError when it cannot be believed, OSError when not read now."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as e:
-        raise AnnouncementError(f"{path}: {e.strerror}") from e
-    with os.fdopen(fd, "rb") as f:
-        status = os.fstat(f.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise AnnouncementError(f"{path}: not a regular file")
-        if status.st_uid != owner_uid:
-            raise AnnouncementError(f"{path}: owned by uid {status.st_uid}, the run belongs to uid {owner_uid}")
-        if status.st_size > MAX_BYTES:
-            raise AnnouncementError(f"{path}: {status.st_size} bytes, more than {MAX_BYTES}")
-        raw = f.read(MAX_BYTES + 1)
-    try:
-        data = json.loads(raw)
+        data = read_object(path, MAX_BYTES, owner_uid)
         schema, kind, at = data.pop("schema"), data.pop("kind"), float(data.pop("at"))
-    except (ValueError, KeyError, AttributeError, TypeError) as e:
-        raise AnnouncementError(f"{path}: not an announcement: {e}") from e
+    except (Unbelievable, KeyError, TypeError, ValueError, OverflowError) as e:
+        what = f"{e} is missing" if isinstance(e, KeyError) else e
+        raise AnnouncementError(f"{path}: not an announcement: {what}") from e
     if schema != SCHEMA:
         raise AnnouncementError(f"{path}: schema {schema!r} is not known here; this Headgate reads schema {SCHEMA}")
     if kind not in KINDS:
@@ -87,9 +78,9 @@ def read(path: Path, owner_uid: int) -> Announcement:
 
 
 def names(directory: Path) -> Iterator[str]:
-    """The announcements in a directory, oldest first."""
+    """The announcements in a directory, oldest first; a file that `announce` would not have named so is none."""
     try:
         entries = sorted(os.listdir(directory))
     except FileNotFoundError:
         return
-    yield from (n for n in entries if n.endswith(".json") and not n.startswith("."))
+    yield from (n for n in entries if NAME.fullmatch(n))

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CONTROLLER = web.AppKey("controller", Controller)
 PRINCIPAL = web.RequestKey("principal", Principal)
+MAX_REPLICAS = 256  # of one deployment
 STATUS = {Forbidden: 403, NotFound: 404, Conflict: 409, StorageError: 503, SchedulerUnavailable: 503}
 
 
@@ -209,7 +210,7 @@ def _described(controller: Controller, deployment: deployments.Deployment) -> di
     theirs = [
         {"replica": r, "jobs": accounting.of_subject(controller.db, r.id)}
         for r in deployments.replicas(controller.db, deployment.name)
-        if r.created_at >= deployment.created_at
+        if deployments.is_current(deployment, r)
     ]
     return {"deployment": deployment, "replicas": theirs}
 
@@ -219,11 +220,13 @@ async def create_deployment(request: web.Request) -> web.Response:
     body = await body_of(
         request, {"model": str}, {"name": str, "replicas": int, "resources": dict, "engine_args": list}
     )
-    resources_from(controller.site.defaults.serve, body.get("resources") or {})
+    resources = resources_from(controller.site.defaults.serve, body.get("resources") or {})
+    if (resources.nodes, resources.tasks_per_node) != (1, 1):
+        raise ValueError("a replica is one engine on one node: 'nodes' and 'tasks_per_node' must be 1")
     controller.site.environment("engine")
     replicas = 1 if body.get("replicas") is None else int(body["replicas"])
-    if replicas < 1:
-        raise ValueError(f"'replicas' must be at least 1, not {replicas}")
+    if not 1 <= replicas <= MAX_REPLICAS:
+        raise ValueError(f"'replicas' must be 1 ... {MAX_REPLICAS}, not {replicas}")
     if not all(isinstance(word, str) for word in body.get("engine_args") or ()):
         raise ValueError("'engine_args' must be a list of texts")
 

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RUNNING_USAGE_TURNS = 15  # how many turns pass between two looks at the accounts of jobs that still run
+CANCEL_AGAIN_S = 60.0  # a job that was cancelled and still drains is not asked again before
 
 
 class Controller:
@@ -41,6 +43,8 @@ class Controller:
         self._turns = 0
         self._specs: dict[str, Spec] = {}  # run folders seen, by id
         self._ignored: set[str] = set()  # folders that are not ours to adopt, by name
+        self._jobless: set[str] = set()  # run folders seen of which no job is known yet, by id
+        self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
         self.scheduler_error: str | None = None  # why the last question to the scheduler went unanswered
 
     async def write(self, function: Callable[..., T], *args: object) -> T:
@@ -60,7 +64,7 @@ class Controller:
             self._poke.clear()
             try:
                 await self.turn()
-            except RegistryError as e:
+            except (RegistryError, OSError) as e:
                 log.error("this turn was given up, the next one tries again: %s", e)
             try:
                 await asyncio.wait_for(self._poke.wait(), self.site.controller.poll_s)
@@ -77,9 +81,9 @@ class Controller:
             await self.write(self._observe, statuses, lost)
             await self.settle(running=self._turns % RUNNING_USAGE_TURNS == 0)
             self.scheduler_error = None
-        except SchedulerUnavailable as e:
+        except SchedulerError as e:
             self.scheduler_error = str(e)
-            log.warning("the scheduler did not answer, so nothing changes: %s", e)
+            log.warning("the scheduler gave no answer, so nothing changes: %s", e)
         for action in await self.write(self._plan):
             await self._act(action)
         self._turns += 1
@@ -105,59 +109,73 @@ class Controller:
         except FileNotFoundError:
             return
         for name in found:
-            if name in self._specs or name in self._ignored:
-                continue
-            folder = RunFolder(self.site.runs_dir / name)
-            if not folder.spec.exists() or not folder.announcements.is_dir():
-                continue  # being made right now
-            try:
-                spec = load(folder.spec)
-                owner, _ = facts.owner_of(folder)
-            except (SpecError, OSError) as e:
-                log.warning("%s: not adopted: %s", folder.root, e)
-                self._ignored.add(name)
-                continue
-            if spec.id != name:
-                log.warning("%s: not adopted: its spec says it is %s", folder.root, spec.id)
-                self._ignored.add(name)
-                continue
-            self._specs[name] = spec
-            if not isinstance(spec, ServeSpec):
-                runs.adopt(
-                    self.db,
-                    spec.id,
-                    kind=spec.kind,
-                    name=spec.name,
-                    owner=owner,
-                    folder=str(folder.root),
-                    created_at=spec.created_at,
-                )
-            self._record_job(spec, folder)
+            if name not in self._specs and name not in self._ignored:
+                self._take_up(RunFolder(self.site.runs_dir / name))
+        for subject in sorted(self._jobless):  # their submitter may have noted the job since
+            if (job := read_job(self._folder(subject))) is not None:
+                self._record_job(subject, job)
 
-    def _record_job(self, spec: Spec, folder: RunFolder) -> None:
-        job = read_job(folder)
-        if job is not None:
-            accounting.record(
+    def _take_up(self, folder: RunFolder) -> None:
+        try:
+            spec = load(folder.spec)
+            owner, _ = facts.owner_of(folder)
+            if spec.id != folder.id:
+                raise SpecError(f"its spec says it is {spec.id}")
+        except FileNotFoundError:
+            return  # being made right now: the spec comes last
+        except OSError as e:
+            log.warning("%s: cannot be read now: %s", folder.root, e)
+            return
+        except SpecError as e:
+            log.warning("%s: not adopted: %s", folder.root, e)
+            self._ignored.add(folder.id)
+            return
+        if not isinstance(spec, ServeSpec):
+            runs.adopt(
                 self.db,
-                cluster=job.cluster,
-                job_id=job.job_id,
-                submitted_at=clock.text(job.submitted_at),
-                key=spec.id,
-                subject=spec.id,
-                purpose=spec.kind,
-                owner=facts.owner_of(folder)[0],
+                spec.id,
+                kind=spec.kind,
+                name=spec.name,
+                owner=owner,
+                folder=str(folder.root),
+                created_at=spec.created_at,
             )
+        self._specs[spec.id] = spec
+        if not accounting.of_subject(self.db, spec.id):
+            self._jobless.add(spec.id)
+
+    def _record_job(self, subject: str, job: JobRef) -> None:
+        spec = self._specs[subject]
+        try:
+            owner = facts.owner_of(self._folder(subject))[0]
+        except FileNotFoundError:
+            owner = spec.owner
+        accounting.record(
+            self.db,
+            cluster=job.cluster,
+            job_id=job.job_id,
+            submitted_at=clock.text(job.submitted_at),
+            key=subject,
+            subject=subject,
+            purpose=spec.kind,
+            owner=owner,
+        )
+        self._jobless.discard(subject)
 
     def _ingest(self) -> None:
-        for spec in self._live():
-            facts.ingest(self.db, self._folder(spec), spec)
-
-    def _live(self) -> list[Spec]:
-        """Runs and replicas that have not ended, or whose books are still open."""
+        """Runs and replicas that have not ended, or whose books are still open, may have something to say."""
         live = {r.id for r in runs.everything(self.db) if not r.state.ended}
         live |= {r.id for r in deployments.replicas(self.db) if not r.state.ended}
         live |= {j.subject for j in accounting.unsettled(self.db)}
-        return [self._specs[i] for i in sorted(live) if i in self._specs]
+        for subject in sorted(live):
+            self._listen(subject)
+
+    def _listen(self, subject: str) -> None:
+        if subject in self._specs:
+            try:
+                facts.ingest(self.db, self._folder(subject), self._specs[subject])
+            except OSError as e:
+                log.warning("%s: cannot be read now: %s", self._folder(subject).root, e)
 
     def _observe(self, statuses: Mapping[JobRef, JobStatus], found: Mapping[str, JobRef | None]) -> None:
         accounting.observe(
@@ -170,45 +188,51 @@ class Controller:
         )
         for job in accounting.unsettled(self.db):
             status = statuses.get(ref_of(job))
-            if status is None or not status.state.ended or job.subject not in self._specs:
-                continue
-            spec = self._specs[job.subject]
-            facts.ingest(self.db, self._folder(spec), spec)  # its last words may have come after our last look
-            self._ended_without_words(spec, status)
+            if status is not None and status.state.ended:
+                self._job_is_over(job, status.state, status.reason)
         for subject, ref in found.items():
-            spec = self._specs[subject]
-            if ref is not None:
-                write_job(self._folder(spec), ref)
-                self._record_job(spec, self._folder(spec))
-            else:
-                self._end(spec, JobState.FAILED, "its submission was lost: the scheduler knows no job of this key")
+            if ref is None:
+                self._submission_was_lost(subject)
+            elif subject in self._specs:
+                self._note_job(subject, ref)
 
-    def _ended_without_words(self, spec: Spec, status: JobStatus) -> None:
-        """The job is over by its state; if its supervisor could not say why, the scheduler's word has to do."""
-        reason = f" ({status.reason})" if status.reason and status.reason != "None" else ""
-        self._end(
-            spec, status.state, f"the job ended as {status.state.value}{reason} without a word from its supervisor"
-        )
+    def _note_job(self, subject: str, job: JobRef) -> None:
+        self._record_job(subject, job)
+        try:
+            write_job(self._folder(subject), job)
+        except OSError as e:
+            log.warning("%s: its job %s is not noted there: %s", subject, job.job_id, e)  # a researcher's own folder
 
-    def _end(self, spec: Spec, state: JobState, cause: str) -> None:
-        stopped = state is JobState.CANCELLED
-        if isinstance(spec, ServeSpec):
-            deployments.set_replica_state(
-                self.db, spec.id, ReplicaState.STOPPED if stopped else ReplicaState.FAILED, None if stopped else cause
-            )
+    def _submission_was_lost(self, subject: str) -> None:
+        """The scheduler knows no job of its key: a replica is replaced, a run is for its owner to submit again."""
+        cause = "its submission was lost: the scheduler knows no job of this key"
+        self._jobless.discard(subject)
+        deployments.set_replica_state(self.db, subject, ReplicaState.STOPPED, cause)
+        runs.ended(self.db, subject, runs.RunState.FAILED, cause)
+
+    def _job_is_over(self, job: accounting.Job, state: JobState, reason: str | None) -> None:
+        """If its supervisor could not say why, the scheduler's word has to do. Harmless when all is known already."""
+        self._listen(job.subject)  # its last words may have come after our last look
+        why = f" ({reason})" if reason and reason != "None" else ""
+        cause = f"the job ended as {state.value}{why} without a word from its supervisor"
+        stopped, done = state is JobState.CANCELLED, state is JobState.COMPLETED
+        if job.purpose == ServeSpec.kind:
+            end = ReplicaState.STOPPED if stopped else ReplicaState.FAILED
+            deployments.set_replica_state(self.db, job.subject, end, None if stopped else cause)
         elif stopped:
-            runs.ended(self.db, spec.id, runs.RunState.STOPPED, None)
+            runs.ended(self.db, job.subject, runs.RunState.STOPPED, None)
+        elif done:
+            runs.ended(self.db, job.subject, runs.RunState.COMPLETED, None)
         else:
-            done = state is JobState.COMPLETED
-            runs.ended(
-                self.db, spec.id, runs.RunState.COMPLETED if done else runs.RunState.FAILED, None if done else cause
-            )
+            runs.ended(self.db, job.subject, runs.RunState.FAILED, cause)
 
     def _settle(self, jobs: Iterable[accounting.Job], usage: Mapping[JobRef, JobUsage]) -> None:
         for job in jobs:
             books = usage.get(ref_of(job))
             if books is None:
                 continue
+            if books.state.ended:
+                self._job_is_over(job, books.state, None)  # before its books are closed, and nobody looks any more
             accounting.settle(
                 self.db,
                 dataclasses.replace(
@@ -228,10 +252,7 @@ class Controller:
     def _plan(self) -> list[plan.Action]:
         actions: list[plan.Action] = []
         for deployment in deployments.everything(self.db):
-            theirs = [
-                r for r in deployments.replicas(self.db, deployment.name) if r.created_at >= deployment.created_at
-            ]
-            actions += plan.plan(deployment, theirs)
+            actions += plan.plan(deployment, deployments.replicas(self.db, deployment.name))
         return actions
 
     # The shell around the plan.
@@ -239,17 +260,16 @@ class Controller:
     async def _find_lost(self) -> dict[str, JobRef | None]:
         """Folders whose submission left no note: ask the scheduler for their key."""
         lost = await self.write(self._unsubmitted)
-        return {spec_id: await self.ask(self.scheduler.find, spec_id) for spec_id in lost}
+        return {subject: await self.ask(self.scheduler.find, subject) for subject in lost}
 
     def _unsubmitted(self) -> list[str]:
-        """Live subjects without a job, old enough that their submitter cannot still be at it."""
-        now = clock.parse(clock.now())
-        return [
-            spec.id
-            for spec in self._live()
-            if not accounting.of_subject(self.db, spec.id)
-            and (now - clock.parse(spec.created_at)).total_seconds() > 2 * self.site.scheduler.command_timeout_s
-        ]
+        """Subjects without a job, old enough that their submitter cannot still be at it."""
+        made = {subject: self._specs[subject].created_at for subject in self._jobless}
+        for replica in deployments.replicas(self.db):  # also one whose folder was never made
+            if not replica.state.ended and not accounting.of_subject(self.db, replica.id):
+                made[replica.id] = replica.created_at
+        now, patience_s = clock.parse(clock.now()), 2 * self.site.scheduler.command_timeout_s
+        return sorted(s for s, at in made.items() if (now - clock.parse(at)).total_seconds() > patience_s)
 
     async def _act(self, action: plan.Action) -> None:
         match action:
@@ -263,6 +283,8 @@ class Controller:
                 await self.write(deployments.set_state, self.db, name, state, cause)
 
     async def _start_replica(self, deployment: Deployment) -> None:
+        if deployment.state is DeploymentState.STOPPING or deployment.state.ended:
+            return  # stopped since this was planned
         site = self.site
         request = deployment.request
         try:
@@ -287,27 +309,42 @@ class Controller:
         self._specs[spec.id] = spec
         try:
             launched = await self.ask(launch, spec, site.runs_dir, self.scheduler)
-        except (SchedulerError, OSError) as e:
+        except SchedulerUnavailable as e:
+            log.warning("%s: whether it was submitted will be asked by its key: %s", spec.id, e)
+            self._jobless.add(spec.id)
+            return
+        except (SchedulerError, OSError, ValueError) as e:
             cause = f"the replica could not be submitted: {e}"
             await self.write(deployments.set_replica_state, self.db, spec.id, ReplicaState.FAILED, cause)
             return
-        await self.write(self._record_job, spec, launched.folder)
+        await self.write(self._record_job, spec.id, launched.job)
 
     async def _cancel(self, replica: str) -> None:
         """Cancel a replica's jobs; one that was never submitted is simply over."""
-        jobs = [j for j in await self.write(accounting.of_subject, self.db, replica) if not _ended(j.state)]
-        if not jobs:
-            await self.write(deployments.set_replica_state, self.db, replica, ReplicaState.STOPPED)
-            return
-        await self.write(deployments.set_replica_state, self.db, replica, ReplicaState.DRAINING)
-        for job in jobs:
-            try:
-                await self.ask(self.scheduler.cancel, ref_of(job))
-            except SchedulerError as e:
-                log.warning("%s: not cancelled yet: %s", replica, e)
+        try:
+            jobs = [j for j in await self._jobs_of(replica) if not _ended(j.state)]
+            if not jobs:
+                await self.write(deployments.set_replica_state, self.db, replica, ReplicaState.STOPPED)
+            for job in map(ref_of, jobs):
+                if time.monotonic() - self._cancelled.get(job, -CANCEL_AGAIN_S) >= CANCEL_AGAIN_S:
+                    await self.write(deployments.set_replica_state, self.db, replica, ReplicaState.DRAINING)
+                    await self.ask(self.scheduler.cancel, job)
+                    self._cancelled[job] = time.monotonic()
+        except SchedulerError as e:
+            log.warning("%s: not cancelled yet: %s", replica, e)
 
-    def _folder(self, spec: Spec) -> RunFolder:
-        return RunFolder(Path(self.site.runs_dir) / spec.id)
+    async def _jobs_of(self, replica: str) -> list[accounting.Job]:
+        """A replica's jobs, also one whose submission left no note."""
+        jobs = await self.write(accounting.of_subject, self.db, replica)
+        if not jobs and replica in self._specs:
+            found = await self.ask(self.scheduler.find, replica)
+            if found is not None:
+                await self.write(self._note_job, replica, found)
+                jobs = await self.write(accounting.of_subject, self.db, replica)
+        return jobs
+
+    def _folder(self, subject: str) -> RunFolder:
+        return RunFolder(Path(self.site.runs_dir) / subject)
 
 
 def ref_of(job: accounting.Job) -> JobRef:

@@ -10,11 +10,14 @@ from pathlib import Path, PurePosixPath
 from launchers.announce import Announcement, AnnouncementError, names, read
 from launchers.run_folder import RunFolder
 from launchers.spec import ConvertSpec, ServeSpec, Spec
+from launchers.untrusted import read_bytes
 from registry import accounting, checkpoints, deployments, models, runs
-from registry.db import Database, RegistryError
+from registry.db import Database, RegistryError, StorageError
 from registry.deployments import ReplicaState
 
 log = logging.getLogger(__name__)
+
+MAX_KEY_BYTES = 4096
 
 
 def owner_of(folder: RunFolder) -> tuple[str, int]:
@@ -29,7 +32,8 @@ def owner_of(folder: RunFolder) -> tuple[str, int]:
 def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
     """Take in what a run or replica has announced since last time. Returns how many new facts there were.
 
-    A file that cannot be believed is logged and set aside for good; the rest still counts.
+    A file that cannot be believed is logged and set aside for good; the rest still counts. One that cannot be read, or
+    a registry that cannot be written, loses nothing: the next look starts with it again. Raises StorageError, OSError.
     """
     owner, uid = owner_of(folder)
     seen = accounting.ingested(db, spec.id)
@@ -38,15 +42,17 @@ def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
         if name in seen:
             continue
         try:
-            _apply(db, folder, spec, owner, read(folder.announcements / name, uid))
-        except (AnnouncementError, RegistryError, KeyError, TypeError, ValueError, OSError) as e:
+            _apply(db, folder, spec, owner, uid, read(folder.announcements / name, uid))
+        except StorageError:
+            raise
+        except (AnnouncementError, RegistryError, KeyError, TypeError, ValueError, OverflowError) as e:
             log.warning("%s: set aside: %s: %s", folder.announcements / name, type(e).__name__, e)
         accounting.mark_ingested(db, spec.id, name)
         new += 1
     return new
 
 
-def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, said: Announcement) -> None:
+def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, said: Announcement) -> None:
     facts = said.facts
     match said.kind:
         case "attempt-started":
@@ -55,10 +61,10 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, said: Announ
             else:
                 runs.started(db, spec.id)
         case "replica-ready" if isinstance(spec, ServeSpec):
-            key = _secret(folder)
+            key = _secret(folder, uid)
             deployments.replica_is_ready(db, spec.id, str(facts["host"]), int(facts["port"]), key)
             deployment = deployments.get(db, spec.name)
-            if deployment.model_path == spec.model_path:
+            if any(r.id == spec.id and deployments.is_current(deployment, r) for r in deployments.replicas(db)):
                 models.mark_servable(db, deployment.model, deployment.version)
         case "checkpoint":
             checkpoints.add(
@@ -108,7 +114,5 @@ def _inside(folder: RunFolder, relative: object) -> Path:
     return folder.root / path
 
 
-def _secret(folder: RunFolder) -> str:
-    fd = os.open(folder.secret, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(fd, encoding="utf-8") as f:
-        return f.read(4096).strip()
+def _secret(folder: RunFolder, uid: int) -> str:
+    return read_bytes(folder.secret, MAX_KEY_BYTES, uid).decode("ascii").strip()

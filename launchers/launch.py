@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -13,9 +14,12 @@ from pathlib import Path
 
 from launchers import spec as specs
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobRequest, Scheduler
+from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerUnavailable
+from launchers.untrusted import read_object
 
 PACKAGES = ("launchers", "registry", "slurm")  # what a job may import; frozen into each run folder
+JOB_ID = re.compile(r"[0-9]+([_+][0-9]+)?")  # Slurm's (an array's task, a heterogeneous job's part), or a process id
+MAX_JOB_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +37,21 @@ def new_id(name: str, now: datetime | None = None) -> str:
 def launch(spec: specs.Spec, runs_dir: Path, scheduler: Scheduler) -> Launched:
     """Make the run folder, freeze code and spec into it, submit.
 
-    Raises SchedulerError when the scheduler refuses: the folder is then removed, since nothing was started.
+    Raises SchedulerError when the scheduler refuses, OSError when the folder cannot be made: it is then removed, since
+    nothing was started. After SchedulerUnavailable it stays: the job may have been submitted, and its key tells.
     """
     folder = RunFolder(runs_dir.resolve() / spec.id)
     folder.create()
-    freeze(folder.code)
-    folder.spec.write_text(specs.dump(spec), encoding="utf-8")
-    request = request_for(spec, folder)
-    folder.script.write_text(scheduler.script(request), encoding="utf-8")
     try:
+        freeze(folder.code)
+        request = request_for(spec, folder)
+        folder.script.write_text(scheduler.script(request), encoding="utf-8")
+        _write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
         job = scheduler.submit(request)
+    except SchedulerUnavailable:
+        raise
     except BaseException:
-        shutil.rmtree(folder.root)
+        shutil.rmtree(folder.root, ignore_errors=True)
         raise
     write_job(folder, job)
     return Launched(folder, job)
@@ -74,17 +81,24 @@ def write_job(folder: RunFolder, job: JobRef) -> None:
     text = json.dumps(
         {"cluster": job.cluster, "job_id": job.job_id, "submitted_at": job.submitted_at.isoformat()}, indent=2
     )
-    temporary = folder.root / f".job.{os.getpid()}"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.rename(temporary, folder.job)
+    _write_whole(folder.job, text + "\n")
 
 
 def read_job(folder: RunFolder) -> JobRef | None:
-    """The noted job, or None when no note was left."""
+    """The noted job, or None when no note was left that can be believed: the key finds the job."""
     try:
-        data = json.loads(folder.job.read_text(encoding="utf-8"))
-        return JobRef(str(data["cluster"]), str(data["job_id"]), datetime.fromisoformat(data["submitted_at"]))
-    except FileNotFoundError:
+        data = read_object(folder.job, MAX_JOB_BYTES)
+        cluster, job_id = data["cluster"], data["job_id"]
+        submitted_at = datetime.fromisoformat(data["submitted_at"]).astimezone(UTC)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    except (ValueError, KeyError, TypeError):
-        return None  # torn by a full disk: the key finds the job
+    if not isinstance(cluster, str) or not isinstance(job_id, str) or not JOB_ID.fullmatch(job_id):
+        return None
+    return JobRef(cluster, job_id, submitted_at)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """The file appears with all of its text, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.rename(temporary, path)

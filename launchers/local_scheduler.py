@@ -19,7 +19,7 @@ from launchers import announce, submit
 from launchers.announce import Announcement, AnnouncementError
 from launchers.local_job import LocalJob, records
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobRequest, JobState, JobStatus, JobUsage
+from launchers.scheduler import JobRef, JobRequest, JobState, JobStatus, JobUsage, SchedulerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class LocalScheduler:
         return JobRef(self.cluster, str(job.pid), job.submitted_at)
 
     def _job(self, ref: JobRef) -> LocalJob | None:
-        assert ref.cluster == self.cluster, f"{ref.cluster} is not {self.cluster}"
+        # Not by `ref.cluster`: a machine may have had another name when the job was submitted. Its spool is the same.
         try:
             return LocalJob.load(self._spool / f"{ref.job_id}-{int(ref.submitted_at.timestamp())}.json")
         except FileNotFoundError:
@@ -136,6 +136,8 @@ def _announced(directory: Path) -> list[Announcement]:
             found.append(announce.read(directory / name, directory.stat().st_uid))
         except AnnouncementError as e:
             log.warning("ignored: %s", e)
+        except OSError as e:
+            raise SchedulerUnavailable(f"{directory / name} cannot be read: {e.strerror}") from e
     return found
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from launchers.spec import Environment, Resources
 from registry import site as settings
 from registry.site import Site
+
+LEAST = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "gpus_per_node": 0, "time_limit_s": 1}
+LARGEST = 2**31 - 1  # what Slurm holds a count in
+# Names end up as lines of a batch script that runs under the service's account: a line break in one would be a command.
+WORD = re.compile(r"[A-Za-z0-9._,:@+-]{1,200}")
 
 
 def resources_from(defaults: settings.DefaultResources, asked: Mapping[str, Any]) -> Resources:
@@ -17,12 +23,19 @@ def resources_from(defaults: settings.DefaultResources, asked: Mapping[str, Any]
     for key, value in asked.items():
         if key not in known:
             raise ValueError(f"resources.{key}: unknown; allowed: {', '.join(known)}")
-        number = key in ("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "time_limit_s")
-        if number and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise ValueError(f"resources.{key}: {value!r} is not a number of at least 0")
-        if not number and not isinstance(value, str):
-            raise ValueError(f"resources.{key}: {value!r} is not a text")
+        if key == "mem_gb":
+            if not _is_number(value, int | float) or not 0 < value <= LARGEST:
+                raise ValueError(f"resources.mem_gb: {value!r} is not a number above 0 (GiB)")
+        elif key in LEAST:
+            if not _is_number(value, int) or not LEAST[key] <= value <= LARGEST:
+                raise ValueError(f"resources.{key}: {value!r} is not a whole number of at least {LEAST[key]}")
+        elif not isinstance(value, str) or not WORD.fullmatch(value):
+            raise ValueError(f"resources.{key}: {value!r} is not a name: letters, digits and any of . _ , : @ + -")
     return Resources(**{**dataclasses.asdict(defaults), **asked})
+
+
+def _is_number(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def training_environment(site: Site) -> Environment:

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
+import typing
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+from launchers.untrusted import Unbelievable, read_object
+
 SCHEMA = 1
+MAX_BYTES = 1 << 20
 
 
 class SpecError(ValueError):
@@ -101,30 +107,61 @@ def dump(spec: Spec) -> str:
 
 
 def load(path: Path) -> Spec:
-    """Read a spec file. Raises SpecError, naming the file and the field."""
+    """Read a spec file, which may be anybody's. Raises SpecError, naming the file and the field.
+
+    OSError says that the file cannot be read now: a second look may succeed.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        data = read_object(path, MAX_BYTES)
+        schema, kind = data.pop("schema", None), data.pop("kind", None)
+        if schema != SCHEMA:
+            raise ValueError(f"schema {schema!r} is not known here; this Headgate reads schema {SCHEMA}")
+        if not isinstance(kind, str) or kind not in _KINDS:
+            raise ValueError(f"kind {kind!r} is none of {', '.join(sorted(_KINDS))}")
+        data["resources"] = _built(Resources, data.get("resources"), "resources.")
+        data["environment"] = _built(Environment, data.get("environment"), "environment.")
+        spec = _built(_KINDS[kind], data)
+        if datetime.fromisoformat(spec.created_at).tzinfo is None:
+            raise ValueError(f"created_at: {spec.created_at!r} names no time zone")
+    except Unbelievable as e:
         raise SpecError(f"{path}: not a readable spec: {e}") from e
-    if not isinstance(data, dict):
-        raise SpecError(f"{path}: a spec is a JSON object")
-    schema, kind = data.pop("schema", None), data.pop("kind", None)
-    if schema != SCHEMA:
-        raise SpecError(f"{path}: schema {schema!r} is not known here; this Headgate reads schema {SCHEMA}")
-    if kind not in _KINDS:
-        raise SpecError(f"{path}: kind {kind!r} is none of {', '.join(sorted(_KINDS))}")
-    cls = _KINDS[kind]
-    known = {f.name for f in dataclasses.fields(cls)}
-    for key in data:
-        if key not in known:
-            raise SpecError(f"{path}: unknown field {key!r} in a {kind} spec; allowed: {', '.join(sorted(known))}")
-    try:
-        data["resources"] = Resources(**data["resources"])
-        env = dict(data["environment"])
-        env["mounts"], env["command"] = tuple(env.get("mounts", ())), tuple(env.get("command", ()))
-        data["environment"] = Environment(**env)
-        if "engine_args" in data:
-            data["engine_args"] = tuple(data["engine_args"])
-        return cls(**data)
-    except (KeyError, TypeError) as e:
+    except ValueError as e:
         raise SpecError(f"{path}: {e}") from e
+    return spec
+
+
+_Part = typing.TypeVar("_Part", bound=TrainSpec | ConvertSpec | ServeSpec | Resources | Environment)
+
+
+def _built(cls: type[_Part], data: Any, prefix: str = "") -> _Part:
+    """A dataclass from a JSON object: each value of its field's type, none unknown, none missing. Raises ValueError."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{prefix.rstrip('.') or 'it'} is not an object")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    kinds = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in fields:
+            raise ValueError(f"unknown field {prefix + key!r}; allowed: {', '.join(sorted(fields))}")
+        values[key] = tuple(value) if isinstance(value, list) else value
+        if not _fits(values[key], kinds[key]):
+            raise ValueError(f"{prefix}{key}: {value!r} is not of type {fields[key].type}")
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{name} is missing")
+    return cls(**values)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if origin is types.UnionType:
+        return any(_fits(value, k) for k in arguments)
+    if origin is tuple:  # tuple[X, ...]
+        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(v, arguments[1]) for v in value.values())
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind)

@@ -64,11 +64,12 @@ def record(
 
 
 def observe(db: Database, seen: Iterable[tuple[str, str, str, str, str | None]]) -> None:
-    """(cluster, job id, submitted at, state, reason) of jobs the scheduler answered about."""
+    """(cluster, job id, submitted at, state, reason) of jobs the scheduler answered about; closed books stay closed."""
     with transaction(db) as c:
         c.executemany(
-            "UPDATE jobs SET state = ?, reason = ? WHERE cluster = ? AND job_id = ? AND submitted_at = ?",
-            [(state, reason, cluster, job_id, at) for cluster, job_id, at, state, reason in seen],
+            "UPDATE jobs SET state = ?, reason = ? "
+            "WHERE cluster = ? AND job_id = ? AND submitted_at = ? AND settled = 0 AND (state, reason) IS NOT (?, ?)",
+            [(state, reason, cluster, job_id, at, state, reason) for cluster, job_id, at, state, reason in seen],
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -20,7 +21,8 @@ Migration = Callable[[Database], None]
 
 # Types as /proc/self/mounts spells them. fuse.* is judged by its second half.
 REMOTE_FILE_SYSTEMS = frozenset(
-    "9p afs beegfs ceph cifs glusterfs gpfs lustre ncpfs nfs nfs4 orangefs pvfs2 smb3 smbfs sshfs weka wekafs".split()
+    "9p afs beegfs ceph ceph-fuse cifs dfuse glusterfs gpfs juicefs lustre ncpfs nfs nfs4 orangefs pvfs2 s3fs smb3 "
+    "smbfs sshfs weka wekafs".split()
 )
 
 
@@ -132,7 +134,10 @@ def migrate(db: Database, migrations: Sequence[Migration]) -> None:
 
 
 class transaction:
-    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK when the block raises. A full disk becomes StorageError."""
+    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK when the block raises.
+
+    A full disk becomes StorageError; a row that breaks the schema's rules becomes Conflict.
+    """
 
     def __init__(self, db: Database) -> None:
         self.connection = db.conn
@@ -150,6 +155,8 @@ class transaction:
                 self.connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
                 raise StorageError(f"the registry cannot be written: {error}") from error
+            if isinstance(error, sqlite3.IntegrityError):
+                raise Conflict(f"the registry refuses this: {error}") from error
             return
         try:
             self.connection.execute("COMMIT")
@@ -209,7 +216,7 @@ def file_system(path: Path, mounts: str) -> tuple[str, str]:
         fields = line.split(" ")
         if len(fields) < 3:
             continue
-        point = fields[1].encode().decode("unicode_escape")  # /proc writes spaces as \040
+        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[1])  # /proc writes a space as \040
         inside = target == point or target.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best[1]):
             best = (fields[2], point)

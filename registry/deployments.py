@@ -37,6 +37,16 @@ class ReplicaState(enum.StrEnum):
         return self in (ReplicaState.STOPPED, ReplicaState.FAILED)
 
 
+# Whatever else is asked of a deployment does not happen: it was decided before somebody stopped it.
+BECOMES = {
+    DeploymentState.STARTING: frozenset({DeploymentState.READY, DeploymentState.STOPPING, DeploymentState.FAILED}),
+    DeploymentState.READY: frozenset({DeploymentState.STARTING, DeploymentState.STOPPING, DeploymentState.FAILED}),
+    DeploymentState.STOPPING: frozenset({DeploymentState.STOPPED}),
+    DeploymentState.STOPPED: frozenset[DeploymentState](),
+    DeploymentState.FAILED: frozenset[DeploymentState](),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Deployment:
     name: str
@@ -117,20 +127,31 @@ def everything(db: Database) -> list[Deployment]:
     return [_deployment(r) for r in rows(db, "SELECT * FROM deployments ORDER BY name")]
 
 
-def set_state(db: Database, name: str, state: DeploymentState, cause: str | None = None) -> None:
+def set_state(db: Database, name: str, state: DeploymentState, cause: str | None = None) -> bool:
+    """Whether the deployment took the state: only a move that BECOMES allows is made."""
     with transaction(db) as c:
+        if state not in BECOMES[get(db, name).state]:
+            return False
         c.execute(
             "UPDATE deployments SET state = ?, cause = ?, ended_at = ? WHERE name = ?",
             (state, cause, clock.now() if state.ended else None, name),
         )
+        return True
 
 
 def add_replica(db: Database, replica_id: str, deployment: str, owner: str, folder: str) -> None:
     with transaction(db) as c:
+        # Never older than its deployment, even when the clock was set back: see `is_current`.
+        created_at = max(clock.now(), get(db, deployment).created_at)
         c.execute(
             "INSERT INTO replicas (id, deployment, owner, state, folder, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-            (replica_id, deployment, owner, ReplicaState.PENDING, folder, clock.now()),
+            (replica_id, deployment, owner, ReplicaState.PENDING, folder, created_at),
         )
+
+
+def is_current(deployment: Deployment, replica: Replica) -> bool:
+    """Whether it was started for this deployment; one that is older was a former deployment's of the same name."""
+    return replica.deployment == deployment.name and replica.created_at >= deployment.created_at
 
 
 def set_replica_state(db: Database, replica_id: str, state: ReplicaState, cause: str | None = None) -> None:
@@ -175,11 +196,13 @@ def replicas(db: Database, deployment: str | None = None) -> list[Replica]:
 
 def ready_replicas(db: Database) -> dict[str, list[Replica]]:
     """What the gateway routes to: each live deployment's name -> its ready replicas (perhaps none)."""
-    live = {d.name: list[Replica]() for d in everything(db) if not d.state.ended}
+    live = {d.name: d for d in everything(db) if not d.state.ended}
+    ready: dict[str, list[Replica]] = {name: [] for name in live}
     for replica in replicas(db):
-        if replica.state is ReplicaState.READY and replica.deployment in live:
-            live[replica.deployment].append(replica)
-    return live
+        deployment = live.get(replica.deployment)
+        if deployment and replica.state is ReplicaState.READY and is_current(deployment, replica):
+            ready[deployment.name].append(replica)
+    return ready
 
 
 def _deployment(r: Any) -> Deployment:

@@ -11,6 +11,7 @@ from registry import clock
 from registry.db import Conflict, Database, NotFound, RegistryError, row, rows, transaction
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+LARGEST = 2**63 - 1  # what an INTEGER of SQLite holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,7 @@ def create(
     token_budget: int | None = None,
 ) -> Tenant:
     checked_name("tenant", name)
-    for what, value in (("requests per minute", requests_per_minute), ("token budget", token_budget)):
-        if value is not None and value < 0:
-            raise RegistryError(f"tenant {name}: {what} {value} is negative; leave it out for no limit")
+    _check_limits(name, requests_per_minute, token_budget)
     with transaction(db) as c:
         if row(db, "SELECT 1 FROM tenants WHERE name = ?", name):
             raise Conflict(f"tenant {name} exists already")
@@ -69,7 +68,16 @@ def create(
     return Tenant(name, owner, account, requests_per_minute, token_budget, created)
 
 
+def _check_limits(name: str, requests_per_minute: int | None, token_budget: int | None) -> None:
+    for what, value in (("requests per minute", requests_per_minute), ("token budget", token_budget)):
+        if value is not None and not 0 <= value <= LARGEST:
+            raise RegistryError(
+                f"tenant {name}: {what} {value} is not within 0 ... {LARGEST}; leave it out for no limit"
+            )
+
+
 def set_limits(db: Database, name: str, *, requests_per_minute: int | None, token_budget: int | None) -> Tenant:
+    _check_limits(name, requests_per_minute, token_budget)
     with transaction(db) as c:
         get(db, name)
         c.execute(

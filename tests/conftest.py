@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from registry.db import Database, open_writer
+from registry.migrations import MIGRATIONS
+
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = Path(__file__).with_name("cluster")
 
@@ -56,3 +59,11 @@ def training_python() -> str:
     if not python.exists():
         pytest.skip(f"no training environment at {python}")
     return str(python)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Database]:
+    """An empty registry.db, opened as its writer."""
+    db = open_writer(tmp_path / "registry.db", MIGRATIONS)
+    yield db
+    db.close()

@@ -31,6 +31,7 @@ STANDARD_LIBRARY_ONLY = (
     "launchers/announce.py",
     "launchers/run_folder.py",
     "launchers/spec.py",
+    "launchers/untrusted.py",
     "launchers/vllm/guard.py",
     "launchers/megatron/recipe.py",
     "launchers/megatron/manifest.py",

@@ -195,7 +195,7 @@ async def test_models_lists_what_is_deployed(tmp_path: Path) -> None:
         assert [m.id for m in (await client.models.list()).data] == ["tiny"]
         platform.deploy("second")
         assert [m.id for m in (await client.models.list()).data] == ["second", "tiny"]
-        deployments.set_state(platform.registry, "tiny", DeploymentState.STOPPED)
+        deployments.set_state(platform.registry, "tiny", DeploymentState.FAILED)
         assert [m.id for m in (await client.models.list()).data] == ["second"]
 
 

@@ -23,7 +23,9 @@ REFUSAL = b'{"error": {"message": "this engine answers its gateway only", "type"
 
 class Guard:
     def __init__(self, app: App) -> None:
-        key = os.environ[KEY_VARIABLE]  # without a key the engine must not start
+        key = os.environ.get(KEY_VARIABLE)
+        if not key:
+            raise ValueError(f"{KEY_VARIABLE} is not set: without a key the engine must not start")
         self.app = app
         self.expected = f"Bearer {key}".encode()
 

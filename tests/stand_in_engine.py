@@ -1,0 +1,82 @@
+"""An engine in miniature: takes vLLM's arguments, answers /health and /v1/completions to whoever has the replica's key.
+
+python stand_in_engine.py --host H --port P ... [--die WORDS | --no-tokens-until FILE | --leave-when FILE
+                                                 | --worker FILE | --deaf]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("--model", "--served-model-name", "--middleware", "--shutdown-timeout", "--host"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--die", help="say this and exit with status 3")
+    parser.add_argument("--no-tokens-until", type=Path, help="healthy, and generates nothing until the file is there")
+    parser.add_argument("--leave-when", type=Path, help="exit with status 0 when the file is there")
+    parser.add_argument("--worker", type=Path, help="start a process that outlives us, and write its id there")
+    parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
+    asked = parser.parse_args()
+    if asked.die:
+        print("loading\nRuntimeError: " + asked.die + "\nbye", flush=True)
+        sys.exit(3)
+    signal.signal(signal.SIGTERM, lambda *_: asked.deaf or leave("got SIGTERM"))
+    if asked.worker:
+        worker = subprocess.Popen(["sleep", "1000"])
+        asked.worker.write_text(str(worker.pid))
+    if asked.leave_when:
+        threading.Thread(target=leave_when, args=(asked.leave_when,), daemon=True).start()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(200 if self.path == "/health" else 404, {})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if body["model"] != asked.served_model_name:
+                self.answer(404, {})
+                return
+            mute = asked.no_tokens_until is not None and not asked.no_tokens_until.exists()
+            print("asked for a token", flush=True)
+            self.answer(200, {"usage": {"completion_tokens": 0 if mute else body["max_tokens"]}})
+
+        def answer(self, status: int, value: object) -> None:
+            known = self.headers.get("Authorization") == f"Bearer {os.environ['HEADGATE_REPLICA_KEY']}"
+            data = json.dumps(value).encode()
+            self.send_response(status if known else 401)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    print(f"serving {asked.model}", flush=True)
+    ThreadingHTTPServer((asked.host, asked.port), Handler).serve_forever()
+
+
+def leave(words: str) -> None:
+    print(words, flush=True)
+    os._exit(0)
+
+
+def leave_when(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.02)
+    leave("done here")
+
+
+if __name__ == "__main__":
+    main()

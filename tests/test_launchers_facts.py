@@ -1,0 +1,292 @@
+"""What a job announces becomes rows, once; what cannot be believed is set aside, and what cannot be read yet waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from specs import CREATED_AT, convert, folder_of, serve, train
+
+from launchers import facts
+from launchers.announce import announce
+from launchers.run_folder import RunFolder
+from launchers.spec import Spec
+from registry import checkpoints, deployments, models, runs
+from registry.db import Database, StorageError, row
+from registry.deployments import Replica, ReplicaState
+from registry.models import ModelState
+from registry.runs import RunState
+
+CHECKPOINT = {"iteration": 10, "path": "checkpoints/10", "bytes": 5, "manifest_sha256": "abc"}
+CONVERTED = {"path": "model", "parameters": 7, "bytes": 9, "max_logit_difference": 1e-6}
+
+
+class Subject:
+    """A run folder, and its rows in the registry as the controller makes them."""
+
+    def __init__(self, db: Database, spec: Spec, runs_dir: Path) -> None:
+        self.db, self.spec, self.folder = db, spec, folder_of(spec, runs_dir)
+
+    def say(self, kind: str, **what: Any) -> str:
+        return announce(self.folder.announcements, kind, **what).name
+
+    def ingest(self) -> int:
+        return facts.ingest(self.db, self.folder, self.spec)
+
+    @property
+    def run(self) -> runs.Run:
+        return runs.get(self.db, self.spec.id)
+
+    @property
+    def replica(self) -> Replica:
+        return next(r for r in deployments.replicas(self.db) if r.id == self.spec.id)
+
+
+def offline(db: Database, spec: Spec, runs_dir: Path) -> Subject:
+    made = Subject(db, spec, runs_dir)
+    runs.adopt(
+        db, spec.id, kind=spec.kind, name=spec.name, owner="ada", folder=str(made.folder.root), created_at=CREATED_AT
+    )
+    return made
+
+
+@pytest.fixture
+def run(registry: Database, tmp_path: Path) -> Subject:
+    return offline(registry, train(), tmp_path)
+
+
+@pytest.fixture
+def conversion(registry: Database, tmp_path: Path, run: Subject) -> Subject:
+    checkpoints.add(registry, run.spec.id, "ada", iteration=10, path="/c/10", size=1, manifest_sha256="x")
+    return offline(registry, convert(alias="prod"), tmp_path)
+
+
+@pytest.fixture
+def replica(registry: Database, tmp_path: Path) -> Subject:
+    models.register(registry, "tiny", "ada", "/models/tiny")
+    deployments.create(
+        registry, "chat", "ada", model="tiny", version=1, model_path="/models/tiny", replicas=1, request={}
+    )
+    made = Subject(registry, serve(), tmp_path)
+    deployments.add_replica(registry, made.spec.id, "chat", "ada", str(made.folder.root))
+    made.folder.secret.write_text("upstream-key\n")
+    return made
+
+
+def test_a_run_starts_makes_checkpoints_and_completes(registry: Database, run: Subject) -> None:
+    run.say("attempt-started", attempt="7.0")
+    assert run.ingest() == 1 and run.run.state is RunState.RUNNING
+    run.say("checkpoint", **CHECKPOINT)
+    run.say("attempt-ended", exit_code=0, cause="completed")
+    assert run.ingest() == 2
+    (checkpoint,) = checkpoints.everything(registry)
+    assert checkpoint.path == str(run.folder.root / "checkpoints" / "10")
+    assert (checkpoint.id, checkpoint.bytes, checkpoint.manifest_sha256) == ("pretrain-1/10", 5, "abc")
+    assert checkpoint.owner == facts.owner_of(run.folder)[0]  # by the file system, not by the spec's word
+    assert run.run.state is RunState.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "cause", "state", "shown"),
+    [
+        (0, "completed", RunState.COMPLETED, None),
+        (0, "cancelled", RunState.STOPPED, None),
+        (1, "ValueError: wrong", RunState.FAILED, "ValueError: wrong"),
+    ],
+)
+def test_how_an_attempt_ended_is_how_its_run_did(
+    run: Subject, exit_code: int, cause: str, state: RunState, shown: str | None
+) -> None:
+    run.say("attempt-started")
+    run.say("attempt-ended", exit_code=exit_code, cause=cause)
+    run.ingest()
+    assert (run.run.state, run.run.cause) == (state, shown)
+
+
+def test_a_conversion_registers_its_model_and_moves_its_alias(registry: Database, conversion: Subject) -> None:
+    conversion.say("model-converted", **CONVERTED)
+    conversion.ingest()
+    model = models.resolve(registry, "tiny@prod")
+    assert model.path == str(conversion.folder.model)
+    assert (model.checkpoint, model.parameters, model.bytes, model.max_logit_difference) == (
+        "pretrain-1/10", 7, 9, 1e-6
+    )  # fmt: skip
+    assert model.state is ModelState.CONVERTED
+
+
+def test_a_replica_is_ready_at_its_endpoint_and_its_model_servable(registry: Database, replica: Subject) -> None:
+    replica.say("attempt-started")
+    replica.ingest()
+    assert replica.replica.state is ReplicaState.STARTING
+    replica.say("replica-ready", host="g1", port=8000)
+    replica.ingest()
+    found = replica.replica
+    assert (found.state, found.host, found.port, found.upstream_key) == (ReplicaState.READY, "g1", 8000, "upstream-key")
+    assert models.resolve(registry, "tiny").state is ModelState.SERVABLE
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "cause", "state"), [(0, "cancelled", ReplicaState.STOPPED), (3, "no kernel", ReplicaState.FAILED)]
+)
+def test_how_an_engine_ended_is_how_its_replica_did(
+    replica: Subject, exit_code: int, cause: str, state: ReplicaState
+) -> None:
+    replica.say("attempt-ended", exit_code=exit_code, cause=cause)
+    replica.ingest()
+    assert (replica.replica.state, replica.replica.cause) == (state, None if cause == "cancelled" else cause)
+
+
+def test_each_announcement_is_taken_in_once(registry: Database, run: Subject) -> None:
+    run.say("attempt-started")
+    run.say("checkpoint", **CHECKPOINT)
+    run.say("attempt-ended", exit_code=1, cause="x")
+    assert run.ingest() == 3
+    before = (run.run, checkpoints.everything(registry))
+    assert run.ingest() == 0
+    assert (run.run, checkpoints.everything(registry)) == before
+
+
+def test_taking_in_the_same_facts_again_changes_nothing(
+    registry: Database, conversion: Subject, replica: Subject
+) -> None:
+    """A controller that died between a fact's row and its own note takes the fact in again."""
+    conversion.say("model-converted", **CONVERTED)
+    replica.say("replica-ready", host="g1", port=8000)
+    conversion.ingest(), replica.ingest()
+    before = (models.everything(registry), replica.replica)
+    registry.conn.execute("DELETE FROM announcements")
+    assert (conversion.ingest(), replica.ingest()) == (1, 1)
+    assert (models.everything(registry), replica.replica) == before
+
+
+# -- what is set aside ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"path": "/etc/passwd"},
+        {"path": "../other-run/checkpoints/10"},
+        {"path": "checkpoints/../../10"},
+        {"iteration": "ten"},
+        {"iteration": 10**30},
+        {"bytes": float("inf")},
+        {"bytes": None},
+        {"manifest_sha256": "\ud800"},
+    ],
+)
+def test_a_checkpoint_that_cannot_be_is_set_aside_and_the_rest_counts(
+    registry: Database, run: Subject, changed: dict[str, Any]
+) -> None:
+    run.say("checkpoint", **(CHECKPOINT | changed))
+    run.say("checkpoint", **(CHECKPOINT | {"iteration": 20, "path": "checkpoints/20"}))
+    assert run.ingest() == 2 and run.ingest() == 0
+    assert [c.iteration for c in checkpoints.everything(registry)] == [20]
+
+
+def test_a_fact_without_its_fields_is_set_aside(registry: Database, run: Subject) -> None:
+    run.say("checkpoint", iteration=1)
+    run.say("attempt-ended", exit_code=0, cause="completed")
+    run.ingest()
+    assert checkpoints.everything(registry) == [] and run.run.state is RunState.COMPLETED
+
+
+def test_one_path_is_one_checkpoint(registry: Database, run: Subject) -> None:
+    run.say("checkpoint", **CHECKPOINT)
+    run.say("checkpoint", **(CHECKPOINT | {"iteration": 20}))
+    assert run.ingest() == 2
+    assert [c.iteration for c in checkpoints.everything(registry)] == [10]
+
+
+def test_a_kind_of_fact_that_is_not_this_subjects_is_set_aside(
+    registry: Database, run: Subject, replica: Subject
+) -> None:
+    replica.say("checkpoint", **CHECKPOINT)
+    replica.say("model-converted", **CONVERTED)
+    run.say("model-converted", **CONVERTED)
+    run.say("replica-ready", host="g1", port=1)
+    assert (replica.ingest(), run.ingest()) == (2, 2)
+    assert checkpoints.everything(registry) == [] and len(models.everything(registry)) == 1
+    assert replica.replica.state is ReplicaState.PENDING
+
+
+def test_a_forged_announcement_is_set_aside(run: Subject) -> None:
+    directory = run.folder.announcements
+    forged = json.dumps({"schema": 1, "kind": "attempt-ended", "at": 1, "exit_code": 0, "cause": "completed"})
+    (run.folder.root / "elsewhere").write_text(forged)
+    (directory / "00000000000000000001-attempt-ended.json").symlink_to(run.folder.root / "elsewhere")
+    (directory / "00000000000000000002-attempt-ended.json").write_text(forged.replace('"schema": 1', '"schema": 9'))
+    if os.getuid() == 0:
+        (directory / "00000000000000000003-attempt-ended.json").write_text(forged)
+        os.chown(directory / "00000000000000000003-attempt-ended.json", 4711, 4711)
+    assert run.ingest() >= 2
+    assert run.run.state is RunState.PENDING
+
+
+def test_a_folder_that_calls_itself_a_replica_makes_no_model_servable(
+    registry: Database, replica: Subject, tmp_path: Path
+) -> None:
+    stranger = Subject(registry, serve("chat-2"), tmp_path)
+    stranger.folder.secret.write_text("k")
+    stranger.say("replica-ready", host="evil", port=1)
+    stranger.ingest()
+    assert models.resolve(registry, "tiny").state is ModelState.CONVERTED
+    assert deployments.ready_replicas(registry) == {"chat": []}
+
+
+def test_a_conversion_into_anothers_model_is_set_aside(registry: Database, conversion: Subject) -> None:
+    models.register(registry, "tiny", "somebody-else", "/models/theirs")
+    conversion.say("model-converted", **CONVERTED)
+    conversion.ingest()
+    (only,) = models.everything(registry)
+    assert (only.path, only.aliases) == ("/models/theirs", ())
+
+
+# -- what waits -------------------------------------------------------------------------------------------------------
+
+
+def test_a_replica_whose_key_cannot_be_read_yet_is_ready_when_it_can(replica: Subject) -> None:
+    replica.folder.secret.unlink()
+    replica.say("replica-ready", host="g1", port=8000)
+    with pytest.raises(FileNotFoundError):
+        replica.ingest()
+    assert replica.replica.state is ReplicaState.PENDING
+    replica.folder.secret.write_text("upstream-key")
+    assert replica.ingest() == 1
+    assert replica.replica.state is ReplicaState.READY
+
+
+def test_a_registry_that_cannot_be_written_loses_no_fact(registry: Database, run: Subject) -> None:
+    for n in range(100):
+        run.say("checkpoint", **(CHECKPOINT | {"iteration": n, "path": f"{n}/" + "x" * 500}))
+    pages = row(registry, "PRAGMA page_count")[0]  # type: ignore[index]
+    registry.conn.execute(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(StorageError, match="full"):
+        run.ingest()
+    assert len(checkpoints.everything(registry)) < 100
+    registry.conn.execute("PRAGMA max_page_count = 100000")
+    run.ingest()
+    assert len(checkpoints.everything(registry)) == 100
+
+
+def test_a_key_that_is_a_link_is_not_followed(replica: Subject, tmp_path: Path) -> None:
+    (tmp_path / "shadow").write_text("secret of somebody")
+    replica.folder.secret.unlink()
+    replica.folder.secret.symlink_to(tmp_path / "shadow")
+    replica.say("replica-ready", host="g1", port=8000)
+    assert replica.ingest() == 1
+    assert replica.replica.state is ReplicaState.PENDING
+
+
+def test_the_owner_is_the_folders_owner(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    folder.create()
+    assert facts.owner_of(folder)[1] == os.getuid()
+    if os.getuid() == 0:
+        os.chown(folder.root, 4711, 4711)
+        assert facts.owner_of(folder) == ("4711", 4711)
+    assert stat.S_ISDIR(folder.root.stat().st_mode)

@@ -1,0 +1,121 @@
+"""The plan as a table: from what is wanted and what is, to what to do next."""
+
+from __future__ import annotations
+
+import pytest
+
+from launchers.plan import MAX_LOST, Action, Cancel, Drain, SetState, StartReplica, plan
+from registry.deployments import Deployment, DeploymentState, Replica, ReplicaState
+
+START, READY = StartReplica("chat"), SetState("chat", DeploymentState.READY)
+STARTING, STOPPED = SetState("chat", DeploymentState.STARTING), SetState("chat", DeploymentState.STOPPED)
+
+
+def failed(cause: str) -> SetState:
+    return SetState("chat", DeploymentState.FAILED, cause)
+
+
+def deployment(state: str, wanted: int = 1) -> Deployment:
+    return Deployment(
+        "chat", "ada", DeploymentState(state), "tiny", 1, "/m", wanted, {}, None, "2026-01-02T00:00:00Z", None
+    )
+
+
+def replica(number: int, story: str, *, former: bool = False) -> Replica:
+    """`story`: a state; with `was ` before it when the replica had been ready."""
+    state = ReplicaState(story.removeprefix("was "))
+    was_ready = story.startswith("was ") or state is ReplicaState.READY
+    cause = f"cause {number}" if state is ReplicaState.FAILED else None
+    at = f"2026-01-0{1 if former else 2}T00:00:0{number}Z"
+    ended_at = at if state.ended else None
+    ready_at = at if was_ready else None
+    return Replica(
+        f"r{number}", "chat", "ada", state, f"/runs/r{number}", None, None, None, cause, at, ready_at, ended_at
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "stories", "actions"),
+    [
+        ("starting", [], [START]),
+        ("starting", ["pending"], []),
+        ("starting", ["starting"], []),
+        ("starting", ["ready"], [READY]),
+        ("ready", ["ready"], []),
+        # Lost after it had been ready: another one, and nobody serves meanwhile.
+        ("ready", ["was failed"], [START, STARTING]),
+        ("ready", ["was failed", "pending"], [STARTING]),
+        ("starting", ["was failed", "ready"], [READY]),
+        # Stopped from outside (its time limit, scancel): another one.
+        ("ready", ["was stopped"], [START, STARTING]),
+        ("ready", ["was draining"], [START, STARTING]),
+        ("starting", ["stopped"], [START]),
+        # Dead before it was ever ready: the next one would die the same way.
+        ("starting", ["failed"], [failed("cause 0")]),
+        # Stopping drains first, cancels one turn later, and is over when everything is.
+        ("stopping", ["ready"], [Drain("r0")]),
+        ("stopping", ["was draining"], [Cancel("r0")]),
+        ("stopping", ["pending"], [Cancel("r0")]),
+        ("stopping", ["starting"], [Cancel("r0")]),
+        ("stopping", ["was stopped"], [STOPPED]),
+        ("stopping", ["was failed"], [STOPPED]),
+        ("stopping", [], [STOPPED]),
+        # Whatever is left of one that ended is wound down.
+        ("failed", ["ready"], [Drain("r0")]),
+        ("failed", ["was draining"], [Cancel("r0")]),
+        ("stopped", ["pending"], [Cancel("r0")]),
+        ("failed", ["failed"], []),
+        ("stopped", [], []),
+    ],
+)
+def test_one_wanted_replica(state: str, stories: list[str], actions: list[Action]) -> None:
+    replicas = [replica(n, story) for n, story in enumerate(stories)]
+    assert plan(deployment(state), replicas) == actions
+
+
+@pytest.mark.parametrize(
+    ("state", "stories", "actions"),
+    [
+        ("starting", [], [START, START, START]),
+        ("starting", ["pending", "starting"], [START]),
+        ("starting", ["pending", "ready", "starting"], [READY]),
+        ("ready", ["ready", "was failed", "ready"], [START]),
+        ("starting", ["failed", "starting", "starting"], [failed("cause 0"), Cancel("r1"), Cancel("r2")]),
+        # One that never got ready beside others that did: the arguments work, so it is lost like any other.
+        ("ready", ["ready", "failed", "ready"], [START]),
+        ("stopping", ["ready", "was draining", "pending"], [Drain("r0"), Cancel("r1"), Cancel("r2")]),
+        ("stopping", ["was stopped", "was draining", "was failed"], [Cancel("r1")]),
+    ],
+)
+def test_three_wanted_replicas(state: str, stories: list[str], actions: list[Action]) -> None:
+    replicas = [replica(n, story) for n, story in enumerate(stories)]
+    assert plan(deployment(state, wanted=3), replicas) == actions
+
+
+@pytest.mark.parametrize("story", ["was failed", "stopped"])
+def test_replacing_lost_replicas_has_an_end(story: str) -> None:
+    lost = [replica(n, story) for n in range(MAX_LOST)]
+    first = replica(9, "was stopped")
+    assert START in plan(deployment("starting"), [first, *lost])
+    (action,) = plan(deployment("starting"), [first, *lost, replica(MAX_LOST, story)])
+    assert isinstance(action, SetState) and action.state is DeploymentState.FAILED
+    assert action.cause and action.cause.startswith(f"{MAX_LOST + 1} replicas were lost, the last one: ")
+
+
+def test_replicas_that_served_and_were_stopped_are_replaced_for_ever() -> None:
+    assert START in plan(deployment("ready"), [replica(n % 9, "was stopped") for n in range(50)])
+
+
+@pytest.mark.parametrize(
+    ("story", "actions"),
+    [("ready", [Drain("r0")]), ("was draining", [Cancel("r0")]), ("starting", [Cancel("r0")]), ("was stopped", [])],
+)
+def test_a_former_deployments_replica_is_wound_down_and_counts_for_nothing(story: str, actions: list[Action]) -> None:
+    assert plan(deployment("starting"), [replica(0, story, former=True)]) == [*actions, START]
+    assert plan(deployment("ready"), [replica(0, story, former=True), replica(1, "ready")]) == actions
+    assert plan(deployment("stopping"), [replica(0, story, former=True)]) == (actions or [STOPPED])
+
+
+def test_a_former_deployments_failures_are_forgotten() -> None:
+    former = [replica(n, "failed", former=True) for n in range(MAX_LOST + 2)]
+    assert plan(deployment("starting"), former) == [START]

@@ -1,0 +1,234 @@
+"""The supervisor over real processes: ready after a token, drained by SIGTERM, dead with a cause, nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import ROOT
+from specs import convert, folder_of, serve, train
+from waiting import wait_for
+
+from launchers import announce
+from launchers.announce import Announcement
+from launchers.run_folder import RunFolder
+from launchers.spec import Environment, Spec
+from launchers.supervisor import Ending, ending_of, last_words, tail
+from launchers.vllm import server
+
+ENGINE = str(Path(__file__).with_name("stand_in_engine.py"))
+
+
+class Job:
+    """One supervisor in a process of its own, as a scheduler starts it."""
+
+    def __init__(self, runs: Path, *engine_args: str, command: tuple[str, ...] = ("{python}", ENGINE), **spec: Any):
+        environment = Environment(kind="venv", python=sys.executable, command=command, env={"FROM_SITE": "yes"})
+        changed = {"shutdown_timeout_s": 1, "environment": environment, "engine_args": engine_args, **spec}
+        self.folder = folder_of(serve(**changed), runs)
+        (self.folder.root / "code").symlink_to(ROOT)
+        outside = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SUBMITIT_"))}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "launchers.supervisor", str(self.folder.root)],
+            cwd=ROOT, env={**outside, "SUBMITIT_LOCAL_JOB_ID": "77"}, text=True, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def said(self, kind: str) -> list[Announcement]:
+        names = announce.names(self.folder.announcements)
+        read = (announce.read(self.folder.announcements / name, os.getuid()) for name in names)
+        return [a for a in read if a.kind == kind]
+
+    def ready(self) -> Announcement:
+        return wait_for(lambda: self.said("replica-ready"))[0]
+
+    def end(self) -> dict[str, Any]:
+        """The exit code, and the facts of the last announcement."""
+        _, stderr = self.process.communicate(timeout=30)
+        (last,) = self.said("attempt-ended")
+        assert last.facts["exit_code"] == self.process.returncode, stderr
+        return last.facts
+
+    def log(self) -> str:
+        path = self.folder.attempt_log("77.0", 0)
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    jobs: list[Job] = []
+
+    def start(*words: str, **changed: Any) -> Job:
+        jobs.append(Job(tmp_path, *words, **changed))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        if job.process.poll() is None:
+            job.process.terminate()
+        job.process.communicate(timeout=30)
+    left = [p.cmdline() for p in psutil.process_iter() if str(tmp_path) in " ".join(_cmdline(p))]
+    assert left == []
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_a_replica_is_ready_after_a_generated_token_and_drained_by_sigterm(start: Callable[..., Job]) -> None:
+    job = start()
+    ready = job.ready()
+    (started,) = job.said("attempt-started")
+    assert (started.facts["job_id"], started.facts["attempt"], started.facts["tasks"]) == ("77", "77.0", 1)
+    assert "asked for a token" in job.log()
+    assert (ready.facts["host"], ready.facts["served_name"]) == ("127.0.0.1", "chat")
+    # The endpoint that was announced, with the key beside it, is the engine's.
+    endpoint = server.Endpoint("127.0.0.1", ready.facts["port"], job.folder.secret.read_text())
+    assert server.healthy(endpoint)
+    assert not server.healthy(server.Endpoint("127.0.0.1", endpoint.port, "another key"))
+    assert stat.S_IMODE(job.folder.secret.stat().st_mode) == 0o600
+    (engine,) = psutil.Process(job.process.pid).children()
+    assert endpoint.key not in " ".join(engine.cmdline())
+
+    job.process.send_signal(signal.SIGTERM)
+    ended = job.end()
+    assert (ended["exit_code"], ended["cause"]) == (0, "cancelled")
+    assert ended["tail"].splitlines()[-1] == "got SIGTERM"
+    assert not engine.is_running() and len(job.said("replica-ready")) == 1
+    assert not server.healthy(endpoint)
+
+
+def test_health_alone_is_not_readiness(start: Callable[..., Job], tmp_path: Path) -> None:
+    job = start("--no-tokens-until", str(tmp_path / "go"))
+    wait_for(lambda: job.log().count("asked for a token") >= 2)
+    assert job.said("replica-ready") == []
+    (tmp_path / "go").touch()
+    assert job.ready().facts["start_s"] > 0
+
+
+def test_an_engine_that_dies_at_its_start_is_a_failure_with_its_own_words(start: Callable[..., Job]) -> None:
+    ended = start("--die", "no kernel image is available").end()
+    assert ended["exit_code"] == 3
+    assert ended["cause"] == "the engine ended with exit code 3: RuntimeError: no kernel image is available"
+    assert ended["tail"].splitlines() == ["loading", "RuntimeError: no kernel image is available", "bye"]
+
+
+def test_an_engine_that_cannot_be_started_says_which(start: Callable[..., Job]) -> None:
+    ended = start(command=("/nowhere/python",)).end()
+    assert ended["exit_code"] == 1 and "No such file or directory: '/nowhere/python'" in ended["cause"]
+
+
+def test_an_engine_that_leaves_by_itself_with_status_0_is_a_failure(start: Callable[..., Job], tmp_path: Path) -> None:
+    job = start("--leave-when", str(tmp_path / "leave"))
+    job.ready()
+    (tmp_path / "leave").touch()
+    ended = job.end()
+    assert (ended["exit_code"], ended["cause"]) == (1, "the engine ended by itself with exit code 0: done here")
+
+
+def test_an_engine_that_is_killed_is_a_failure_that_names_the_signal(start: Callable[..., Job]) -> None:
+    job = start()
+    job.ready()
+    (engine,) = psutil.Process(job.process.pid).children()
+    engine.kill()
+    ended = job.end()
+    assert ended["exit_code"] == 128 + signal.SIGKILL
+    assert ended["cause"].startswith("the engine was killed by SIGKILL: ")
+
+
+def test_an_engine_that_never_generates_is_given_up_after_the_start_timeout(
+    start: Callable[..., Job], tmp_path: Path
+) -> None:
+    ended = start("--no-tokens-until", str(tmp_path / "never"), start_timeout_s=1).end()
+    assert (ended["exit_code"], ended["cause"]) == (1, "the engine was not ready after 1 s")
+
+
+def test_an_engine_that_is_deaf_to_sigterm_is_killed_after_its_grace(start: Callable[..., Job]) -> None:
+    job = start("--deaf", shutdown_timeout_s=-9)  # the grace is ten seconds longer
+    job.ready()
+    job.process.send_signal(signal.SIGTERM)
+    assert job.end()["cause"] == "cancelled"
+
+
+def test_what_the_engine_started_ends_with_it(start: Callable[..., Job], tmp_path: Path) -> None:
+    job = start("--worker", str(tmp_path / "worker"), "--leave-when", str(tmp_path / "leave"))
+    job.ready()
+    worker = psutil.Process(int((tmp_path / "worker").read_text()))
+    (tmp_path / "leave").touch()
+    assert job.end()["exit_code"] == 1
+    wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_stop_before_the_engine_is_ready_is_a_stop_and_not_a_failure(
+    start: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = start("--no-tokens-until", str(tmp_path / "never"))
+    wait_for(lambda: "asked for a token" in job.log())
+    job.process.send_signal(signal.SIGTERM)
+    assert job.end()["cause"] == "cancelled"
+    assert job.said("replica-ready") == []
+
+
+# -- what an exit means -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "stopped", "ending"),
+    [
+        (train(), 0, False, Ending(0, "completed")),
+        (convert(), 0, False, Ending(0, "completed")),
+        (train(), 0, True, Ending(0, "cancelled")),
+        (train(), -signal.SIGTERM, True, Ending(0, "cancelled")),
+        (train(), -signal.SIGKILL, True, Ending(0, "cancelled")),
+        (train(), 1, True, Ending(1, "training ended with exit code 1: last words")),
+        (train(), -signal.SIGSEGV, False, Ending(139, "training was killed by SIGSEGV: last words")),
+        (train(), -signal.SIGTERM, False, Ending(143, "training was killed by SIGTERM: last words")),
+        (convert(), 2, False, Ending(2, "the conversion ended with exit code 2: last words")),
+        (serve(), 0, False, Ending(1, "the engine ended by itself with exit code 0: last words")),
+        (serve(), 1, True, Ending(0, "cancelled")),
+    ],
+)
+def test_an_exit_code_means_what_the_kind_of_work_makes_of_it(
+    spec: Spec, code: int, stopped: bool, ending: Ending
+) -> None:
+    assert ending_of(spec, code, stopped=stopped, log="some\nlast words\n") == ending
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("", ""),
+        ("a\n\n  b  \n\n", "b"),
+        ("x\nValueError: wrong\nsee above\n", "ValueError: wrong"),
+        ("error: one\nOSError: two\nbye", "OSError: two"),
+        ("x" * 1000, "x" * 500),
+    ],
+)
+def test_the_last_words_are_the_last_line_that_names_an_error(log: str, words: str) -> None:
+    assert last_words(log) == words
+
+
+def test_a_tail_is_bounded_and_survives_what_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert tail(path) == ""
+    path.write_bytes(b"\xff\n" + b"".join(b"line %d\n" % n for n in range(100)))
+    assert tail(path).splitlines() == [f"line {n}" for n in range(75, 100)]
+    path.write_bytes(b"\xe9" * 100_000)
+    assert len(tail(path)) == 6000
+
+
+def test_a_supervisor_without_a_readable_spec_ends_with_its_name(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launchers.supervisor", str(tmp_path)], cwd=ROOT, text=True, capture_output=True
+    )
+    assert done.returncode != 0 and str(RunFolder(tmp_path).spec) in done.stderr

@@ -1,0 +1,161 @@
+"""Deployments and replicas: which moves between states are made, and what the gateway may route to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+
+from registry import clock, deployments
+from registry.db import Conflict, Database, NotFound
+from registry.deployments import Deployment, DeploymentState, Replica, ReplicaState
+
+LEGAL = {
+    ("starting", "ready"),
+    ("starting", "stopping"),
+    ("starting", "failed"),
+    ("ready", "starting"),
+    ("ready", "stopping"),
+    ("ready", "failed"),
+    ("stopping", "stopped"),
+}
+WAY_TO: dict[str, Sequence[str]] = {
+    "starting": (),
+    "ready": ("ready",),
+    "stopping": ("stopping",),
+    "stopped": ("stopping", "stopped"),
+    "failed": ("failed",),
+}
+
+
+def deploy(db: Database, name: str = "chat", owner: str = "ada", replicas: int = 1, model: str = "tiny") -> Deployment:
+    request = {"resources": {"partition": "gpu"}, "engine_args": ["--x"]}
+    return deployments.create(
+        db, name, owner, model=model, version=1, model_path=f"/m/{model}", replicas=replicas, request=request
+    )
+
+
+def add(db: Database, replica: str, *states: ReplicaState, deployment: str = "chat") -> None:
+    deployments.add_replica(db, replica, deployment, "ada", f"/runs/{replica}")
+    for state in states:
+        if state is ReplicaState.READY:
+            deployments.replica_is_ready(db, replica, "node-1", 8000, "key")
+        else:
+            deployments.set_replica_state(db, replica, state)
+
+
+def only(db: Database, deployment: str = "chat") -> Replica:
+    (replica,) = deployments.replicas(db, deployment)
+    return replica
+
+
+def test_a_deployment_starts_and_is_read_back_with_its_request(registry: Database) -> None:
+    made = deploy(registry)
+    assert made == deployments.get(registry, "chat")
+    assert (made.state, made.request["resources"]) == (DeploymentState.STARTING, {"partition": "gpu"})
+    with pytest.raises(NotFound, match="no deployment is called 'x'; there are: chat"):
+        deployments.get(registry, "x")
+
+
+@pytest.mark.parametrize(("old", "new"), list(itertools.product(map(str, DeploymentState), repeat=2)))
+def test_only_legal_moves_between_states_are_made(registry: Database, old: str, new: str) -> None:
+    deploy(registry)
+    for state in WAY_TO[old]:
+        assert deployments.set_state(registry, "chat", DeploymentState(state), "as it was")
+    before = deployments.get(registry, "chat")
+    moved = deployments.set_state(registry, "chat", DeploymentState(new), "because")
+    after = deployments.get(registry, "chat")
+    assert moved is ((old, new) in LEGAL)
+    assert after.state == (new if moved else old)
+    if moved:
+        assert after.cause == "because" and (after.ended_at is not None) is after.state.ended
+    else:
+        assert after == before
+
+
+def test_a_name_is_free_again_only_when_its_deployment_has_ended(registry: Database) -> None:
+    first = deploy(registry)
+    for state in (DeploymentState.READY, DeploymentState.STOPPING):
+        with pytest.raises(Conflict, match="deployment chat exists already and is"):
+            deploy(registry)
+        deployments.set_state(registry, "chat", state)
+    with pytest.raises(Conflict, match="is stopping; stop it first"):
+        deploy(registry)
+    deployments.set_state(registry, "chat", DeploymentState.STOPPED, "done")
+    again = deploy(registry, owner="bob", replicas=2, model="big")
+    assert (again.state, again.owner, again.model, again.replicas) == (DeploymentState.STARTING, "bob", "big", 2)
+    assert (again.cause, again.ended_at) == (None, None) and again.created_at > first.created_at
+
+
+def test_a_replica_goes_from_pending_to_ready_with_its_endpoint(registry: Database) -> None:
+    deploy(registry)
+    add(registry, "r-1")
+    assert only(registry).state is ReplicaState.PENDING
+    deployments.replica_is_starting(registry, "r-1")
+    assert only(registry).state is ReplicaState.STARTING
+    deployments.replica_is_ready(registry, "r-1", "node-1", 8000, "key")
+    replica = only(registry)
+    assert (replica.state, replica.host, replica.port, replica.upstream_key) == (
+        ReplicaState.READY,
+        "node-1",
+        8000,
+        "key",
+    )
+    deployments.replica_is_starting(registry, "r-1")  # an old fact, seen late
+    assert only(registry).state is ReplicaState.READY
+
+
+@pytest.mark.parametrize("state", [ReplicaState.DRAINING, ReplicaState.STOPPED, ReplicaState.FAILED])
+def test_a_replica_that_is_leaving_never_becomes_ready(registry: Database, state: ReplicaState) -> None:
+    deploy(registry)
+    add(registry, "r-1", state)
+    deployments.replica_is_ready(registry, "r-1", "node-1", 8000, "key")
+    deployments.replica_is_starting(registry, "r-1")
+    assert (only(registry).state, only(registry).ready_at) == (state, None)
+    assert deployments.ready_replicas(registry) == {"chat": []}
+
+
+def test_the_first_ending_of_a_replica_and_its_cause_count(registry: Database) -> None:
+    deploy(registry)
+    add(registry, "r-1")
+    deployments.set_replica_state(registry, "r-1", ReplicaState.FAILED, "out of memory")
+    ended_at = only(registry).ended_at
+    for state in ReplicaState:
+        deployments.set_replica_state(registry, "r-1", state, "later")
+    assert (only(registry).state, only(registry).cause) == (ReplicaState.FAILED, "out of memory")
+    assert only(registry).ended_at == ended_at
+
+
+def test_the_gateway_gets_ready_replicas_of_live_deployments_alone(registry: Database) -> None:
+    deploy(registry)
+    deploy(registry, "other")
+    add(registry, "r-1", ReplicaState.READY)
+    add(registry, "r-2", ReplicaState.READY, ReplicaState.DRAINING)
+    add(registry, "r-3")
+    assert {name: [r.id for r in ready] for name, ready in deployments.ready_replicas(registry).items()} == {
+        "chat": ["r-1"],
+        "other": [],
+    }
+    deployments.set_state(registry, "chat", DeploymentState.FAILED)
+    assert deployments.ready_replicas(registry) == {"other": []}
+
+
+def test_a_former_deployments_replica_is_not_routed_to_under_the_same_name(registry: Database) -> None:
+    deploy(registry, model="old")
+    add(registry, "r-1", ReplicaState.READY)
+    deployments.set_state(registry, "chat", DeploymentState.FAILED)
+    deploy(registry, model="new")
+    assert deployments.ready_replicas(registry) == {"chat": []}
+    add(registry, "r-2", ReplicaState.READY)
+    assert [r.id for r in deployments.ready_replicas(registry)["chat"]] == ["r-2"]
+
+
+def test_a_clock_that_was_set_back_makes_no_replica_older_than_its_deployment(
+    registry: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = deploy(registry)
+    monkeypatch.setattr(clock, "now", lambda: "2000-01-01T00:00:00.000000Z")
+    add(registry, "r-1", ReplicaState.READY)
+    assert deployments.is_current(deployment, only(registry))
+    assert [r.id for r in deployments.ready_replicas(registry)["chat"]] == ["r-1"]
