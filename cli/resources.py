@@ -35,7 +35,7 @@ class Memory(click.ParamType[float]):
     """sbatch's --mem, in GiB: a number of MiB, or one with a unit K, M, G, T."""
 
     name = "memory"
-    units = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}  # noqa: RUF012  a constant table
+    units = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}  # noqa: RUF012  # a constant table
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):

@@ -77,7 +77,7 @@ def local_parameters(resources: Resources) -> dict[str, Any]:
     }
 
 
-class _ScriptExecutor(SlurmExecutor):  # type: ignore[misc]
+class _ScriptExecutor(SlurmExecutor):  # type: ignore[misc]  # submitit ships no types
     """submitit's sbatch script around a command of ours, submitted through our client: bounded, clean environment."""
 
     def __init__(self, request: JobRequest, client: SlurmClient | None = None) -> None:

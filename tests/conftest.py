@@ -31,6 +31,13 @@ class PrivateCluster:
         return subprocess.run(argv, env=self.env, text=True, check=True, capture_output=True).stdout
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs the cluster carries the marker, so that `-m "not slurm"` leaves just that out."""
+    for item in items:
+        if "slurm_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("slurm")
+
+
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[PrivateCluster]:
     """Started once per session, stopped at its end. Skips where the packages are missing and may not be installed."""

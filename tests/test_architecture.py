@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def test_what_other_environments_import_needs_the_standard_library_only(module: 
 
     foreign = {n for n in imports(ROOT / module) if n not in sys.stdlib_module_names and n not in MAY_IMPORT}
     assert not foreign
+
+
+def test_every_linter_exception_states_its_reason() -> None:
+    silent = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in modules()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if (found := re.search(r"# (noqa: \w+|type: ignore\[[\w-]+\])(.*)", line)) and not found[2].strip(" #")
+    ]
+    assert not silent
 
 
 def test_no_module_passes_four_hundred_lines() -> None:
