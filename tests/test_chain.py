@@ -75,6 +75,22 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_publishes_nothing(laptop: P
     laptop.ok("down")
 
 
+def test_an_engine_that_dies_at_start_fails_the_deployment_with_its_last_lines(
+    laptop: Platform, first_demo: str, tmp_path: Path
+) -> None:
+    laptop.ok("up")
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    done = laptop.run("serve", str(tmp_path), "--name", "broken")
+    assert done.returncode == 1
+    assert "deployment broken failed: the engine ended with exit code 1" in done.stderr
+    assert "its last lines" in done.stderr and "tokenizer" in done.stderr
+    described = next(d for d in laptop.json("status")["deployments"] if d["deployment"]["name"] == "broken")
+    assert described["deployment"]["state"] == "failed"
+    assert "tokenizer" in described["deployment"]["cause"]
+    laptop.ok("down")
+    assert laptop.processes() == []
+
+
 def test_ctrl_c_in_the_demo_stops_what_it_started(laptop: Platform, first_demo: str, tmp_path: Path) -> None:
     longer = tmp_path / "longer.toml"
     longer.write_text(Path(RECIPE).read_text().replace("iterations = 20", "iterations = 100000"))
