@@ -260,8 +260,7 @@ async def test_a_replica_whose_supervisor_vanished_is_not_ready_for_ever(platfor
     await platform.deploy()
     await platform.reaches("ready")
     (job,) = platform.jobs()
-    engines = [psutil.Process(p) for p in _engines(platform.site)]
-    for process in (*_tree(job), *engines):
+    for process in _tree(job):
         process.kill()
 
     async def replaced() -> Any:
@@ -419,6 +418,20 @@ def test_a_controller_that_was_killed_finds_its_replicas_again_and_starts_no_sec
         assert len(list(records(site.shared_dir / "local-jobs"))) == 1
         call("POST", "deployments/chat/stop")
         wait_for(lambda: _in_state(call, "stopped"))
+
+
+async def test_replicas_are_found_again_on_a_machine_that_was_given_another_name(site: Site) -> None:
+    async with running(site) as platform:
+        await platform.deploy()
+        await platform.reaches("ready")
+    renamed = Cluster(site.shared_dir / "local-jobs")
+    renamed.cluster = "local:another-name"
+    async with running(site, renamed) as platform:
+        await platform.turns()
+        await platform.reaches("ready")
+        await platform.stopped()
+        (job,) = await platform.settled()
+        assert job["state"] == "CANCELLED" and job["cluster"] != renamed.cluster
 
 
 async def test_a_second_controller_on_the_same_state_is_refused(platform: Platform) -> None:
