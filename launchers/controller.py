@@ -43,7 +43,10 @@ class Controller:
         self._turns = 0
         self._specs: dict[str, Spec] = {}  # run folders seen, by id
         self._ignored: set[str] = set()  # folders that are not ours to adopt, by name
-        self._jobless: set[str] = set()  # run folders seen of which no job is known yet, by id
+        # Runs and replicas of which no job is known, by id: since when we know of them, by the monotonic clock. Not by
+        # their own time, which may be another host's. Those lost were looked for in vain; a late note still counts.
+        self._jobless: dict[str, float] = {}
+        self._lost: set[str] = set()
         self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
         self.scheduler_error: str | None = None  # why the last question to the scheduler went unanswered
 
@@ -111,7 +114,10 @@ class Controller:
         for name in found:
             if name not in self._specs and name not in self._ignored:
                 self._take_up(RunFolder(self.site.runs_dir / name))
-        for subject in sorted(self._jobless):  # their submitter may have noted the job since
+        for replica in deployments.replicas(self.db):  # also one whose folder was never made
+            if not replica.state.ended and not accounting.of_subject(self.db, replica.id):
+                self._jobless.setdefault(replica.id, time.monotonic())
+        for subject in self._specs.keys() & self._jobless.keys():  # their submitter may have noted the job since
             if (job := read_job(self._folder(subject))) is not None:
                 self._record_job(subject, job)
 
@@ -142,7 +148,7 @@ class Controller:
             )
         self._specs[spec.id] = spec
         if not accounting.of_subject(self.db, spec.id):
-            self._jobless.add(spec.id)
+            self._jobless.setdefault(spec.id, time.monotonic())
 
     def _record_job(self, subject: str, job: JobRef) -> None:
         spec = self._specs[subject]
@@ -160,7 +166,7 @@ class Controller:
             purpose=spec.kind,
             owner=owner,
         )
-        self._jobless.discard(subject)
+        self._jobless.pop(subject, None)
 
     def _ingest(self) -> None:
         """Runs and replicas that have not ended, or whose books are still open, may have something to say."""
@@ -206,7 +212,7 @@ class Controller:
     def _submission_was_lost(self, subject: str) -> None:
         """The scheduler knows no job of its key: a replica is replaced, a run is for its owner to submit again."""
         cause = "its submission was lost: the scheduler knows no job of this key"
-        self._jobless.discard(subject)
+        self._lost.add(subject)
         deployments.set_replica_state(self.db, subject, ReplicaState.STOPPED, cause)
         runs.ended(self.db, subject, runs.RunState.FAILED, cause)
 
@@ -258,18 +264,10 @@ class Controller:
     # The shell around the plan.
 
     async def _find_lost(self) -> dict[str, JobRef | None]:
-        """Folders whose submission left no note: ask the scheduler for their key."""
-        lost = await self.write(self._unsubmitted)
-        return {subject: await self.ask(self.scheduler.find, subject) for subject in lost}
-
-    def _unsubmitted(self) -> list[str]:
-        """Subjects without a job, old enough that their submitter cannot still be at it."""
-        made = {subject: self._specs[subject].created_at for subject in self._jobless}
-        for replica in deployments.replicas(self.db):  # also one whose folder was never made
-            if not replica.state.ended and not accounting.of_subject(self.db, replica.id):
-                made[replica.id] = replica.created_at
-        now, patience_s = clock.parse(clock.now()), 2 * self.site.scheduler.command_timeout_s
-        return sorted(s for s, at in made.items() if (now - clock.parse(at)).total_seconds() > patience_s)
+        """Ask the scheduler by key for jobs that were never noted, once their submitter cannot still be at it."""
+        known_before = time.monotonic() - 2 * self.site.scheduler.command_timeout_s
+        missing = [s for s, since in self._jobless.items() if since < known_before and s not in self._lost]
+        return {subject: await self.ask(self.scheduler.find, subject) for subject in missing}
 
     async def _act(self, action: plan.Action) -> None:
         match action:
@@ -311,7 +309,6 @@ class Controller:
             launched = await self.ask(launch, spec, site.runs_dir, self.scheduler)
         except SchedulerUnavailable as e:
             log.warning("%s: whether it was submitted will be asked by its key: %s", spec.id, e)
-            self._jobless.add(spec.id)
             return
         except (SchedulerError, OSError, ValueError) as e:
             cause = f"the replica could not be submitted: {e}"

@@ -41,20 +41,20 @@ def main() -> None:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer(200 if self.path == "/health" else 404, {})
+            self.answer(200 if self.path == "/health" else 404, b"OK")
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if body["model"] != asked.served_model_name:
-                self.answer(404, {})
+                self.answer(404, b"")
                 return
             mute = asked.no_tokens_until is not None and not asked.no_tokens_until.exists()
             print("asked for a token", flush=True)
-            self.answer(200, {"usage": {"completion_tokens": 0 if mute else body["max_tokens"]}})
+            usage = {"completion_tokens": 0 if mute else body["max_tokens"]}
+            self.answer(200, json.dumps({"usage": usage}).encode())
 
-        def answer(self, status: int, value: object) -> None:
+        def answer(self, status: int, data: bytes) -> None:
             known = self.headers.get("Authorization") == f"Bearer {os.environ['HEADGATE_REPLICA_KEY']}"
-            data = json.dumps(value).encode()
             self.send_response(status if known else 401)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

@@ -169,6 +169,14 @@ def test_what_the_engine_started_ends_with_it(start: Callable[..., Job], tmp_pat
     wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
+def test_an_engine_does_not_outlive_a_supervisor_that_was_killed(start: Callable[..., Job]) -> None:
+    job = start()
+    job.ready()
+    (engine,) = psutil.Process(job.process.pid).children()
+    job.process.kill()
+    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+
+
 def test_a_stop_before_the_engine_is_ready_is_a_stop_and_not_a_failure(
     start: Callable[..., Job], tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from launchers.task import own_address
 from launchers.vllm.guard import KEY_VARIABLE
 
 DEFAULT_COMMAND = ("{python}", "-m", "vllm.entrypoints.openai.api_server")
+MAX_ANSWER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +92,23 @@ def healthy(endpoint: Endpoint, timeout_s: float = 5.0) -> bool:
 
 def generates(endpoint: Endpoint, model: str, timeout_s: float = 120.0) -> bool:
     """Whether the engine produced a token when asked for one."""
-    status, body = _call(
+    status, raw = _call(
         endpoint, "POST", "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1}, timeout_s
     )
-    if status != 200:
-        return False
-    usage = body.get("usage") or {}
-    return int(usage.get("completion_tokens") or 0) >= 1
+    try:
+        return status == 200 and int(json.loads(raw)["usage"]["completion_tokens"]) >= 1
+    except (ValueError, KeyError, TypeError):
+        return False  # not an OpenAI-compatible answer
 
 
-def _call(
-    endpoint: Endpoint, method: str, path: str, body: object, timeout_s: float
-) -> tuple[int, dict[str, dict[str, int]]]:
+def _call(endpoint: Endpoint, method: str, path: str, body: object, timeout_s: float) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_s)
     headers = {"Authorization": f"Bearer {endpoint.key}", "Content-Type": "application/json"}
     try:
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         response = connection.getresponse()
-        raw = response.read()
-        return response.status, json.loads(raw) if raw and response.status == 200 else {}
-    except (OSError, http.client.HTTPException, ValueError):
-        return 0, {}  # not listening yet, or gone: the supervisor sees which
+        return response.status, response.read(MAX_ANSWER_BYTES)
+    except (OSError, http.client.HTTPException):
+        return 0, b""  # not listening yet, or gone: the supervisor sees which
     finally:
         connection.close()

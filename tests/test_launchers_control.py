@@ -1,0 +1,766 @@
+"""The controller and its API over a real Unix socket, a real registry, real local jobs and stand-in engines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+from aiohttp import web
+from conftest import ROOT
+from specs import folder_of, serve, train
+from waiting import eventually, wait_for
+
+from launchers.announce import announce
+from launchers.control import CONTROLLER, make_app, principal_of
+from launchers.controller import Controller
+from launchers.launch import launch, write_job
+from launchers.local_job import LocalJob, records
+from launchers.local_scheduler import LocalScheduler
+from launchers.scheduler import JobRef, JobRequest, JobStatus, JobUsage, SchedulerError, SchedulerUnavailable
+from launchers.spec import Environment
+from registry import accounting, clock, deployments, runs
+from registry import site as settings
+from registry.deployments import DeploymentState, ReplicaState
+from registry.runs import RunState
+from registry.site import Environments, Replicas, Site
+
+ENGINE = str(Path(__file__).with_name("stand_in_engine.py"))
+BRIEF_S = 0.2  # how long a submission may take before it is looked for, in these tests
+
+
+class Cluster(LocalScheduler):
+    """This machine, whose scheduler can be told to fall silent: a fault that cannot be produced otherwise."""
+
+    def __init__(self, spool: Path) -> None:
+        super().__init__(spool)
+        self.silent = False
+        self.silent_after_submit = False
+        self.refusal: str | None = None
+        self.cancelled: list[JobRef] = []
+
+    def _answer(self) -> None:
+        if self.silent:
+            raise SchedulerUnavailable("squeue did not answer within 30 s")
+        if self.refusal:
+            raise SchedulerError(self.refusal)
+
+    def submit(self, request: JobRequest) -> JobRef:
+        self._answer()
+        ref = super().submit(request)
+        if self.silent_after_submit:
+            self.silent = True
+            self._answer()
+        return ref
+
+    def find(self, key: str) -> JobRef | None:
+        self._answer()
+        return super().find(key)
+
+    def states(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobStatus]:
+        self._answer()
+        return super().states(refs)
+
+    def cancel(self, ref: JobRef) -> None:
+        self._answer()
+        self.cancelled.append(ref)
+        super().cancel(ref)
+
+    def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
+        self._answer()
+        return super().usage(refs)
+
+
+@dataclass
+class Answer:
+    status: int
+    body: Any
+
+    @property
+    def message(self) -> str:
+        return str(self.body["error"]["message"])
+
+
+@dataclass
+class Platform:
+    """A running controller, seen through its socket."""
+
+    site: Site
+    cluster: Cluster
+    controller: Controller
+    session: aiohttp.ClientSession
+
+    async def get(self, path: str) -> Any:
+        async with self.session.get(f"http://control/v1/{path}") as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
+
+    async def post(self, path: str, body: Any = None, data: bytes | None = None) -> Answer:
+        async with self.session.post(f"http://control/v1/{path}", json=body, data=data) as response:
+            return Answer(response.status, await response.json())
+
+    async def deploy(self, *engine_args: str, name: str = "chat", replicas: int = 1) -> Any:
+        model = self.site.shared_dir / "tiny"
+        model.mkdir(exist_ok=True)
+        (model / "config.json").write_text("{}")
+        body = {"model": str(model), "name": name, "engine_args": list(engine_args), "replicas": replicas}
+        made = await self.post("deployments", body)
+        assert made.status == 201, made.body
+        return made.body
+
+    async def reaches(self, state: str, name: str = "chat") -> Any:
+        async def described() -> Any:
+            found = await self.get(f"deployments/{name}")
+            return found if found["deployment"]["state"] == state else None
+
+        return await eventually(described)
+
+    async def settled(self, name: str = "chat") -> list[Any]:
+        """The jobs of a deployment's replicas, once the books of each are closed."""
+
+        async def closed() -> list[Any] | None:
+            jobs = [job for r in (await self.get(f"deployments/{name}"))["replicas"] for job in r["jobs"]]
+            return jobs if jobs and all(job["settled"] for job in jobs) else None
+
+        return await eventually(closed)
+
+    async def stopped(self, name: str = "chat") -> Any:
+        assert (await self.post(f"deployments/{name}/stop")).status == 200
+        return await self.reaches("stopped", name)
+
+    async def turns(self, count: int = 2) -> None:
+        """Until the controller has looked around so many times."""
+        goal = self.controller._turns + count
+
+        async def reached() -> bool:
+            return self.controller._turns >= goal
+
+        await eventually(reached)
+
+    def jobs(self) -> list[LocalJob]:
+        return list(records(self.site.shared_dir / "local-jobs"))
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    # Not pytest's own temporary directory: its path is long, and Unix sockets' are not; and nobody else may enter it.
+    root = Path(tempfile.mkdtemp(prefix="headgate-"))
+    root.chmod(0o755)
+    engine = settings.Environment(kind="venv", python=sys.executable, command=(sys.executable, ENGINE))
+    (root / "shared").mkdir()
+    (root / "state").mkdir()
+    yield Site(
+        name="test",
+        state_dir=root / "state",
+        shared_dir=root / "shared",
+        controller=settings.Controller(poll_s=0.05),
+        scheduler=settings.Scheduler(kind="local", command_timeout_s=BRIEF_S / 2),
+        replicas=Replicas(shutdown_timeout_s=1, start_timeout_s=30),
+        environments=Environments(engine=engine),
+    )
+    spool = root / "shared" / "local-jobs"
+    for job in records(spool):
+        job.terminate(spool)
+    for job in records(spool):
+        wait_for(lambda job=job: job.process() is None)  # type: ignore[misc]
+    left = [p for p in psutil.process_iter() if f"{root}/" in " ".join(_cmdline(p))]
+    shutil.rmtree(root)
+    assert left == []
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
+    except psutil.NoSuchProcess:
+        return []
+
+
+@asynccontextmanager
+async def running(site: Site, cluster: Cluster | None = None) -> AsyncIterator[Platform]:
+    cluster = cluster or Cluster(site.shared_dir / "local-jobs")
+    app = make_app(site, cluster)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(site.control_socket)).start()
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(site.control_socket))) as session:
+            yield Platform(site, cluster, app[CONTROLLER], session)
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def platform(site: Site) -> AsyncIterator[Platform]:
+    async with running(site) as made:
+        yield made
+
+
+# -- deployments ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_model_directory_is_deployed_stopped_and_its_job_is_in_the_books(platform: Platform) -> None:
+    made = await platform.deploy()
+    assert made["deployment"]["state"] == "starting"
+    described = await platform.reaches("ready")
+    (replica,) = described["replicas"]
+    assert replica["replica"]["state"] == "ready" and replica["replica"]["port"]
+    assert "upstream_key" not in replica["replica"]
+    (model,) = await platform.get("models")
+    assert (model["name"], model["version"], model["state"]) == ("chat", 1, "servable")
+
+    (replica,) = (await platform.stopped())["replicas"]
+    assert replica["replica"]["state"] == "stopped"
+    (job,) = await platform.settled()
+    assert (job["state"], job["purpose"], job["subject"]) == ("CANCELLED", "serve", replica["replica"]["id"])
+    assert (job["cpus"], job["gpus"]) == (1, 0) and job["ended_at"] >= job["started_at"]
+    assert len(platform.cluster.cancelled) == 1  # not again on every turn while it drained
+
+
+async def test_an_engine_that_fails_fails_its_deployment_with_its_words(platform: Platform) -> None:
+    await platform.deploy("--die", "no kernel image", replicas=2)
+    described = await platform.reaches("failed")
+    assert described["deployment"]["cause"] == "the engine ended with exit code 3: RuntimeError: no kernel image"
+    jobs = await platform.settled()
+    assert "FAILED" in {job["state"] for job in jobs}
+    assert len(platform.jobs()) == 2
+
+
+async def test_a_lost_replica_is_replaced(platform: Platform) -> None:
+    await platform.deploy()
+    (old,) = (await platform.reaches("ready"))["replicas"]
+    _kill_engine(platform.site)
+
+    async def another_is_ready() -> Any:
+        replicas = (await platform.get("deployments/chat"))["replicas"]
+        return len(replicas) == 2 and replicas[1]["replica"]["state"] == "ready" and replicas
+
+    first, _ = await eventually(another_is_ready)
+    assert first["replica"]["id"] == old["replica"]["id"]
+    assert first["replica"]["cause"].startswith("the engine was killed by SIGKILL")
+    assert (await platform.get("deployments/chat"))["deployment"]["state"] == "ready"
+    await platform.stopped()
+
+
+async def test_a_replica_whose_supervisor_vanished_is_not_ready_for_ever(platform: Platform) -> None:
+    await platform.deploy()
+    await platform.reaches("ready")
+    (job,) = platform.jobs()
+    for process in _tree(job):
+        process.kill()
+
+    async def replaced() -> Any:
+        replicas = (await platform.get("deployments/chat"))["replicas"]
+        return len(replicas) == 2 and replicas
+
+    first, _ = await eventually(replaced)
+    assert first["replica"]["state"] == "failed"
+    assert first["replica"]["cause"].endswith("without a word from its supervisor")
+    await platform.stopped()
+
+
+async def test_books_closed_by_a_report_do_not_hide_that_a_job_is_over(platform: Platform) -> None:
+    """The report asks for usage between two turns: what it learns of an ended job must not be lost on the turn."""
+    spec = serve("chat-1")
+    db = platform.controller.db
+    await platform.deploy("--no-tokens-until", str(platform.site.shared_dir / "never"))
+    (job,) = await _until_jobs(platform, 1)
+    platform.cluster.silent = True
+    await platform.turns()
+    for process in _tree(job):
+        process.kill()
+    for pid in _engines(platform.site):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: job.process() is None)
+    usage = LocalScheduler.usage(platform.cluster, _refs(platform))
+    open_jobs = accounting.unsettled(db)
+    await platform.controller.write(platform.controller._settle, open_jobs, usage)
+    assert accounting.unsettled(db) == []
+    (replica,) = deployments.replicas(db)
+    assert replica.state is ReplicaState.FAILED and spec.id != replica.id
+
+
+async def test_a_deployment_stopped_before_it_is_ready_stops(platform: Platform) -> None:
+    await platform.deploy("--no-tokens-until", str(platform.site.shared_dir / "never"))
+    await _until_jobs(platform, 1)
+    assert (await platform.post("deployments/chat/stop")).body["deployment"]["state"] == "stopping"
+    await platform.reaches("stopped")
+    (job,) = await platform.settled()
+    assert job["state"] == "CANCELLED"
+
+
+async def test_a_name_is_free_again_after_its_deployment_ended_and_nothing_of_the_old_one_stays(
+    platform: Platform,
+) -> None:
+    go = platform.site.shared_dir / "leave"
+    await platform.deploy("--leave-when", str(go))
+    (old,) = (await platform.reaches("ready"))["replicas"]
+    assert (
+        await platform.post("deployments", {"model": str(platform.site.shared_dir / "tiny"), "name": "chat"})
+    ).status == 409
+    # Declared failed while its replica still serves, and created anew before the next turn could cancel that.
+    db = platform.controller.db
+    await platform.controller.write(deployments.set_state, db, "chat", DeploymentState.FAILED, "by hand")
+    await platform.deploy()
+    described = await platform.reaches("ready")
+    assert [r["replica"]["id"] for r in described["replicas"]] != [old["replica"]["id"]]
+
+    async def gone() -> bool:
+        return next(r for r in deployments.replicas(db) if r.id == old["replica"]["id"]).state.ended
+
+    await eventually(gone)
+    assert [ref.job_id for ref in platform.cluster.cancelled] == [old["jobs"][0]["job_id"]]
+    await platform.stopped()
+
+
+async def test_resources_that_the_scheduler_refuses_fail_the_deployment_with_its_words(platform: Platform) -> None:
+    platform.cluster.refusal = "Invalid account or account/partition combination specified"
+    await platform.deploy()
+    described = await platform.reaches("failed")
+    assert described["deployment"]["cause"].endswith("Invalid account or account/partition combination specified")
+    assert platform.jobs() == [] and os.listdir(platform.site.runs_dir) == []
+    assert (await platform.get("status"))["pid"] == os.getpid()  # the controller still answers
+
+
+# -- when the scheduler is silent -------------------------------------------------------------------------------------
+
+
+async def test_a_silent_scheduler_changes_nothing(platform: Platform) -> None:
+    await platform.deploy()
+    before = await platform.reaches("ready")
+    platform.cluster.silent = True
+    await platform.turns(3)
+    assert (await platform.get("status"))["scheduler_error"] == "squeue did not answer within 30 s"
+    assert await platform.get("deployments/chat") == before
+    assert len(platform.jobs()) == 1
+    # A stop that cannot be carried out yet is carried out later.
+    await platform.post("deployments/chat/stop")
+    await platform.turns(3)
+    assert (await platform.get("deployments/chat"))["deployment"]["state"] == "stopping"
+    platform.cluster.silent = False
+    await platform.reaches("stopped")
+    assert (await platform.get("status"))["scheduler_error"] is None
+
+
+async def test_a_submission_whose_answer_was_lost_is_found_by_its_key(platform: Platform) -> None:
+    platform.cluster.silent_after_submit = True
+    await platform.deploy()
+    await _until_jobs(platform, 1)
+    await platform.turns(3)
+    assert (await platform.get("deployments/chat"))["deployment"]["state"] == "starting"
+    platform.cluster.silent_after_submit = platform.cluster.silent = False
+    (replica,) = (await platform.reaches("ready"))["replicas"]
+
+    async def found() -> Any:
+        return (await platform.get("deployments/chat"))["replicas"][0]["jobs"]
+
+    (job,) = await eventually(found)
+    assert job["job_id"] == str(platform.jobs()[0].pid) and len(platform.jobs()) == 1
+    assert json.loads((Path(replica["replica"]["folder"]) / "job.json").read_text())["job_id"] == job["job_id"]
+    await platform.stopped()
+
+
+async def test_a_submission_whose_answer_was_lost_is_cancelled_by_a_stop(platform: Platform) -> None:
+    platform.cluster.silent_after_submit = True
+    await platform.deploy()
+    (job,) = await _until_jobs(platform, 1)
+    platform.cluster.silent_after_submit = platform.cluster.silent = False
+    await platform.stopped()
+    wait_for(lambda: job.process() is None)
+
+
+async def test_a_submission_that_never_arrived_is_made_again(platform: Platform) -> None:
+    platform.cluster.silent = True
+    await platform.deploy()
+    await platform.turns(2)
+    assert platform.jobs() == []
+    platform.cluster.silent = False
+    first, second = (await platform.reaches("ready"))["replicas"]
+    assert first["replica"]["cause"] == "its submission was lost: the scheduler knows no job of this key"
+    assert len(platform.jobs()) == len(second["jobs"]) == 1
+    await platform.stopped()
+
+
+# -- restarts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_controller_that_was_killed_finds_its_replicas_again_and_starts_no_second_one(site: Site) -> None:
+    with service(site) as (process, call):
+        model = site.shared_dir / "tiny"
+        model.mkdir()
+        (model / "config.json").write_text("{}")
+        call("POST", "deployments", {"model": str(model), "name": "chat"})
+        ready = wait_for(lambda: _in_state(call, "ready"))
+        process.kill()
+        process.wait()
+    with service(site) as (_, call):
+        wait_for(lambda: call("GET", "status"))
+        found = _in_state(call, "ready")
+        assert [r["replica"] for r in found["replicas"]] == [r["replica"] for r in ready["replicas"]]
+        assert [r["jobs"][0]["job_id"] for r in found["replicas"]] == [
+            r["jobs"][0]["job_id"] for r in ready["replicas"]
+        ]
+        call("POST", "poke")
+        assert len(list(records(site.shared_dir / "local-jobs"))) == 1
+        call("POST", "deployments/chat/stop")
+        wait_for(lambda: _in_state(call, "stopped"))
+
+
+async def test_replicas_are_found_again_on_a_machine_that_was_given_another_name(site: Site) -> None:
+    async with running(site) as platform:
+        await platform.deploy()
+        await platform.reaches("ready")
+    renamed = Cluster(site.shared_dir / "local-jobs")
+    renamed.cluster = "local:another-name"
+    async with running(site, renamed) as platform:
+        await platform.turns()
+        await platform.reaches("ready")
+        await platform.stopped()
+        (job,) = await platform.settled()
+        assert job["state"] == "CANCELLED" and job["cluster"] != renamed.cluster
+
+
+async def test_a_second_controller_on_the_same_state_is_refused(platform: Platform) -> None:
+    with pytest.raises(Exception, match="another process is its writer already"):
+        make_app(platform.site, platform.cluster)
+
+
+async def test_a_replica_that_was_noted_and_never_launched_is_replaced(site: Site) -> None:
+    async with running(site) as platform:
+        db = platform.controller.db
+        platform.cluster.silent = True  # so that nothing is submitted before it dies
+        await platform.deploy()
+        await platform.turns(2)
+        (noted,) = deployments.replicas(db)
+    shutil.rmtree(noted.folder)  # it died before it made the folder
+    async with running(site) as platform:
+        described = await platform.reaches("ready")
+        assert [r["replica"]["state"] for r in described["replicas"]] == ["stopped", "ready"]
+        await platform.stopped()
+
+
+async def test_a_replica_whose_folder_was_deleted_ends_with_its_job(site: Site) -> None:
+    async with running(site) as platform:
+        await platform.deploy()
+        (replica,) = (await platform.reaches("ready"))["replicas"]
+    for process in (*_tree(platform.jobs()[0]), *map(psutil.Process, _engines(site))):
+        process.kill()
+    shutil.rmtree(replica["replica"]["folder"])
+    async with running(site) as platform:
+
+        async def replaced() -> Any:
+            found = (await platform.get("deployments/chat"))["replicas"]
+            return len(found) == 2 and found[1]["replica"]["state"] == "ready" and found
+
+        first, _ = await eventually(replaced)
+        assert first["replica"]["state"] == "failed"
+        await platform.stopped()
+
+
+# -- run folders made without us --------------------------------------------------------------------------------------
+
+
+def ended_run(site: Site, run_id: str = "pretrain-1") -> None:
+    folder = folder_of(train(run_id), site.runs_dir)
+    announce(folder.announcements, "attempt-started", attempt="1.0", job_id="1")
+    announce(folder.announcements, "attempt-ended", attempt="1.0", exit_code=1, cause="ValueError: wrong")
+
+
+async def test_a_run_made_while_the_controller_was_down_is_adopted_with_all_that_it_said(site: Site) -> None:
+    scheduler = LocalScheduler(site.shared_dir / "local-jobs")
+    environment = Environment(kind="venv", python="/nowhere/python")
+    launched = launch(train(environment=environment, recipe={}), site.runs_dir, scheduler)
+    wait_for(lambda: scheduler.states([launched.job])[launched.job].state.ended)
+    async with running(site) as platform:
+
+        async def settled() -> Any:
+            found = [r["id"] for r in await platform.get("runs")]
+            described = await platform.get("runs/pretrain-1") if found else {"jobs": []}
+            return described if any(job["settled"] for job in described["jobs"]) else None
+
+        described = await eventually(settled)
+        assert described["run"]["state"] == "failed" and described["run"]["cause"]
+        assert [job["job_id"] for job in described["jobs"]] == [launched.job.job_id]
+
+
+async def test_a_run_that_is_over_before_its_job_was_noted_is_in_the_books(platform: Platform) -> None:
+    """Between its spec and the note of its job a folder may be adopted, and looked for in vain."""
+    ended_run(platform.site)
+    db = platform.controller.db
+
+    async def over() -> bool:
+        return [r.state for r in runs.everything(db)] == [RunState.FAILED]
+
+    await eventually(over)
+    ref = JobRef(platform.cluster.cluster, "4000000", clock.parse("2026-01-01T00:00:00Z"))
+    write_job(platform.controller._folder("pretrain-1"), ref)
+
+    async def recorded() -> Any:
+        return accounting.of_subject(db, "pretrain-1")
+
+    (job,) = await eventually(recorded)
+    assert (job.job_id, job.purpose) == ("4000000", "train")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder.spec.unlink(), os.mkfifo(folder.spec)),
+        lambda folder: folder.spec.write_text(folder.spec.read_text().replace('"name": "pretrain"', '"name": {}')),
+        lambda folder: folder.spec.write_text(folder.spec.read_text().replace("T00:00:00.000000Z", "")),
+        lambda folder: folder.spec.write_text("[" * 100_000),
+        lambda folder: folder.root.rename(folder.root.with_name("another")),
+    ],
+)
+async def test_a_folder_that_cannot_be_believed_is_passed_over_and_the_next_one_adopted(
+    site: Site, spoil: Callable[[Any], Any]
+) -> None:
+    spoil(folder_of(train("a-first"), site.runs_dir))
+    ended_run(site, "b-second")
+    async with running(site) as platform:
+
+        async def adopted() -> Any:
+            return await platform.get("runs")
+
+        (run,) = await eventually(adopted)
+        assert run["id"] == "b-second"
+        await platform.turns()
+
+
+async def test_a_run_folder_deleted_while_it_is_watched_disturbs_nothing_else(platform: Platform) -> None:
+    folder = folder_of(train("a-first"), platform.site.runs_dir)
+    db = platform.controller.db
+
+    async def adopted() -> Any:
+        return runs.everything(db)
+
+    await eventually(adopted)
+    shutil.rmtree(folder.root)
+    await platform.turns(3)
+    ended_run(platform.site, "b-second")
+
+    async def over() -> bool:
+        return {r.id: r.state for r in runs.everything(db)}.get("b-second") is RunState.FAILED
+
+    await eventually(over)
+
+
+# -- what is asked wrongly, and by whom -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("deployments", {"model": "absent"}, 404, "no model is called 'absent'; there are: none yet"),
+        ("deployments", {"model": "/absent", "name": "x"}, 404, "there is no config.json in it"),
+        ("deployments", {}, 400, "'model' is missing"),
+        ("deployments", {"model": 3}, 400, "'model' must be str, not 3"),
+        ("deployments", {"model": "m", "replicas": 0}, 400, "'replicas' must be 1 ... 256, not 0"),
+        ("deployments", {"model": "m", "replicas": 10**9}, 400, "'replicas' must be 1 ... 256"),
+        ("deployments", {"model": "m", "replicas": True}, 400, "'replicas' must be int, not True"),
+        ("deployments", {"model": "m", "engine_args": [1]}, 400, "'engine_args' must be a list of texts"),
+        ("deployments", {"model": "m", "resources": {"gpus": 1}}, 400, "resources.gpus: unknown; allowed: "),
+        ("deployments", {"model": "m", "resources": {"partition": "a\nid"}}, 400, "resources.partition: "),
+        ("deployments", {"model": "m", "resources": {"tasks_per_node": 2}}, 400, "'tasks_per_node' must be 1"),
+        ("deployments", {"model": "m", "modle": 1}, 400, "'modle' is unknown; allowed: model, name, replicas, "),
+        ("deployments", [], 400, "the body must be a JSON object"),
+        ("deployments/absent/stop", {}, 404, "no deployment is called 'absent'"),
+        ("tenants", {"name": "A B"}, 400, "tenant name 'A B' is not allowed"),
+        ("tenants", {"name": "x", "token_budget": -1}, 400, "token budget -1 is not within 0"),
+        ("tenants", {"name": "x", "token_budget": 2**70}, 400, "is not within 0"),
+        ("tenants/absent/limits", {"token_budget": 1}, 404, "no tenant is called 'absent'"),
+        ("keys", {"tenant": "absent"}, 404, "no tenant is called 'absent'"),
+        ("keys/absent/revoke", {}, 404, "no key has the id 'absent'"),
+    ],
+)
+async def test_what_is_asked_wrongly_is_refused_by_its_field(
+    platform: Platform, path: str, body: Any, status: int, words: str
+) -> None:
+    refused = await platform.post(path, body)
+    assert (refused.status, words in refused.message) == (status, True), refused.body
+    assert await platform.get("deployments") == await platform.get("tenants") == []
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"nul"])
+async def test_a_body_that_is_not_json_is_refused(platform: Platform, data: bytes) -> None:
+    assert (await platform.post("tenants", data=data)).status == 400
+
+
+async def test_tenants_and_keys_are_made_listed_limited_and_revoked(platform: Platform) -> None:
+    made = await platform.post("tenants", {"name": "physics", "token_budget": 10})
+    assert made.status == 201
+    default = platform.site.tenants.default.requests_per_minute
+    assert (made.body["token_budget"], made.body["requests_per_minute"]) == (10, default)
+    assert (await platform.post("tenants", {"name": "physics"})).status == 409
+    limited = await platform.post("tenants/physics/limits", {"requests_per_minute": 5})
+    assert (limited.body["requests_per_minute"], limited.body["token_budget"]) == (5, 10)
+    key = (await platform.post("keys", {"tenant": "physics"})).body
+    assert key["secret"].startswith(key["key"]["hint"])
+    assert await platform.get("keys") == [key["key"]]
+    revoked = await platform.post(f"keys/{key['key']['id']}/revoke")
+    assert revoked.status == 200 and revoked.body["revoked_at"]
+
+
+async def test_a_report_without_a_ledger_says_that_it_cannot_be_read(platform: Platform) -> None:
+    async with platform.session.get("http://control/v1/report/usage") as response:
+        assert response.status == 503 and "ledger.db" in (await response.text())
+
+
+def test_the_kernel_says_who_calls_and_that_decides_who_is_an_administrator() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        me = principal_of(ours, os.getuid())
+        assert (me.uid, me.admin) == (os.getuid(), True)
+        assert principal_of(ours, os.getuid() + 1).admin is (os.getuid() == 0)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+async def test_a_user_reads_everything_and_administers_nothing(platform: Platform) -> None:
+    await platform.deploy()
+    await platform.reaches("ready")
+    os.chmod(platform.site.state_dir, 0o755)
+    os.chmod(platform.site.control_socket, 0o666)
+
+    async def as_nobody(method: str, path: str, body: str = "{}") -> int:
+        return await asyncio.to_thread(_as_nobody, platform.site.control_socket, method, path, body)
+
+    assert await as_nobody("GET", "deployments") == 200
+    assert await as_nobody("POST", "tenants", '{"name": "mine"}') == 403
+    assert await as_nobody("POST", "keys", '{"tenant": "mine"}') == 403
+    assert await as_nobody("GET", "keys") == 403
+    assert await as_nobody("GET", "report/usage") == 403
+    assert await as_nobody("POST", "deployments/chat/stop") == 403
+    assert (await platform.get("deployments/chat"))["deployment"]["state"] == "ready"
+    await platform.stopped()
+    assert await as_nobody("POST", "deployments", '{"model": "chat"}') == 403  # its name is another's
+
+
+def _as_nobody(path: Path, method: str, route: str, body: str) -> int:
+    """The status of a request made by another user, in a process that has become them."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 0
+        try:
+            os.setgroups([])
+            os.setuid(65534)
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect(str(path))
+                head = f"{method} /v1/{route} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}"
+                s.sendall(f"{head}\r\n\r\n{body}".encode())
+                status = int(s.recv(65536).split()[1])
+        finally:
+            os.write(writer, str(status).encode())
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as f:
+        answer = f.read()
+    os.waitpid(pid, 0)
+    return int(answer)
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _refs(platform: Platform) -> list[JobRef]:
+    return [
+        JobRef(j.cluster, j.job_id, clock.parse(j.submitted_at))
+        for j in accounting.everything(platform.controller.db)
+    ]  # fmt: skip
+
+
+async def _until_jobs(platform: Platform, count: int) -> list[LocalJob]:
+    async def jobs() -> list[LocalJob] | None:
+        return found if len(found := platform.jobs()) == count else None
+
+    return await eventually(jobs)
+
+
+def _tree(job: LocalJob) -> list[psutil.Process]:
+    controller = job.process()
+    assert controller is not None
+    return [controller, *controller.children(recursive=True)]
+
+
+def _engines(site: Site) -> list[int]:
+    return [
+        p.pid for p in psutil.process_iter() if ENGINE in (line := _cmdline(p)) and f"{site.shared_dir}" in str(line)
+    ]
+
+
+def _kill_engine(site: Site) -> None:
+    (pid,) = _engines(site)
+    os.kill(pid, signal.SIGKILL)
+
+
+Call = Callable[..., Any]
+
+
+def _in_state(call: Call, state: str) -> Any:
+    found = call("GET", "deployments/chat")
+    return found if found and found["deployment"]["state"] == state else None
+
+
+class service:
+    """A controller in a process of its own, and a way to call it that answers None while nobody does."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        path = site.state_dir / "site.toml"
+        path.write_text(f"""
+name = "test"
+state_dir = "{site.state_dir}"
+shared_dir = "{site.shared_dir}"
+[controller]
+poll = "100ms"
+[scheduler]
+kind = "local"
+[replicas]
+shutdown_timeout = "1s"
+[environments.engine]
+kind = "venv"
+python = "{sys.executable}"
+command = ["{{python}}", "{ENGINE}"]
+""")
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        self.log = site.state_dir / "log"
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cli.main", "--site", str(path), "controller"],
+                cwd=ROOT, env=env, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def __enter__(self) -> tuple[subprocess.Popen[bytes], Call]:
+        from cli.client import Control, Unreachable
+
+        control = Control(self.site.control_socket, timeout_s=10)
+
+        def call(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+            try:
+                return control.get(f"/v1/{path}") if method == "GET" else control.post(f"/v1/{path}", **(body or {}))
+            except Unreachable:
+                return None
+
+        deadline = time.monotonic() + 20
+        while call("GET", "status") is None:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        return self.process, call
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(20)
