@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shutil
@@ -374,13 +375,28 @@ async def test_a_submission_whose_answer_was_lost_is_found_by_its_key(platform: 
     await platform.stopped()
 
 
-async def test_a_submission_whose_answer_was_lost_is_cancelled_by_a_stop(platform: Platform) -> None:
-    platform.cluster.silent_after_submit = True
+async def test_a_submission_whose_answer_was_lost_is_cancelled_by_a_stop(site: Site) -> None:
+    patient = dataclasses.replace(site, scheduler=settings.Scheduler(kind="local"))  # it would be looked for much later
+    async with running(patient) as platform:
+        platform.cluster.silent_after_submit = True
+        await platform.deploy()
+        (job,) = await _until_jobs(platform, 1)
+        await platform.turns()
+        platform.cluster.silent_after_submit = platform.cluster.silent = False
+        await platform.stopped()
+        wait_for(lambda: job.process() is None)
+
+
+async def test_a_scheduler_that_refuses_a_question_ends_nothing(platform: Platform) -> None:
     await platform.deploy()
-    (job,) = await _until_jobs(platform, 1)
-    platform.cluster.silent_after_submit = platform.cluster.silent = False
+    await platform.reaches("ready")
+    platform.cluster.refusal = "Access/permission denied"
+    await platform.turns(3)
+    assert (await platform.get("status"))["scheduler_error"] == "Access/permission denied"
+    platform.cluster.refusal = None
+    await platform.turns()
+    assert (await platform.get("deployments/chat"))["deployment"]["state"] == "ready"
     await platform.stopped()
-    wait_for(lambda: job.process() is None)
 
 
 async def test_a_submission_that_never_arrived_is_made_again(platform: Platform) -> None:
