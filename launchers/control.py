@@ -20,6 +20,7 @@ from aiohttp import web
 from launchers.controller import Controller
 from launchers.resources import resources_from
 from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
+from launchers.vllm.arguments import refuse_unlisted
 from registry import accounting, checkpoints, deployments, models, reports, runs, tenants
 from registry.access import Forbidden, Object, Principal, Verb, require
 from registry.db import Conflict, NotFound, RegistryError, StorageError, open_reader, open_writer
@@ -229,6 +230,8 @@ async def create_deployment(request: web.Request) -> web.Response:
         raise ValueError(f"'replicas' must be 1 ... {MAX_REPLICAS}, not {replicas}")
     if not all(isinstance(word, str) for word in body.get("engine_args") or ()):
         raise ValueError("'engine_args' must be a list of texts")
+    if not principal.admin:
+        refuse_unlisted(body.get("engine_args") or ())
 
     def create() -> dict[str, Any]:
         model = _model(controller, principal, str(body["model"]), body.get("name"))
@@ -254,8 +257,12 @@ async def create_deployment(request: web.Request) -> web.Response:
 
 
 def _model(controller: Controller, principal: Principal, ref: str, name: str | None) -> models.ModelVersion:
-    """A registered model, or a model directory (absolute path), which is registered on the way."""
+    """A registered model, or a model directory (absolute path), which is registered on the way.
+
+    A directory is for administrators: the engine would read it with the service's eyes, not its owner's.
+    """
     if ref.startswith("/"):
+        require(principal, Verb.ADMINISTER, Object("model directory", principal.name))
         directory = Path(ref)
         if not (directory / "config.json").is_file():
             raise NotFound(f"{ref}: no model directory (there is no config.json in it)")

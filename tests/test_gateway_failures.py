@@ -115,7 +115,7 @@ async def test_a_slow_client_slows_the_engine_instead_of_filling_memory(tmp_path
     sent = 0
 
     class Counted(list[str]):
-        def __iter__(self):  # type: ignore[no-untyped-def]
+        def __iter__(self):
             nonlocal sent
             for piece in super().__iter__():
                 sent += len(piece)

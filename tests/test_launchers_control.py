@@ -663,6 +663,10 @@ async def test_a_user_reads_everything_and_administers_nothing(platform: Platfor
     assert (await platform.get("deployments/chat"))["deployment"]["state"] == "ready"
     await platform.stopped()
     assert await as_nobody("POST", "deployments", '{"model": "chat"}') == 403  # its name is another's
+    mine = {"model": "chat", "name": "mine", "engine_args": ["--trust-remote-code"]}
+    assert await as_nobody("POST", "deployments", json.dumps(mine)) == 400
+    directory = {"model": str(platform.site.shared_dir / "tiny"), "name": "mine"}
+    assert await as_nobody("POST", "deployments", json.dumps(directory)) == 403
 
 
 def _as_nobody(path: Path, method: str, route: str, body: str) -> int:

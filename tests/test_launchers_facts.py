@@ -263,7 +263,7 @@ def test_a_replica_whose_key_cannot_be_read_yet_is_ready_when_it_can(replica: Su
 def test_a_registry_that_cannot_be_written_loses_no_fact(registry: Database, run: Subject) -> None:
     for n in range(100):
         run.say("checkpoint", **(CHECKPOINT | {"iteration": n, "path": f"{n}/" + "x" * 500}))
-    pages = row(registry, "PRAGMA page_count")[0]  # type: ignore[index]
+    pages = row(registry, "PRAGMA page_count")[0]
     registry.conn.execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(StorageError, match="full"):
         run.ingest()

@@ -74,7 +74,7 @@ def test_nothing_is_left_of_a_launch_that_was_refused(tmp_path: Path, refusal: B
     def submit(request: JobRequest) -> JobRef:
         raise refusal
 
-    scheduler.submit = submit  # type: ignore[method-assign]
+    scheduler.submit = submit
     with pytest.raises(type(refusal)):
         launch(train(), tmp_path / "runs", scheduler)
     assert os.listdir(tmp_path / "runs") == []

@@ -35,7 +35,7 @@ def test_a_complete_directory_verifies_and_its_manifest_says_what_is_in_it(tmp_p
         (lambda d: ((d / "weights").unlink(), (d / "weights").symlink_to("/etc/passwd")), "weights: not a regular"),
     ],
 )
-def test_damage_is_named_by_file(tmp_path: Path, damage, told: str) -> None:  # type: ignore[no-untyped-def]
+def test_damage_is_named_by_file(tmp_path: Path, damage, told: str) -> None:
     path = directory(tmp_path / "c")
     damage(path)
     with pytest.raises(CheckpointError, match=told):

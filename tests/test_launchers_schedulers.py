@@ -54,7 +54,7 @@ class Site:
         folder = RunFolder(self.runs / run_id)
         folder.create()
         command = (sys.executable, str(SUPERVISOR), str(folder.root), *words)
-        asked = Resources(**{"time_limit_s": 600, **resources})  # type: ignore[arg-type]
+        asked = Resources(**{"time_limit_s": 600, **resources})
         ref = self.scheduler.submit(JobRequest(self.key(run_id), f"test {run_id}", command, folder.logs, asked))
         self.submitted.append(ref)
         return ref

@@ -50,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_file_and_its_directory_are_made_and_nobody_else_may_read_it(path: Path) -> None:
     db = open_writer(path, [m001_notes])
-    assert row(db, "PRAGMA journal_mode")[0] == "wal"  # type: ignore[index]
+    assert row(db, "PRAGMA journal_mode")[0] == "wal"
     with transaction(db) as c:
         c.execute("INSERT INTO notes VALUES ('secret')")
     files = list(path.parent.iterdir())
@@ -166,7 +166,7 @@ def test_a_block_that_raises_leaves_nothing_and_the_next_one_works(path: Path) -
 
 def test_a_full_disk_is_a_storage_error_and_rolls_back(path: Path) -> None:
     db = open_writer(path, [m001_notes, m002_blobs])
-    pages = row(db, "PRAGMA page_count")[0]  # type: ignore[index]
+    pages = row(db, "PRAGMA page_count")[0]
     db.conn.execute(f"PRAGMA max_page_count = {pages + 4}")
     with pytest.raises(StorageError, match=r"cannot be written: .*full"), transaction(db) as c:
         c.execute("INSERT INTO notes VALUES ('a')")

@@ -49,12 +49,12 @@ def argv(spec: ServeSpec, port: int, code: Path, node: str | None) -> list[str]:
     """The engine's command line. The replica's key travels in the environment, where `ps` does not show it."""
     command = [
         *(spec.environment.command or DEFAULT_COMMAND),
+        *spec.engine_args,  # first: what follows is ours, and vLLM takes the last word of each
         *("--model", spec.model_path),
         *("--served-model-name", spec.name),
         *("--host", spec.listen, "--port", str(port)),
         *("--middleware", "launchers.vllm.guard.Guard"),
         *("--shutdown-timeout", str(spec.shutdown_timeout_s)),
-        *spec.engine_args,
     ]
     return inside(spec.environment, command, spec.resources, node, places=(str(code), spec.model_path))
 
