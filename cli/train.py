@@ -13,10 +13,12 @@ from typing import Any
 
 import click
 
-from cli.client import Control
+from cli.client import Control, Unreachable
 from cli.context import Context
+from cli.logs import find_folder
 from cli.resources import asked, resource_options
 from launchers.launch import Launched, launch, new_id
+from launchers.megatron import manifest
 from launchers.megatron.recipe import check, read_recipe, to_dict
 from launchers.resources import resources_from, training_environment
 from launchers.scheduler import SchedulerError
@@ -49,8 +51,27 @@ def train(context: Context, /, recipe: Path, name: str | None, as_json: bool, **
 def publish(context: Context, /, checkpoint: str, target: str, as_json: bool, **options: Any) -> None:
     """Convert a checkpoint to Hugging Face format, compare logits with the trainer's, and register it as a model."""
     site = context.site()
-    found = Control(site.control_socket).get(f"/v1/checkpoints/{checkpoint}")
+    found = find_checkpoint(site, checkpoint)
     report(submit(site, publish_spec(site, found, target, asked(options))), as_json)
+
+
+def find_checkpoint(site: Site, ref: str) -> dict[str, Any]:
+    """A complete checkpoint by RUN or RUN/ITERATION: from the registry, or from the run folder while that is down."""
+    try:
+        found: dict[str, Any] = Control(site.control_socket).get(f"/v1/checkpoints/{ref}")
+        return found
+    except Unreachable:
+        pass
+    run, _, iteration = ref.partition("/")
+    folder = find_folder(site, run)
+    if folder is None:
+        raise click.ClickException(f"no run called {run!r} has left a folder in {site.runs_dir}")
+    wanted = f"iter_{int(iteration):07d}" if iteration.isdigit() else "iter_*"
+    complete = [p.parent for p in sorted(folder.checkpoints.glob(f"{wanted}/{manifest.NAME}"))]
+    if not complete:
+        raise click.ClickException(f"{folder.checkpoints}: no complete checkpoint is called {ref!r}")
+    iteration = complete[-1].name.removeprefix("iter_").lstrip("0")
+    return {"id": f"{folder.id}/{iteration}", "path": str(complete[-1])}
 
 
 def train_spec(site: Site, recipe_file: Path, name: str | None, resources: dict[str, Any]) -> TrainSpec:

@@ -19,7 +19,7 @@ def m001_first(db: Database) -> None:
             UNIQUE (run, iteration))""",
         """CREATE TABLE models (
             name TEXT NOT NULL, version INTEGER NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL,
-            path TEXT NOT NULL, checkpoint TEXT REFERENCES checkpoints, parameters INTEGER, bytes INTEGER,
+            path TEXT NOT NULL, checkpoint TEXT, parameters INTEGER, bytes INTEGER,
             max_logit_difference REAL, created_at TEXT NOT NULL, PRIMARY KEY (name, version))""",
         """CREATE TABLE aliases (
             model TEXT NOT NULL, alias TEXT NOT NULL, version INTEGER NOT NULL, owner TEXT NOT NULL,

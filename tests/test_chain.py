@@ -58,20 +58,30 @@ def test_the_second_demo_reuses_data_checkpoint_and_model_and_says_so(laptop: Pl
     assert laptop.processes() == []
 
 
-def test_a_damaged_checkpoint_is_refused_by_name_and_publishes_nothing(laptop: Platform, first_demo: str) -> None:
+def test_publishing_works_while_the_control_plane_is_down_and_refuses_a_damaged_checkpoint_by_name(
+    laptop: Platform, first_demo: str
+) -> None:
+    """Both conversions are submitted with nothing of ours running; the controller adopts them when it is back."""
+    (run,) = (laptop.root / "shared" / "runs").glob("demo-*/checkpoints/iter_0000010")
+    damaged = laptop.root / "shared" / "runs" / run.parts[-3]
+    victim = max(run.rglob("*.distcp"), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    victim.write_bytes(content)
+    refused = json.loads(laptop.ok("publish", f"{damaged.name}/10", "--as", "damaged", "--json"))["run"]
+    whole = json.loads(laptop.ok("publish", "demo", "--as", "whole@stable", "--json"))["run"]
     laptop.ok("up")
-    checkpoint = next(c for c in laptop.json("checkpoints") if c["iteration"] == 10)
-    victim = max(Path(checkpoint["path"]).rglob("*.distcp"), key=lambda p: p.stat().st_size)
-    damaged = bytearray(victim.read_bytes())
-    damaged[len(damaged) // 2] ^= 0xFF
-    victim.write_bytes(damaged)
-    run = json.loads(laptop.ok("publish", checkpoint["id"], "--as", "damaged", "--json"))["run"]
-    ended = wait_for(
-        lambda: next((r for r in laptop.json("runs") if r["id"] == run and r["ended_at"]), None), timeout=120
-    )
-    assert ended["state"] == "failed"
-    assert victim.name in ended["cause"]
-    assert "damaged" not in [m["name"] for m in laptop.json("models")]
+
+    def both() -> dict[str, dict[str, str]] | None:
+        runs = {r["id"]: r for r in laptop.json("runs") if r["id"] in (refused, whole) and r["ended_at"]}
+        return runs if len(runs) == 2 else None
+
+    ended = wait_for(both, timeout=120)
+    assert (ended[refused]["state"], ended[whole]["state"]) == ("failed", "completed")
+    assert victim.name in ended[refused]["cause"]
+    models = {m["name"]: m for m in laptop.json("models")}
+    assert "damaged" not in models
+    assert models["whole"]["aliases"] == ["stable"]
     laptop.ok("down")
 
 

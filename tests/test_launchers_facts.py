@@ -118,6 +118,14 @@ def test_a_conversion_registers_its_model_and_moves_its_alias(registry: Database
     assert model.state is ModelState.CONVERTED
 
 
+def test_a_conversion_counts_although_its_checkpoint_was_not_heard_of_yet(registry: Database, tmp_path: Path) -> None:
+    """Both were made while the control plane was down, and the conversion is read first."""
+    early = offline(registry, convert("publish-2", checkpoint_id="zeta-1/10"), tmp_path)
+    early.say("model-converted", **CONVERTED)
+    early.ingest()
+    assert models.resolve(registry, "tiny").checkpoint == "zeta-1/10"
+
+
 def test_a_replica_is_ready_at_its_endpoint_and_its_model_servable(registry: Database, replica: Subject) -> None:
     replica.say("attempt-started")
     replica.ingest()
