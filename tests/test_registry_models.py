@@ -87,10 +87,8 @@ def test_what_cannot_be_resolved_is_answered_with_what_there_is(registry: Databa
         models.resolve(registry, ref)
 
 
-def test_a_model_of_a_checkpoint_that_nobody_recorded_is_a_conflict(registry: Database) -> None:
-    with pytest.raises(Conflict, match="FOREIGN KEY"):
-        models.register(registry, "tiny", "ada", "/m/1", checkpoint="gone/10")
-    assert models.everything(registry) == []
+def test_a_model_remembers_a_checkpoint_that_nobody_has_recorded_yet(registry: Database) -> None:
+    assert models.register(registry, "chat", "ada", "/m/1", checkpoint="run-9/100").checkpoint == "run-9/100"
 
 
 def test_a_checkpoint_is_found_by_its_id_and_by_its_run_the_newest(registry: Database) -> None:
