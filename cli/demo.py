@@ -197,7 +197,7 @@ class Demo:
             serve.create(self.site, f"{NAME}@latest")
         self.started.deployment = NAME
         began = time.monotonic()
-        described = serve.wait_ready(self.site, NAME, self._waiting)
+        described = serve.wait_ready(self.site, NAME, lambda d: self.display.update(serve.waiting_for(d)))
         replica = next(r["replica"] for r in described["replicas"] if r["replica"]["state"] == "ready")
         self.ours.add(replica["id"])
         took = time.monotonic() - began
@@ -205,10 +205,6 @@ class Demo:
             f"replica {replica['id']} on {replica['host']}:{replica['port']}: healthy, and it generated a token "
             f"(after {took:.0f} s)"
         )
-
-    def _waiting(self, described: dict[str, Any]) -> None:
-        states = ", ".join(f"{r['replica']['id']} {r['replica']['state']}" for r in described["replicas"])
-        self.display.update(f"waiting for a generated token ({states or 'no replica yet'})")
 
     def ask(self) -> tuple[str, list[Any]]:
         """A streamed chat and a plain completion. Returns the key and the engine's own usage of both answers."""

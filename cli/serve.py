@@ -47,11 +47,34 @@ def serve(
     made = create(site, model, name, replicas, asked(options), list(engine_args))
     deployment = made["deployment"]["name"]
     if wait:
-        made = wait_ready(site, deployment)
+        made = wait_ready(site, deployment, Changes())
     if as_json:
         click.echo(json.dumps(made, indent=2))
     else:
         click.echo(f"deployment {deployment} is {made['deployment']['state']}")
+
+
+class Changes:
+    """Says on stderr what a deployment waits for, each time that changes."""
+
+    def __init__(self) -> None:
+        self.said = ""
+
+    def __call__(self, described: dict[str, Any]) -> None:
+        waits = waiting_for(described)
+        if waits != self.said:
+            self.said = waits
+            click.echo(waits, err=True)
+
+
+def waiting_for(described: dict[str, Any]) -> str:
+    """Each replica's state and, while its job is in the queue, the scheduler's reason."""
+    parts = []
+    for r in described["replicas"]:
+        job = r["jobs"][-1] if r["jobs"] else None
+        reason = f" ({job['reason']})" if job and job["state"] == "PENDING" and job["reason"] else ""
+        parts.append(f"{r['replica']['id']} {r['replica']['state']}{reason}")
+    return f"waiting for a generated token: {', '.join(parts) or 'no replica yet'}"
 
 
 def create(
