@@ -38,6 +38,11 @@ def first_demo(laptop: Platform) -> str:
     return laptop.ok("demo", "--once", "--recipe", RECIPE)
 
 
+def ready_replicas(laptop: Platform) -> list[str]:
+    described = next(d for d in laptop.json("status")["deployments"] if d["deployment"]["name"] == "demo")
+    return [r["replica"]["id"] for r in described["replicas"] if r["replica"]["state"] == "ready"]
+
+
 def test_the_demo_goes_from_text_to_a_metered_answer_and_leaves_no_process(laptop: Platform, first_demo: str) -> None:
     assert re.search(r"data: \d+ documents, [\d,]+ tokens, vocabulary 1,024 \(tokenised now\)", first_demo)
     losses = re.search(r"loss (\d\.\d+) -> (\d\.\d+)", first_demo)
@@ -143,11 +148,10 @@ def test_a_replica_outlives_the_control_plane_and_a_client_that_leaves_is_billed
     """A client that leaves in mid-stream is billed for what was generated; a restarted controller keeps the replica."""
     laptop.ok("up")
     laptop.ok("serve", "demo@latest")
-    replica = laptop.json("status")["deployments"][0]["replicas"][0]["replica"]["id"]
+    (replica,) = ready_replicas(laptop)
     laptop.ok("down", "--keep-deployments")
     laptop.ok("up")
-    described = next(d for d in laptop.json("status")["deployments"] if d["deployment"]["name"] == "demo")
-    assert [r["replica"]["id"] for r in described["replicas"] if r["replica"]["state"] == "ready"] == [replica]
+    assert ready_replicas(laptop) == [replica]
 
     laptop.ok("tenant", "create", "leaver")
     key = laptop.ok("key", "create", "leaver").strip()

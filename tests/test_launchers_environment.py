@@ -37,7 +37,7 @@ def test_pyxis_is_a_step_of_one_task_on_the_supervisors_own_node() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="environment kind 'conda' is none of venv, apptainer, pyxis"):
+    with pytest.raises(ValueError, match=r"environment\.kind 'conda' is none of apptainer, pyxis, venv"):
         inside(Environment(kind="conda", python="p"), ["x"], Resources())
 
 
