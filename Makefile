@@ -1,4 +1,4 @@
-# Everything a person types: make demo, make demo-slurm, make test, make lint, make bench-NAME.
+# Everything a person types: make demo, make demo-slurm, make test, make lint.
 # Environments are made from locks with hashes and made once; a second call takes seconds.
 
 VENVS ?= $(CURDIR)/.venvs

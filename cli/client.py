@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Control:
     def _call(self, method: str, path: str, body: object) -> Any:
         connection = _Connection(self.path, self.timeout_s)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body))
+            connection.request(method, urllib.parse.quote(path), None if body is None else json.dumps(body))
             response = connection.getresponse()
             raw = response.read()
         except (FileNotFoundError, ConnectionRefusedError) as e:

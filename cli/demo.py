@@ -21,7 +21,7 @@ from cli.client import Control, Refused
 from cli.context import Context
 from cli.follow import Tail, follow, show
 from cli.progress import Display, display
-from cli.services import start_services, stop_services, url
+from cli.services import start_services, stop_local_jobs, stop_services, url
 from cli.train import publish_spec, submit, train_spec
 from launchers import spec as specs
 from launchers.launch import Launched, read_job
@@ -80,14 +80,18 @@ class Started:
     deployment: str | None = None
 
     def stop(self) -> None:
-        """Jobs first: they need the controller to be wound down."""
-        if self.run is not None:
-            job = read_job(self.run)
-            if job is not None:
+        """Jobs first: the controller winds them down. What cannot be stopped is said, and the rest is stopped."""
+        try:
+            if self.run is not None and (job := read_job(self.run)) is not None:
                 self._cancel_and_wait(job)
-        if self.deployment is not None:
-            stop_deployment(self.site, self.deployment)
-        stop_services(self.site, self.services)
+            if self.deployment is not None:
+                stop_deployment(self.site, self.deployment)
+        except click.ClickException as e:
+            click.echo(f"not stopped: {e.message}", err=True)
+        finally:
+            if self.services and self.site.scheduler.kind == "local":
+                stop_local_jobs(self.site)
+            stop_services(self.site, self.services)
 
     def _cancel_and_wait(self, job: Any) -> None:
         scheduler = scheduler_for(self.site)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import click
@@ -13,16 +13,19 @@ import click
 from cli.context import Context
 from launchers.announce import names
 from launchers.run_folder import RunFolder
+from launchers.spec import SpecError, load
 from registry.site import Site
 
+KINDS = ("train", "convert", "serve")
 ID = re.compile(r"(?P<name>.+)-\d{8}-\d{6}-[0-9a-f]{4}")
 
 
 @click.command()
 @click.argument("name", metavar="RUN|DEPLOYMENT|REPLICA|gateway|controller")
 @click.option("-f", "--follow", is_flag=True, help="Go on until it has ended (or Ctrl-C).")
+@click.option("--task", type=click.IntRange(0), default=0, show_default=True, help="Whose output: the task's number.")
 @click.pass_obj
-def logs(context: Context, /, name: str, follow: bool) -> None:
+def logs(context: Context, /, name: str, follow: bool, task: int) -> None:
     """Print what the newest attempt printed."""
     site = context.site()
     if name in ("gateway", "controller"):
@@ -34,10 +37,10 @@ def logs(context: Context, /, name: str, follow: bool) -> None:
         if folder is None:
             raise click.ClickException(f"nothing of the name {name!r} has run in {site.runs_dir}")
         if follow:
-            wait_for_log(folder)
-        newest = newest_log(folder)
+            wait_for_log(folder, task)
+        newest = newest_log(folder, task)
         if newest is None:
-            raise click.ClickException(f"{folder.root}: nothing was printed yet")
+            raise click.ClickException(f"{folder.logs}: task {task} has printed nothing yet")
         path, ended = newest, lambda: has_ended(folder)
     try:
         for piece in read_on(path, ended) if follow else [path.read_bytes()]:
@@ -47,22 +50,33 @@ def logs(context: Context, /, name: str, follow: bool) -> None:
         raise SystemExit(130) from None
 
 
-def find_folder(site: Site, name: str) -> RunFolder | None:
-    """By id, or by name: then the newest one. Ids carry their time, so names sort."""
-    exact = RunFolder(site.runs_dir / name)
-    if "/" not in name and exact.spec.exists():
-        return exact
+def find_folder(site: Site, name: str, kinds: Collection[str] = KINDS) -> RunFolder | None:
+    """By id, or by name: then the newest one of these kinds. Ids carry their time, so names sort."""
+    if "/" in name:
+        return None
     try:
-        entries = sorted(p.name for p in site.runs_dir.iterdir())
+        entries = sorted((p.name for p in site.runs_dir.iterdir()), reverse=True)
     except FileNotFoundError:
         return None
-    same = [e for e in entries if (found := ID.fullmatch(e)) and found["name"] == name]
-    return RunFolder(site.runs_dir / same[-1]) if same else None
+    for entry in entries:
+        found = ID.fullmatch(entry)
+        if entry == name or (found and found["name"] == name):
+            folder = RunFolder(site.runs_dir / entry)
+            if kind_of(folder) in kinds:
+                return folder
+    return None
 
 
-def newest_log(folder: RunFolder) -> Path | None:
-    """The first task's output in the newest attempt."""
-    found = sorted(folder.logs.glob("*-0.log"), key=lambda p: p.stat().st_mtime)
+def kind_of(folder: RunFolder) -> str | None:
+    try:
+        return load(folder.spec).kind
+    except (OSError, SpecError):
+        return None  # being made, or not ours to read
+
+
+def newest_log(folder: RunFolder, task: int = 0) -> Path | None:
+    """What one task of the newest attempt printed."""
+    found = sorted(folder.logs.glob(f"*-{task}.log"), key=lambda p: p.stat().st_mtime)
     return found[-1] if found else None
 
 
@@ -72,8 +86,8 @@ def has_ended(folder: RunFolder) -> bool:
     return bool(said) and said[-1].endswith("-attempt-ended.json")
 
 
-def wait_for_log(folder: RunFolder) -> None:
-    while newest_log(folder) is None and not has_ended(folder):
+def wait_for_log(folder: RunFolder, task: int) -> None:
+    while newest_log(folder, task) is None and not has_ended(folder):
         time.sleep(0.3)
 
 

@@ -12,9 +12,10 @@ import click
 
 from cli.client import Control, Refused, Unreachable
 from cli.context import Context
-from cli.logs import find_folder
+from cli.logs import find_folder, has_ended, newest_log
 from cli.resources import asked, resource_options
 from launchers.launch import read_job
+from launchers.run_folder import RunFolder
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for
 from registry.site import Site
@@ -108,8 +109,6 @@ def wait_ready(site: Site, name: str, progress: Callable[[dict[str, Any]], None]
 
 def last_lines(described: dict[str, Any]) -> str:
     """What the last replica's engine printed last."""
-    from cli.logs import newest_log
-    from launchers.run_folder import RunFolder
     from launchers.supervisor import tail
 
     if not described["replicas"]:
@@ -127,28 +126,39 @@ def stop(context: Context, /, name: str, wait: bool) -> None:
     """Stop a deployment (its requests in flight finish first), or a run (it saves a checkpoint first)."""
     site = context.site()
     control = Control(site.control_socket)
-    try:
+    state = deployment_state(control, name)
+    run = find_folder(site, name, ("train", "convert"))
+    runs_on = run is not None and not has_ended(run)
+    if state not in (None, "stopped", "failed"):
         control.post(f"/v1/deployments/{name}/stop")
+        while wait and (state := deployment_state(control, name)) == "stopping":
+            time.sleep(0.3)
+        click.echo(f"deployment {name}: {state}")
+        if run is not None and runs_on:
+            click.echo(f"run {run.id} of the same name goes on; `headgate stop {run.id}` stops it")
+    elif run is not None and runs_on:
+        cancel_run(site, run)
+        click.echo(f"run {run.id}: asked to stop")
+    elif run is None and state is None:
+        raise click.ClickException(f"there is no deployment and no run called {name!r}; `headgate status` lists them")
+    else:
+        click.echo(f"{name} had ended already")
+
+
+def deployment_state(control: Control, name: str) -> str | None:
+    """None when there is no such deployment, or no controller to ask."""
+    try:
+        return str(control.get(f"/v1/deployments/{name}")["deployment"]["state"])
+    except Unreachable:
+        return None
     except Refused as e:
         if e.status != 404:
             raise
-        stop_run(site, name)
-        click.echo(f"run {name}: asked to stop")
-        return
-    except Unreachable:
-        stop_run(site, name)
-        click.echo(f"run {name}: asked to stop")
-        return
-    while wait and control.get(f"/v1/deployments/{name}")["deployment"]["state"] == "stopping":
-        time.sleep(0.3)
-    click.echo(f"deployment {name}: {control.get(f'/v1/deployments/{name}')['deployment']['state']}")
+        return None
 
 
-def stop_run(site: Site, name: str) -> None:
+def cancel_run(site: Site, folder: RunFolder) -> None:
     """Cancel a run's job as the person who asks: Slurm itself says whether they may."""
-    folder = find_folder(site, name)
-    if folder is None:
-        raise click.ClickException(f"there is no deployment and no run called {name!r}; `headgate status` lists them")
     job = read_job(folder)
     if job is None:
         raise click.ClickException(f"run {folder.id} has no job yet")

@@ -45,15 +45,18 @@ def up(context: Context, /) -> None:
 )
 @click.pass_obj
 def down(context: Context, /, stop_deployments: bool | None) -> None:
-    """Stop the gateway and the controller.
+    """Stop the gateway and the controller, and, where jobs are processes of this machine, those too.
 
-    On Slurm, deployments keep running and are taken up again by the next `headgate up`, unless told otherwise.
+    On Slurm, jobs go on; deployments are taken up again by the next `headgate up`, unless told otherwise.
     """
     site = context.site()
     local = site.scheduler.kind == "local"
     if local if stop_deployments is None else stop_deployments:
         for name in wind_down_deployments(site):
             click.echo(f"deployment {name}: stopped")
+    if local and stop_deployments is not False:
+        for name in stop_local_jobs(site):
+            click.echo(f"{name}: stopped")
     stopped = stop_services(site)
     click.echo("\n".join(f"{name}: stopped" for name in stopped) or "nothing was running")
 
@@ -146,11 +149,13 @@ def controller_answers(site: Site) -> bool:
 
 
 def gateway_answers(site: Site) -> bool:
+    """Whether this site's own gateway answers: on a login node somebody else's may hold the port."""
     connection = http.client.HTTPConnection(site.gateway.host, site.gateway.port, timeout=5)
     try:
         connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+        said = json.loads(connection.getresponse().read(4096))
+        return isinstance(said, dict) and said.get("state_dir") == str(site.state_dir)
+    except (OSError, http.client.HTTPException, ValueError):
         return False
     finally:
         connection.close()
@@ -199,6 +204,22 @@ def wind_down_deployments(site: Site) -> list[str]:
             raise click.ClickException("the deployments did not stop; `headgate status` shows them")
         time.sleep(0.2)
     return live
+
+
+def stop_local_jobs(site: Site) -> list[str]:
+    """Ask every job that still runs on this machine to stop, and wait until it has. Needs no controller."""
+    from launchers.local_job import records
+    from launchers.schedulers import local_spool
+
+    live = [job for job in records(local_spool(site)) if job.process() is not None]
+    for job in live:
+        job.terminate(local_spool(site))
+    deadline = time.monotonic() + STOP_S + site.replicas.shutdown_timeout_s
+    while left := [job.name for job in live if job.process() is not None]:
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"still running: {', '.join(left)}")
+        time.sleep(0.2)
+    return [job.name for job in live]
 
 
 def _ended(described: dict[str, dict[str, str]]) -> bool:

@@ -63,7 +63,7 @@ def find_checkpoint(site: Site, ref: str) -> dict[str, Any]:
     except Unreachable:
         pass
     run, _, iteration = ref.partition("/")
-    folder = find_folder(site, run)
+    folder = find_folder(site, run, ("train",))
     if folder is None:
         raise click.ClickException(f"no run called {run!r} has left a folder in {site.runs_dir}")
     wanted = f"iter_{int(iteration):07d}" if iteration.isdigit() else "iter_*"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from launchers.scheduler import Scheduler
 from registry.site import Site
@@ -13,7 +14,7 @@ def scheduler_for(site: Site) -> Scheduler:
     if site.scheduler.kind == "local":
         from launchers.local_scheduler import LocalScheduler
 
-        return LocalScheduler(site.shared_dir / "local-jobs")
+        return LocalScheduler(local_spool(site))
     from launchers.slurm_scheduler import SlurmScheduler
     from slurm.client import connect
 
@@ -23,3 +24,8 @@ def scheduler_for(site: Site) -> Scheduler:
     if site.scheduler.slurm_conf is not None:
         environment["SLURM_CONF"] = str(site.scheduler.slurm_conf)
     return SlurmScheduler(connect(environment, timeout_s=site.scheduler.command_timeout_s))
+
+
+def local_spool(site: Site) -> Path:
+    """Where the local scheduler keeps what it knows of its jobs."""
+    return site.shared_dir / "local-jobs"

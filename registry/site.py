@@ -198,10 +198,6 @@ class Site:
             raise ConfigError(f"{self.file or self.name}: has no [environments.{name}], which this needs")
         return found
 
-    def price(self, model: str) -> Price | None:
-        """The model's price, else the default one, else None: the site sells nothing of that name."""
-        return self.prices.get(model) or self.prices.get("default")
-
 
 def load_site(path: Path | None, environ: Mapping[str, str], flags: Sequence[str] = ()) -> Site:
     """The site of a file, else of HEADGATE_SITE, else the laptop's. Raises ConfigError with every problem found."""

@@ -26,6 +26,11 @@ want=$(sha256sum <"$lock" | cut -d' ' -f1)
 python=${PYTHON:-$(command -v python3.11 || command -v python3)}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   { echo "install.sh: $python is older than Python 3.11, which Headgate needs" >&2; exit 1; }
+case $which-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-$(uname -m) in
+  training-3.11-x86_64|engine-3.11-x86_64|control-*|dev-*) ;;
+  *) echo "install.sh: the $which lock is for Python 3.11 on x86_64 (CPU builds); $python on $(uname -m) is not." \
+          "Name your own environment in the site file (environments.$which.python)" >&2; exit 1 ;;
+esac
 "$python" -c 'import ensurepip' 2>/dev/null ||
   { echo "install.sh: $python cannot make virtual environments (on Debian: apt-get install python3-venv)" >&2; exit 1; }
 
@@ -36,10 +41,11 @@ rm -f "$stamp"
 pip="$venv/bin/python -m pip --disable-pip-version-check --no-input -q"
 if grep -q '^torch==' "$lock" && ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
   torch=$(mktemp)
-  trap 'rm -f "$torch"' EXIT
+  trap 'rm -f "$torch" "$torch.said"' EXIT
   sed -n '/^torch==/,/--hash/p' "$lock" | sed '$ s/ *\\$//' >"$torch"
-  $pip install --no-deps --require-hashes -r "$torch" 2>/dev/null ||
-    $pip install --no-deps --require-hashes --index-url https://download.pytorch.org/whl/cpu -r "$torch"
+  $pip install --no-deps --require-hashes -r "$torch" 2>"$torch.said" ||
+    $pip install --no-deps --require-hashes --index-url https://download.pytorch.org/whl/cpu -r "$torch" ||
+    { echo "the first attempt, where pip looks by default, said:" >&2; cat "$torch.said" >&2; exit 1; }
 fi
 $pip install --no-deps --require-hashes -r "$lock"
 [ "$which" != control ] || PYTHONWARNINGS=ignore $pip install --no-deps --no-build-isolation -e "$root"

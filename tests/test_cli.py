@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from platform_fixtures import ROOT, Platform, platform
+from waiting import wait_for
 
 from cli.main import COMMANDS
 from cli.resources import Memory, TimeLimit
@@ -112,6 +115,61 @@ def test_bad_input_names_the_thing_and_what_is_allowed(laptop: Platform, tmp_pat
         assert laptop.json("status")["deployments"] == []
     finally:
         laptop.ok("down")
+
+
+def test_a_port_that_another_headgate_holds_is_not_taken_for_ones_own(laptop: Platform) -> None:
+    flags = ("environments.engine.python=/bin/sh", "environments.training.python=/bin/sh")
+    with platform("laptop.toml", *flags) as other:
+        other = dataclasses.replace(other, port=laptop.port)
+        laptop.ok("up")
+        try:
+            done = other.run("up")
+            assert done.returncode == 1
+            assert f"127.0.0.1:{laptop.port}" in done.stderr and "gateway.port" in done.stderr
+            assert other.processes() == []
+            assert other.run("status").returncode == 1
+        finally:
+            laptop.ok("down")
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[Platform]:
+    """A platform whose training program waits to be stopped."""
+    program = tmp_path / "sleeper"
+    program.write_text("#!/bin/sh\necho waiting; exec sleep 300\n")
+    program.chmod(0o755)
+    flags = ("environments.engine.python=/bin/sh", f"environments.training.python={program}")
+    with platform("laptop.toml", *flags) as made:
+        made.ok("up")
+        yield made
+
+
+def run_state(site: Platform, run: str) -> str | None:
+    return next((r["state"] for r in site.json("runs") if r["id"] == run), None)
+
+
+def test_down_ends_local_runs_too_with_and_without_a_controller(patient: Platform) -> None:
+    run = patient.json("train", "tests/recipes/tiny.toml", "-J", "long")["run"]
+    wait_for(lambda: run_state(patient, run) == "running")
+    assert f"{run}: stopped" in patient.ok("down")
+    assert patient.processes() == []
+    patient.ok("up")
+    wait_for(lambda: run_state(patient, run) == "stopped")
+    again = patient.json("train", "tests/recipes/tiny.toml", "-J", "long")["run"]
+    for line in (process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"]):
+        if line.info["cmdline"][-1] == "controller" and f"state_dir={patient.root}/state" in line.info["cmdline"]:
+            line.kill()
+    assert f"{again}: stopped" in patient.ok("down")
+    assert patient.processes() == []
+
+
+def test_stop_means_what_still_runs_and_says_so_when_nothing_does(patient: Platform) -> None:
+    run = patient.json("train", "tests/recipes/tiny.toml", "-J", "tiny")["run"]
+    wait_for(lambda: run_state(patient, run) == "running")
+    assert "waiting" in patient.ok("logs", "tiny", "--task", "1")
+    assert patient.ok("stop", "tiny") == f"run {run}: asked to stop\n"
+    wait_for(lambda: run_state(patient, run) == "stopped")
+    assert patient.ok("stop", "tiny") == "tiny had ended already\n"
 
 
 def test_a_recipe_that_cannot_work_is_refused_with_the_arithmetic_before_anything_is_submitted(

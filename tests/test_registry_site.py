@@ -100,8 +100,7 @@ def test_the_private_cluster_trains_on_cpu_nodes_and_serves_where_the_gpus_are(t
 
 def test_the_example_prices_models_and_names_others_without_their_keys():
     site = load_site(SITE_CONFIGS / "slurm-example.toml", {})
-    assert site.price("llama-3.1-70b") == Price(prompt=4.0, completion=12.0)
-    assert site.price("anything else") == site.prices["default"]
+    assert site.prices["llama-3.1-70b"] == Price(prompt=4.0, completion=12.0)
     assert site.external["claude"].api_key_env == "ANTHROPIC_API_KEY"
     assert site.defaults.train.time_limit_s == 86400 and site.defaults.serve.time_limit_s == 7 * 86400
     assert site.partitions["gpu"].peak_tflops == 989
