@@ -47,10 +47,13 @@ def reachable_as(listen: str) -> str:
 
 def argv(spec: ServeSpec, port: int, code: Path, node: str | None) -> list[str]:
     """The engine's command line. The replica's key travels in the environment, where `ps` does not show it."""
+    start = spec.environment.command or DEFAULT_COMMAND
+    # `vllm serve` wants the model as its first word and is about to forget the option.
+    model = (spec.model_path,) if start[-1] == "serve" else ("--model", spec.model_path)
     command = [
-        *(spec.environment.command or DEFAULT_COMMAND),
-        *spec.engine_args,  # first: what follows is ours, and vLLM takes the last word of each
-        *("--model", spec.model_path),
+        *start,
+        *model,
+        *spec.engine_args,  # before ours: vLLM takes the last word of each
         *("--served-model-name", spec.name),
         *("--host", spec.listen, "--port", str(port)),
         *("--middleware", "launchers.vllm.guard.Guard"),
