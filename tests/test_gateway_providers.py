@@ -170,9 +170,9 @@ async def test_a_provider_without_its_key_is_502_and_says_which_variable(
     "name",
     """api_base api_key api_version base_url caching client context_window_fallback_dict cooldown_time
     custom_llm_provider deployment_id drop_params extra_body extra_headers fallbacks headers http_client
-    input_cost_per_token
-    litellm_logging_obj max_retries metadata mock_response mock_timeout mock_tool_calls model_list num_retries
-    organization output_cost_per_token proxy_server_request shared_session ssl_verify timeout web_search_options
+    input_cost_per_token litellm_logging_obj max_retries metadata mock_response mock_timeout mock_tool_calls
+    model_list num_retries organization output_cost_per_token proxy_server_request shared_session ssl_verify
+    timeout web_search_options
     """.split(),
 )
 async def test_a_field_that_would_configure_the_library_is_400_and_reaches_nobody(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import openai
@@ -167,6 +168,11 @@ async def test_an_unknown_model_is_404_and_named_with_those_there_are(tmp_path: 
         (b'{"model":"tiny"}', "'messages'"),
         (b'{"model":"tiny","messages":[]}', "'messages'"),
         (b'{"model":"tiny","messages":[{}],"max_tokens":-1}', "'max_tokens'"),
+        (b'{"model":"tiny","messages":[{}],"n":4611686018427387904}', "'n' is 4611686018427387904, .* 1 to 1024"),
+        (b'{"model":"tiny","messages":[{}],"n":0}', "'n'"),
+        (b'{"model":"tiny","messages":[{}],"best_of":1025}', "'best_of' .* 1 to 1024"),
+        (b'{"model":"tiny","messages":[{}],"max_tokens":2147483648}', "'max_tokens' .* 0 to 2147483647"),
+        (b'{"model":"tiny","messages":[{}],"max_completion_tokens":2147483648}', "'max_completion_tokens'"),
         (b'{"model":"tiny","messages":[{}],"stream":"yes"}', "'stream'"),
         (b'{"model":"tiny","messages":[{}],"stream_options":3}', "'stream_options'"),
     ],
@@ -177,7 +183,16 @@ async def test_a_malformed_body_is_400_and_says_what_is_wrong(tmp_path: Path, bo
         assert response.status == 400
         error = (await response.json())["error"]
         assert error["type"] == "invalid_request_error"
-        assert wrong in error["message"]
+        assert re.search(wrong, error["message"])
+        assert platform.events() == []
+
+
+async def test_a_prompt_may_be_scored_with_no_tokens_of_an_answer(tmp_path: Path) -> None:
+    engine = Engine()
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+        await client.completions.create(model="tiny", prompt="Gravity", max_tokens=0, echo=True, logprobs=1)
+        assert engine.requests[0]["max_tokens"] == 0
+        await platform.settled()
 
 
 async def test_a_body_over_the_limit_is_413_and_an_unknown_path_404(tmp_path: Path) -> None:
