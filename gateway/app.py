@@ -10,16 +10,16 @@ import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from gateway import errors
 from gateway.admission import Admission
-from gateway.app_keys import GATEWAY
+from gateway.app_keys import GATEWAY, SITE
 from gateway.billing import Billing
 from gateway.catalog import Catalog
 from gateway.dispatch import Gateway
-from gateway.errors import BodyTooLarge, GatewayError, NotFound
+from gateway.errors import BadRequest, BodyTooLarge, GatewayError, NotFound, Refused
 from gateway.ledger_writer import LedgerWriter
 from gateway.providers import Providers
 from gateway.relay import Pool
@@ -36,6 +36,7 @@ CONNECT_TIMEOUT_S = 5.0
 def make_app(site: Site) -> web.Application:
     """The gateway of a site. Starting it raises StorageError when the ledger cannot be opened for writing."""
     app = web.Application(middlewares=[in_openai_shape], client_max_size=site.gateway.max_body_mb << 20)
+    app[SITE] = site
     app.router.add_post("/v1/chat/completions", openai.chat_completions)
     app.router.add_post("/v1/completions", openai.completions)
     app.router.add_get("/v1/models", models.models)
@@ -83,3 +84,15 @@ async def in_openai_shape(request: web.Request, handler: Handler) -> web.StreamR
         return errors.response(BodyTooLarge(f"{e.text} (bytes; the site's gateway.max_body_mb)"))
     except web.HTTPNotFound:
         return errors.response(NotFound(f"there is nothing at {request.method} {request.path}"))
+    except web.HTTPException as e:
+        response = errors.response(Refused(f"{request.method} {request.path}: {e.reason}", e.status))
+        if hdrs.ALLOW in e.headers:
+            response.headers[hdrs.ALLOW] = e.headers[hdrs.ALLOW]
+        return response
+    except web.RequestPayloadError as e:
+        return errors.response(BadRequest(f"the body cannot be read: {e}"))
+    except Exception:
+        if request.writer.output_size:
+            raise  # an answer has begun: aiohttp logs it too, and cuts the connection
+        log.exception("%s %s failed", request.method, request.path)
+        return errors.response(GatewayError("the gateway has a bug; its log says where"))

@@ -11,6 +11,8 @@ import orjson
 from gateway.errors import BadRequest
 
 COMPLETION_CAP = 1024  # tokens held per choice at most, and where the client states no bound
+CHOICES_LIMIT = 1024  # `n` and `best_of`; far above what engines take, so that sums stay small numbers
+TOKENS_LIMIT = 2**31 - 1  # `max_tokens`: what clients write who mean "no limit" is still served
 BYTES_PER_TOKEN = 3  # of the JSON body; English prose has 4 to 5, source code and small vocabularies fewer
 
 
@@ -59,8 +61,10 @@ def read(kind: Kind, body: bytes) -> Call:
     if not isinstance(options, dict):
         raise BadRequest(f"'stream_options' is {options!r}, not an object", "stream_options")
     wants_usage = options.get("include_usage") is True
-    choices = max(_count(fields, "n", 1), _count(fields, "best_of", 1))
-    asked = _count(fields, "max_completion_tokens", _count(fields, "max_tokens", COMPLETION_CAP))
+    choices = max(_count(fields, name, 1, CHOICES_LIMIT) or 1 for name in ("n", "best_of"))
+    # With 0 the prompt is scored: a completion of no tokens, with echo and logprobs.
+    bounds = (_count(fields, "max_completion_tokens", 1, TOKENS_LIMIT), _count(fields, "max_tokens", 0, TOKENS_LIMIT))
+    asked = next((bound for bound in bounds if bound is not None), COMPLETION_CAP)
     return Call(
         kind=kind,
         model=model,
@@ -95,10 +99,10 @@ def _prompts(kind: Kind, fields: dict[str, Any]) -> int:
     return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
 
 
-def _count(fields: dict[str, Any], name: str, default: int) -> int:
+def _count(fields: dict[str, Any], name: str, least: int, most: int) -> int | None:
     value = fields.get(name)
     if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BadRequest(f"{name!r} is {value!r}, not a whole number above 0", name)
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise BadRequest(f"{name!r} is {value!r}, not a whole number from {least} to {most}", name)
     return value

@@ -5,6 +5,7 @@ GatewayError
   WrongKey            401
   UnknownModel        404  names it
   NotFound            404  no such path
+  Refused             4xx  whatever else aiohttp will not take: a wrong method, say
   BodyTooLarge        413
   TooManyRequests     429  waiting helps
   BudgetExhausted     429  waiting helps only while others' holds are in the way
@@ -62,6 +63,15 @@ class NotFound(GatewayError):
 class BodyTooLarge(GatewayError):
     status = 413
     type = "invalid_request_error"
+
+
+class Refused(GatewayError):
+    """aiohttp's own answer, in OpenAI's shape."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = "invalid_request_error" if status < 500 else "server_error"
 
 
 class TooManyRequests(GatewayError):

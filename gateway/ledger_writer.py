@@ -2,19 +2,23 @@
 
 Handlers await the commit of their hold before they dispatch, and hand in the rest without waiting. What is owed to the
 ledger (settlements and releases) survives a failed write: it is tried again, first, until it is written.
+
+A step that the ledger refuses fails alone. Should the thread die of anything else, the process ends at once, so that
+whoever manages it starts it again: nothing can be billed any more, and the next start settles what was open.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gateway.errors import LedgerUnwritable
+from gateway.errors import BadRequest, LedgerUnwritable
 from registry import ledger
 from registry.db import Conflict, Database, StorageError
 
@@ -23,6 +27,12 @@ log = logging.getLogger(__name__)
 BATCH = 1000  # steps in one transaction at most
 RETRY_S = 1.0  # between two attempts to write what is owed
 STOPPED = "its writer has stopped"
+DIED = 70  # the process's exit code: EX_SOFTWARE
+
+
+def end_process() -> None:
+    """Now, with its streams: each would go on unbilled. Only os._exit ends a process from a thread for certain."""
+    os._exit(DIED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +42,11 @@ class _Queued:
 
 
 class LedgerWriter:
-    """Owns `db`, which must be open as its writer, from construction to close()."""
+    """Owns `db`, which must be open as its writer, from construction to close(). `died` is called in its thread."""
 
-    def __init__(self, db: Database, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, db: Database, loop: asyncio.AbstractEventLoop, died: Callable[[], object] = end_process) -> None:
         self._db = db
+        self._died = died
         self._loop = loop
         self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
         self._failure: str | None = None
@@ -49,7 +60,7 @@ class LedgerWriter:
         return self._failure
 
     async def hold(self, hold: ledger.Hold) -> None:
-        """Returns once the hold is committed. Raises LedgerUnwritable: then nothing may be dispatched."""
+        """Returns once the hold is committed. Raises LedgerUnwritable or BadRequest: then nothing may be sent."""
         committed: asyncio.Future[None] = self._loop.create_future()
         self._queue.put(_Queued(hold, committed))
         if self._stopped:  # looked at after queueing: the thread sets it before it empties the queue for the last time
@@ -57,6 +68,8 @@ class LedgerWriter:
             raise LedgerUnwritable(self._failure or STOPPED)
         try:
             await committed
+        except ledger.TooMuch as e:
+            raise BadRequest(f"this request asks for too much: {e}") from e
         except (StorageError, Conflict) as e:
             raise LedgerUnwritable(str(e)) from e
 
@@ -73,10 +86,15 @@ class LedgerWriter:
         batch: list[_Queued] = []
         owed: list[_Queued] = []
         open_ = True
+        alive = True
         try:
             while open_:
                 batch, open_ = self._take(waiting=RETRY_S if owed else None)
                 owed = self._write([*owed, *batch])
+        except BaseException:
+            alive = False
+            log.critical("the ledger's writer died; the process ends", exc_info=True)
+            raise
         finally:
             self._failure = self._failure or STOPPED
             self._stopped = True
@@ -85,6 +103,8 @@ class LedgerWriter:
             while not self._queue.empty():  # only after a bug in here: nobody shall wait for ever
                 batch += filter(None, [self._queue.get()])
             self._tell(batch, [StorageError(self._failure)] * len(batch))
+            if not alive:
+                self._died()
 
     def _take(self, waiting: float | None) -> tuple[list[_Queued], bool]:
         """Up to BATCH queued steps, after waiting for the first; and whether more may come."""

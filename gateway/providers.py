@@ -18,7 +18,14 @@ from gateway.errors import BadRequest, GatewayError, TooManyRequests, UpstreamFa
 from gateway.metering import Meter, Usage
 from registry.site import External
 
-OURS = frozenset({"model", "messages", "stream", "stream_options"})  # the rest of a call is passed on as it is
+OURS = frozenset({"model", "messages", "stream", "stream_options"})  # read by the gateway, and sent in its own words
+# Passed on as they are. Nothing else is: LiteLLM takes its own settings from the same arguments, and with `api_base`,
+# `fallbacks` or `mock_response` a client could have the provider's key sent to itself, or answers that nobody bills.
+PASSED_ON = frozenset(
+    "frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens n "
+    "parallel_tool_calls presence_penalty reasoning_effort response_format seed stop temperature tool_choice tools "
+    "top_logprobs top_p user verbosity".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,17 @@ class Providers:
     async def _complete(self, external: External, call: Call) -> Any:
         if call.kind is not Kind.CHAT:
             raise BadRequest(f"{call.model} is served by a provider, which answers /v1/chat/completions only", "model")
+        for name in sorted(call.fields.keys() - OURS - PASSED_ON):
+            allowed = ", ".join(sorted(OURS | PASSED_ON))
+            raise BadRequest(
+                f"{name!r} cannot be sent to {call.model}, which a provider serves; allowed: {allowed}", name
+            )
+        for tool in call.fields.get("tools") or []:
+            # A provider runs tools of its own (search, code) at its own price, and LiteLLM reaches out for some.
+            if not isinstance(tool, dict) or tool.get("type") != "function":
+                raise BadRequest(
+                    f"'tools' of {call.model}, which a provider serves, must be of type 'function'", "tools"
+                )
         key = None
         if external.api_key_env is not None:
             key = self._environ.get(external.api_key_env)
@@ -90,7 +108,7 @@ class Providers:
         library = await self._load()
         try:
             return await library.litellm.acompletion(
-                **{name: value for name, value in call.fields.items() if name not in OURS},
+                **{name: value for name, value in call.fields.items() if name in PASSED_ON},
                 model=external.model,
                 messages=call.fields["messages"],
                 stream=call.stream,
@@ -100,6 +118,7 @@ class Providers:
                 timeout=self._read_timeout,
                 num_retries=0,
                 max_retries=0,
+                _skip_mcp_handler=True,  # it imports a package we do not install, whatever the tools are
             )
         except library.failures as e:
             raise _failure(external, e) from e

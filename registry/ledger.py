@@ -22,6 +22,12 @@ from registry import clock
 from registry.db import Conflict, Database, open_writer, row, rows, snapshot, transaction
 from registry.ledger_migrations import MIGRATIONS
 
+AMOUNT_LIMIT = 2**53  # of tokens or micro-credits in one step: sums of a thousand such still fit SQLite's integers
+
+
+class TooMuch(Conflict):
+    """A step states an amount that cannot be one."""
+
 
 class Outcome(enum.StrEnum):
     COMPLETED = "completed"
@@ -161,6 +167,9 @@ def settle_orphans(db: Database) -> int:
 
 def _write(c: sqlite3.Connection, step: Step, at: str) -> None:
     """One step. Whatever may be refused is looked at before anything is written."""
+    for name, amount in _amounts(step):
+        if not 0 <= amount <= AMOUNT_LIMIT:
+            raise TooMuch(f"{amount} {name} in one request; the ledger takes 0 to {AMOUNT_LIMIT}")
     match step:
         case Hold(attempt, tokens, microcredits):
             if c.execute("SELECT 1 FROM holds WHERE event_id = ?", (attempt.event_id,)).fetchone():
@@ -199,6 +208,16 @@ def _write(c: sqlite3.Connection, step: Step, at: str) -> None:
             held = hold["held_microcredits"]
             c.execute("DELETE FROM holds WHERE event_id = ?", (event_id,))
             _post(c, event_id, "release", hold["tenant"], at, held=-held, available=held)
+
+
+def _amounts(step: Step) -> list[tuple[str, int]]:
+    match step:
+        case Hold(_, tokens, microcredits):
+            return [("tokens", tokens), ("micro-credits", microcredits)]
+        case Note(_, prompt, completion, microcredits) | UsageEvent(_, prompt, completion, microcredits):
+            return [("prompt tokens", prompt), ("completion tokens", completion), ("micro-credits", microcredits)]
+        case Release():
+            return []
 
 
 def _post(c: sqlite3.Connection, event_id: str, step: str, tenant: str, at: str, **amounts: int) -> None:

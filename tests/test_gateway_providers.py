@@ -164,3 +164,40 @@ async def test_a_provider_without_its_key_is_502_and_says_which_variable(
         with pytest.raises(openai.InternalServerError, match="CLAUDE_KEY"):
             await client.chat.completions.create(**ASK)
         await platform.settled(0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    """api_base api_key api_version base_url caching client context_window_fallback_dict cooldown_time
+    custom_llm_provider deployment_id drop_params extra_body extra_headers fallbacks headers http_client
+    input_cost_per_token litellm_logging_obj max_retries metadata mock_response mock_timeout mock_tool_calls
+    model_list num_retries organization output_cost_per_token proxy_server_request shared_session ssl_verify
+    timeout web_search_options
+    """.split(),
+)
+async def test_a_field_that_would_configure_the_library_is_400_and_reaches_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    provider = Anthropic()
+    async with platform_with(provider, tmp_path, monkeypatch) as platform, platform.openai() as client:
+        with pytest.raises(
+            openai.BadRequestError, match=rf"'{name}' cannot be sent .*allowed: .*temperature"
+        ) as failure:
+            await client.chat.completions.create(**ASK, extra_body={name: "http://127.0.0.1:1"})
+        assert failure.value.param == name
+        assert provider.requests == []
+        await platform.settled(0)
+
+
+async def test_only_tools_that_the_client_runs_itself_may_be_sent_to_a_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = Anthropic()
+    function = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    async with platform_with(provider, tmp_path, monkeypatch) as platform, platform.openai() as client:
+        await client.chat.completions.create(**ASK, tools=[function])
+        for tools in ([{"type": "mcp", "server_url": "http://127.0.0.1:1"}], ["search"]):
+            with pytest.raises(openai.BadRequestError, match="'tools'"):
+                await client.chat.completions.create(**ASK, extra_body={"tools": tools})
+        assert len(provider.requests) == 1
+        await platform.settled(1)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
+from unittest import mock
 
+import httpx
 import openai
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from engine import Engine, running
 from gateway_fixtures import HELLO, gateway, until
 
+from gateway import calls
+from gateway.metering import StreamMeter
+from gateway.surfaces.health import from_this_host
 from registry import deployments, tenants
 from registry.deployments import DeploymentState
 from registry.ledger import Outcome
@@ -167,6 +174,11 @@ async def test_an_unknown_model_is_404_and_named_with_those_there_are(tmp_path: 
         (b'{"model":"tiny"}', "'messages'"),
         (b'{"model":"tiny","messages":[]}', "'messages'"),
         (b'{"model":"tiny","messages":[{}],"max_tokens":-1}', "'max_tokens'"),
+        (b'{"model":"tiny","messages":[{}],"n":4611686018427387904}', "'n' is 4611686018427387904, .* 1 to 1024"),
+        (b'{"model":"tiny","messages":[{}],"n":0}', "'n'"),
+        (b'{"model":"tiny","messages":[{}],"best_of":1025}', "'best_of' .* 1 to 1024"),
+        (b'{"model":"tiny","messages":[{}],"max_tokens":2147483648}', "'max_tokens' .* 0 to 2147483647"),
+        (b'{"model":"tiny","messages":[{}],"max_completion_tokens":2147483648}', "'max_completion_tokens'"),
         (b'{"model":"tiny","messages":[{}],"stream":"yes"}', "'stream'"),
         (b'{"model":"tiny","messages":[{}],"stream_options":3}', "'stream_options'"),
     ],
@@ -177,7 +189,16 @@ async def test_a_malformed_body_is_400_and_says_what_is_wrong(tmp_path: Path, bo
         assert response.status == 400
         error = (await response.json())["error"]
         assert error["type"] == "invalid_request_error"
-        assert wrong in error["message"]
+        assert re.search(wrong, error["message"])
+        assert platform.events() == []
+
+
+async def test_a_prompt_may_be_scored_with_no_tokens_of_an_answer(tmp_path: Path) -> None:
+    engine = Engine()
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+        await client.completions.create(model="tiny", prompt="Gravity", max_tokens=0, echo=True, logprobs=1)
+        assert engine.requests[0]["max_tokens"] == 0
+        await platform.settled()
 
 
 async def test_a_body_over_the_limit_is_413_and_an_unknown_path_404(tmp_path: Path) -> None:
@@ -188,6 +209,45 @@ async def test_a_body_over_the_limit_is_413_and_an_unknown_path_404(tmp_path: Pa
         async with http.get("/v1/nothing") as response:
             assert response.status == 404
             assert "/v1/nothing" in (await response.json())["error"]["message"]
+
+
+async def test_a_wrong_method_and_a_broken_body_are_told_in_openais_shape(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform, platform.http() as http:
+        async with http.get("/v1/chat/completions") as response:
+            assert (response.status, response.headers["Allow"]) == (405, "POST")
+            error = (await response.json())["error"]
+            assert error["type"] == "invalid_request_error" and "GET /v1/chat/completions" in error["message"]
+        packed = {"Content-Encoding": "gzip"}
+        async with http.post("/v1/chat/completions", data=b"not gzip", headers=packed) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_bug_is_500_in_openais_shape_and_logged_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with gateway(tmp_path, Engine()) as platform, platform.openai() as client:
+        monkeypatch.setattr(calls, "read", lambda kind, body: 1 / 0)
+        with pytest.raises(openai.InternalServerError) as failure:
+            await client.chat.completions.create(**HELLO)
+        assert failure.value.status_code == 500
+        assert failure.value.type == "server_error"
+        assert "ZeroDivisionError" in caplog.text
+        assert "division" not in str(failure.value)
+
+
+async def test_a_bug_in_the_middle_of_a_stream_cuts_it_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(hold_after=1)
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+        stream = await client.chat.completions.create(**HELLO, stream=True)
+        await anext(stream)
+        monkeypatch.setattr(StreamMeter, "feed", lambda self, data: 1 / 0)
+        engine.go.set()
+        with pytest.raises((openai.APIError, httpx.HTTPError)):
+            async for _ in stream:
+                pass
+        (event,) = await platform.settled()
+        assert event.outcome is Outcome.UPSTREAM_FAILED
 
 
 async def test_models_lists_what_is_deployed(tmp_path: Path) -> None:
@@ -214,5 +274,17 @@ async def test_health_is_alive_and_ready_waits_for_the_registry(tmp_path: Path) 
     async with gateway(tmp_path, Engine()) as platform, platform.http() as http:
         async with http.get("/health") as response:
             assert response.status == 200
+            # Asked from this host: `headgate up` tells its own gateway from another one by it.
+            assert await response.json() == {"status": "ok", "site": "test", "state_dir": str(tmp_path)}
         async with http.get("/ready") as response:
             assert response.status == 200, await response.text()
+
+
+@pytest.mark.parametrize(
+    ("client", "here", "ours"),
+    [("127.0.0.1", "127.0.0.1", True), ("10.0.0.5", "10.0.0.5", True), ("10.0.0.9", "10.0.0.5", False)],
+)
+def test_who_asks_from_another_host_is_not_told_where_the_state_is(client: str, here: str, ours: bool) -> None:
+    transport = mock.Mock()
+    transport.get_extra_info.side_effect = {"peername": (client, 5555), "sockname": (here, 8080)}.get
+    assert from_this_host(make_mocked_request("GET", "/health", transport=transport)) is ours

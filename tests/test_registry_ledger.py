@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -226,10 +227,12 @@ async def test_a_writer_that_broke_refuses_holds_instead_of_keeping_them_waiting
         raise ZeroDivisionError
 
     monkeypatch.setattr(ledger, "record", broken)
-    writer = LedgerWriter(ledger.open_ledger(path), asyncio.get_running_loop())
+    died = threading.Event()
+    writer = LedgerWriter(ledger.open_ledger(path), asyncio.get_running_loop(), died=died.set)
     for n in range(2):
         with pytest.raises(LedgerUnwritable, match="stopped"):
             await writer.hold(Hold(attempt(n), 1, 1))
+    assert died.wait(5)
     await writer.close()
 
 

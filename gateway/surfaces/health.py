@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.app_keys import GATEWAY
+from gateway.app_keys import GATEWAY, SITE
 
 
 async def health(request: web.Request) -> web.Response:
-    return web.json_response({"status": "ok"})
+    """Who asks from this host also learns whose gateway this is, so as not to take another one for their own."""
+    about = {"status": "ok"}
+    if from_this_host(request):
+        site = request.app[SITE]
+        about |= {"site": site.name, "state_dir": str(site.state_dir)}
+    return web.json_response(about)
+
+
+def from_this_host(request: web.Request) -> bool:
+    """A host that calls itself does so from the very address it calls, 127.0.0.1 or another of its own."""
+    own = request.transport.get_extra_info("sockname") if request.transport else None
+    return own is not None and request.remote == own[0]
 
 
 async def ready(request: web.Request) -> web.Response:
