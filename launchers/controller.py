@@ -213,7 +213,7 @@ class Controller:
         """The scheduler knows no job of its key: a replica is replaced, a run is for its owner to submit again."""
         cause = "its submission was lost: the scheduler knows no job of this key"
         self._lost.add(subject)
-        deployments.set_replica_state(self.db, subject, ReplicaState.STOPPED, cause)
+        deployments.set_replica_state(self.db, subject, ReplicaState.LOST, cause)
         runs.ended(self.db, subject, runs.RunState.FAILED, cause)
 
     def _job_is_over(self, job: accounting.Job, state: JobState, reason: str | None) -> None:
@@ -223,7 +223,7 @@ class Controller:
         cause = f"the job ended as {state.value}{why} without a word from its supervisor"
         stopped, done = state is JobState.CANCELLED, state is JobState.COMPLETED
         if job.purpose == ServeSpec.kind:
-            end = ReplicaState.STOPPED if stopped else ReplicaState.FAILED
+            end = ReplicaState.STOPPED if stopped else ReplicaState.LOST
             deployments.set_replica_state(self.db, job.subject, end, None if stopped else cause)
         elif stopped:
             runs.ended(self.db, job.subject, runs.RunState.STOPPED, None)

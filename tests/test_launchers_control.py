@@ -269,7 +269,7 @@ async def test_a_replica_whose_supervisor_vanished_is_not_ready_for_ever(platfor
         return len(replicas) == 2 and replicas
 
     first, _ = await eventually(replaced)
-    assert first["replica"]["state"] == "failed"
+    assert first["replica"]["state"] == "lost"
     assert first["replica"]["cause"].endswith("without a word from its supervisor")
     await platform.stopped()
 
@@ -292,7 +292,7 @@ async def test_books_closed_by_a_report_do_not_hide_that_a_job_is_over(platform:
     await platform.controller.write(platform.controller._settle, open_jobs, usage)
     assert accounting.unsettled(db) == []
     (replica,) = deployments.replicas(db)
-    assert replica.state is ReplicaState.FAILED and spec.id != replica.id
+    assert replica.state is ReplicaState.LOST and spec.id != replica.id
 
 
 async def test_a_deployment_stopped_before_it_is_ready_stops(platform: Platform) -> None:
@@ -465,7 +465,7 @@ async def test_a_replica_that_was_noted_and_never_launched_is_replaced(site: Sit
     shutil.rmtree(noted.folder)  # it died before it made the folder
     async with running(site) as platform:
         described = await platform.reaches("ready")
-        assert [r["replica"]["state"] for r in described["replicas"]] == ["stopped", "ready"]
+        assert [r["replica"]["state"] for r in described["replicas"]] == ["lost", "ready"]
         await platform.stopped()
 
 
@@ -483,7 +483,7 @@ async def test_a_replica_whose_folder_was_deleted_ends_with_its_job(site: Site) 
             return len(found) == 2 and found[1]["replica"]["state"] == "ready" and found
 
         first, _ = await eventually(replaced)
-        assert first["replica"]["state"] == "failed"
+        assert first["replica"]["state"] == "lost"
         await platform.stopped()
 
 
