@@ -48,6 +48,7 @@ class Controller:
         self._jobless: dict[str, float] = {}
         self._lost: set[str] = set()
         self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
+        self.cluster: str | None = None  # the scheduler's, once it was heard of: nobody who asks us waits for that
         self.scheduler_error: str | None = None  # why the last question to the scheduler went unanswered
 
     async def write(self, function: Callable[..., T], *args: object) -> T:
@@ -79,6 +80,7 @@ class Controller:
         await self.write(self._ingest)
         open_jobs = await self.write(accounting.unsettled, self.db)
         try:
+            self.cluster = self.cluster or await self.ask(lambda: self.scheduler.cluster)
             lost = await self._find_lost()
             statuses = await self.ask(self.scheduler.states, [ref_of(j) for j in open_jobs]) if open_jobs else {}
             await self.write(self._observe, statuses, lost)
