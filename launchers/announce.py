@@ -26,7 +26,7 @@ KINDS = (
     "replica-ready",  # host, port, served_name, start_s
     "checkpoint",  # iteration, path (relative), bytes, manifest_sha256
     "model-converted",  # path (relative), max_logit_difference, parameters, bytes
-    "attempt-ended",  # attempt, exit_code, cause, tail, elapsed_s, cpu_s
+    "attempt-ended",  # attempt, exit_code, cause ("cancelled", "timeout", ...), failed_task, tail, elapsed_s, cpu_s
 )
 
 

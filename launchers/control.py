@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
 import logging
 import os
 import pwd
@@ -12,27 +10,24 @@ import signal
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 from aiohttp import web
 
+from launchers import control_deployments, control_tenants
+from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
-from launchers.resources import resources_from
 from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
-from launchers.vllm.arguments import refuse_unlisted
-from registry import accounting, checkpoints, deployments, models, reports, runs, tenants
-from registry.access import Forbidden, Object, Principal, Verb, require
+from registry import accounting, checkpoints, models, reports, runs, tenants
+from registry.access import Forbidden, Principal
 from registry.db import Conflict, NotFound, RegistryError, StorageError, open_reader, open_writer
-from registry.deployments import DeploymentState
 from registry.migrations import MIGRATIONS
 from registry.site import Site
 
 log = logging.getLogger(__name__)
 
-CONTROLLER = web.AppKey("controller", Controller)
-PRINCIPAL = web.RequestKey("principal", Principal)
-MAX_REPLICAS = 256  # of one deployment
+BOOKS_WAIT_S = 20.0  # how long a report waits for the scheduler's books
 STATUS = {Forbidden: 403, NotFound: 404, Conflict: 409, StorageError: 503, SchedulerUnavailable: 503}
 
 
@@ -44,21 +39,21 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
     app.router.add_routes(
         [
             web.get("/v1/status", status),
-            web.get("/v1/runs", listing(runs.everything)),
+            web.get("/v1/runs", listing("run", runs.everything)),
             web.get("/v1/runs/{id:.+}", get_run),
-            web.get("/v1/checkpoints", listing(checkpoints.everything)),
+            web.get("/v1/checkpoints", listing("checkpoint", checkpoints.everything)),
             web.get("/v1/checkpoints/{ref:.+}", get_checkpoint),
-            web.get("/v1/models", listing(models.everything)),
-            web.get("/v1/deployments", list_deployments),
-            web.post("/v1/deployments", create_deployment),
-            web.get("/v1/deployments/{name}", get_deployment),
-            web.post("/v1/deployments/{name}/stop", stop_deployment),
-            web.get("/v1/tenants", listing(tenants.everyone)),
-            web.post("/v1/tenants", create_tenant),
-            web.post("/v1/tenants/{name}/limits", set_limits),
-            web.get("/v1/keys", list_keys),
-            web.post("/v1/keys", create_key),
-            web.post("/v1/keys/{id}/revoke", revoke_key),
+            web.get("/v1/models", listing("model", models.everything)),
+            web.get("/v1/deployments", control_deployments.list_deployments),
+            web.post("/v1/deployments", control_deployments.create_deployment),
+            web.get("/v1/deployments/{name}", control_deployments.get_deployment),
+            web.post("/v1/deployments/{name}/stop", control_deployments.stop_deployment),
+            web.get("/v1/tenants", listing("tenant", tenants.everyone)),
+            web.post("/v1/tenants", control_tenants.create_tenant),
+            web.post("/v1/tenants/{name}/limits", control_tenants.set_limits),
+            web.get("/v1/keys", control_tenants.list_keys),
+            web.post("/v1/keys", control_tenants.create_key),
+            web.post("/v1/keys/{id}/revoke", control_tenants.revoke_key),
             web.get("/v1/report/usage", report_usage),
             web.post("/v1/poke", poke),
         ]
@@ -115,257 +110,65 @@ async def explain(request: web.Request, handler: Callable[[web.Request], Awaitab
         return web.json_response({"error": {"type": type(e).__name__, "message": str(e)}}, status=status)
 
 
-async def body_of(request: web.Request, required: dict[str, type], optional: dict[str, type]) -> dict[str, Any]:
-    """The request's JSON object with just these fields. Raises ValueError naming the field and what is allowed."""
-    try:
-        body = await request.json()
-    except json.JSONDecodeError as e:
-        raise ValueError(f"the body is not JSON: {e}") from e
-    if not isinstance(body, dict):
-        raise ValueError("the body must be a JSON object")
-    allowed = required | optional
-    for key, value in body.items():
-        if key not in allowed:
-            raise ValueError(f"{key!r} is unknown; allowed: {', '.join(allowed)}")
-        if value is not None and (not isinstance(value, allowed[key]) or isinstance(value, bool)):
-            raise ValueError(f"{key!r} must be {allowed[key].__name__}, not {value!r}")
-    for key in required:
-        if body.get(key) is None:
-            raise ValueError(f"{key!r} is missing")
-    return body
+# What can be read.
 
 
-def answer(value: Any, status: int = 200) -> web.Response:
-    return web.json_response(value, status=status, dumps=lambda v: json.dumps(v, default=_plain))
-
-
-def _plain(value: object) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        shown = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        shown.pop("upstream_key", None)  # the engine's key is the gateway's alone
-        return shown
-    raise TypeError(f"{type(value).__name__} is not JSON")
-
-
-# Handlers.
-
-
-def listing(everything: Callable[..., Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
+def listing(kind: str, everything: Callable[..., Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handler(request: web.Request) -> web.Response:
-        controller = request.app[CONTROLLER]
+        controller = reading(request, kind)
         return answer(await controller.write(everything, controller.db))
 
     return handler
 
 
 async def status(request: web.Request) -> web.Response:
-    controller = request.app[CONTROLLER]
+    controller = reading(request, "status")
     site = controller.site
     return answer(
         {
             "site": site.name,
             "pid": os.getpid(),
-            "scheduler": {"kind": site.scheduler.kind, "cluster": controller.scheduler.cluster},
+            "scheduler": {"kind": site.scheduler.kind, "cluster": controller.cluster},
             "scheduler_error": controller.scheduler_error,
         }
     )
 
 
 async def poke(request: web.Request) -> web.Response:
-    request.app[CONTROLLER].poke()
+    reading(request, "status").poke()
     return answer({})
 
 
 async def get_run(request: web.Request) -> web.Response:
-    controller = request.app[CONTROLLER]
+    controller = reading(request, "run")
     run = await controller.write(runs.get, controller.db, request.match_info["id"])
     jobs = await controller.write(accounting.of_subject, controller.db, run.id)
     return answer({"run": run, "jobs": jobs})
 
 
 async def get_checkpoint(request: web.Request) -> web.Response:
-    controller = request.app[CONTROLLER]
+    controller = reading(request, "checkpoint")
     return answer(await controller.write(checkpoints.get, controller.db, request.match_info["ref"]))
 
 
-async def list_deployments(request: web.Request) -> web.Response:
-    controller = request.app[CONTROLLER]
-
-    def everything() -> list[dict[str, Any]]:
-        return [_described(controller, d) for d in deployments.everything(controller.db)]
-
-    return answer(await controller.write(everything))
-
-
-async def get_deployment(request: web.Request) -> web.Response:
-    controller = request.app[CONTROLLER]
-
-    def one() -> dict[str, Any]:
-        return _described(controller, deployments.get(controller.db, request.match_info["name"]))
-
-    return answer(await controller.write(one))
-
-
-def _described(controller: Controller, deployment: deployments.Deployment) -> dict[str, Any]:
-    """A deployment with its replicas, each with its job."""
-    theirs = [
-        {"replica": r, "jobs": accounting.of_subject(controller.db, r.id)}
-        for r in deployments.replicas(controller.db, deployment.name)
-        if deployments.is_current(deployment, r)
-    ]
-    return {"deployment": deployment, "replicas": theirs}
-
-
-async def create_deployment(request: web.Request) -> web.Response:
-    controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
-    body = await body_of(
-        request, {"model": str}, {"name": str, "replicas": int, "resources": dict, "engine_args": list}
-    )
-    resources = resources_from(controller.site.defaults.serve, body.get("resources") or {})
-    if (resources.nodes, resources.tasks_per_node) != (1, 1):
-        raise ValueError("a replica is one engine on one node: 'nodes' and 'tasks_per_node' must be 1")
-    controller.site.environment("engine")
-    replicas = 1 if body.get("replicas") is None else int(body["replicas"])
-    if not 1 <= replicas <= MAX_REPLICAS:
-        raise ValueError(f"'replicas' must be 1 ... {MAX_REPLICAS}, not {replicas}")
-    if not all(isinstance(word, str) for word in body.get("engine_args") or ()):
-        raise ValueError("'engine_args' must be a list of texts")
-    if not principal.admin:
-        refuse_unlisted(body.get("engine_args") or ())
-
-    def create() -> dict[str, Any]:
-        model = _model(controller, principal, str(body["model"]), body.get("name"))
-        name = body.get("name") or model.name
-        require(principal, Verb.CREATE, Object("deployment", principal.name))
-        _require_own(controller, principal, name)
-        wanted = {"resources": body.get("resources") or {}, "engine_args": body.get("engine_args") or []}
-        made = deployments.create(
-            controller.db,
-            name,
-            principal.name,
-            model=model.name,
-            version=model.version,
-            model_path=model.path,
-            replicas=replicas,
-            request=wanted,
-        )
-        return _described(controller, made)
-
-    made = await controller.write(create)
-    controller.poke()
-    return answer(made, 201)
-
-
-def _model(controller: Controller, principal: Principal, ref: str, name: str | None) -> models.ModelVersion:
-    """A registered model, or a model directory (absolute path), which is registered on the way.
-
-    A directory is for administrators: the engine would read it with the service's eyes, not its owner's.
-    """
-    if ref.startswith("/"):
-        require(principal, Verb.ADMINISTER, Object("model directory", principal.name))
-        directory = Path(ref)
-        if not (directory / "config.json").is_file():
-            raise NotFound(f"{ref}: no model directory (there is no config.json in it)")
-        if name is None:
-            raise ValueError("a model directory needs a name to be served under (--name)")
-        return models.register(controller.db, name, principal.name, str(directory.resolve()))
-    model = models.resolve(controller.db, ref)
-    if not (Path(model.path) / "config.json").is_file():
-        raise NotFound(f"model {model.name}@{model.version} is gone: {model.path} has no config.json")
-    return model
-
-
-def _require_own(controller: Controller, principal: Principal, name: str) -> None:
-    try:
-        old = deployments.get(controller.db, name)
-    except NotFound:
-        return
-    require(principal, Verb.CHANGE, Object("deployment", old.owner))
-
-
-async def stop_deployment(request: web.Request) -> web.Response:
-    controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
-
-    def stop() -> dict[str, Any]:
-        deployment = deployments.get(controller.db, request.match_info["name"])
-        require(principal, Verb.CHANGE, Object("deployment", deployment.owner))
-        if not deployment.state.ended:
-            deployments.set_state(controller.db, deployment.name, DeploymentState.STOPPING)
-        return _described(controller, deployments.get(controller.db, deployment.name))
-
-    stopped = await controller.write(stop)
-    controller.poke()
-    return answer(stopped)
-
-
-async def create_tenant(request: web.Request) -> web.Response:
-    controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
-    body = await body_of(request, {"name": str}, {"account": str, "requests_per_minute": int, "token_budget": int})
-    require(principal, Verb.ADMINISTER, Object("tenant", principal.name))
-    default = controller.site.tenants.default
-    made = await controller.write(
-        lambda: tenants.create(
-            controller.db,
-            body["name"],
-            principal.name,
-            account=body.get("account"),
-            requests_per_minute=body.get("requests_per_minute", default.requests_per_minute),
-            token_budget=body.get("token_budget", default.token_budget),
-        )
-    )
-    return answer(made, 201)
-
-
-async def set_limits(request: web.Request) -> web.Response:
-    controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
-    body = await body_of(request, {}, {"requests_per_minute": int, "token_budget": int})
-    require(principal, Verb.ADMINISTER, Object("tenant", principal.name))
-
-    def change() -> tenants.Tenant:
-        old = tenants.get(controller.db, request.match_info["name"])
-        return tenants.set_limits(
-            controller.db,
-            old.name,
-            requests_per_minute=body.get("requests_per_minute", old.requests_per_minute),
-            token_budget=body.get("token_budget", old.token_budget),
-        )
-
-    return answer(await controller.write(change))
-
-
-async def list_keys(request: web.Request) -> web.Response:
-    controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
-    require(principal, Verb.ADMINISTER, Object("key", principal.name))
-    return answer(await controller.write(tenants.keys, controller.db))
-
-
-async def create_key(request: web.Request) -> web.Response:
-    controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
-    body = await body_of(request, {"tenant": str}, {})
-    require(principal, Verb.ADMINISTER, Object("key", principal.name))
-    key, secret = await controller.write(tenants.create_key, controller.db, body["tenant"], principal.name)
-    return answer({"key": key, "secret": secret}, 201)
-
-
-async def revoke_key(request: web.Request) -> web.Response:
-    controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
-    require(principal, Verb.ADMINISTER, Object("key", principal.name))
-    return answer(await controller.write(tenants.revoke_key, controller.db, request.match_info["id"]))
-
-
 async def report_usage(request: web.Request) -> web.Response:
-    controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
-    require(principal, Verb.READ, Object("report", ""))
-    await controller.settle(running=True)
+    controller = reading(request, "report")
+    scheduler_error = None  # otherwise the jobs are as they were last known
+    try:
+        async with asyncio.timeout(BOOKS_WAIT_S):
+            await controller.settle(running=True)
+    except SchedulerError as e:
+        scheduler_error = str(e)
+    except TimeoutError:
+        scheduler_error = f"the scheduler's books were not brought up to date within {BOOKS_WAIT_S:g} s"
+    site = controller.site
 
     def make() -> reports.UsageReport:
-        ledger_db = open_reader(controller.site.ledger_db)
-        try:
-            return reports.usage(controller.db, ledger_db)
-        finally:
-            ledger_db.close()
+        """On a thread and over connections of its own: adding up a long ledger keeps nobody waiting."""
+        with closing(open_reader(site.registry_db)) as registry, closing(open_reader(site.ledger_db)) as ledger:
+            return reports.usage(registry, ledger, scheduler_error)
 
-    return answer(await controller.write(make))
+    return answer(await asyncio.to_thread(make))
 
 
 # The process.

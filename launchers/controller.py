@@ -48,6 +48,7 @@ class Controller:
         self._jobless: dict[str, float] = {}
         self._lost: set[str] = set()
         self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
+        self.cluster: str | None = None  # the scheduler's, once it was heard of: nobody who asks us waits for that
         self.scheduler_error: str | None = None  # why the last question to the scheduler went unanswered
 
     async def write(self, function: Callable[..., T], *args: object) -> T:
@@ -79,6 +80,7 @@ class Controller:
         await self.write(self._ingest)
         open_jobs = await self.write(accounting.unsettled, self.db)
         try:
+            self.cluster = self.cluster or await self.ask(lambda: self.scheduler.cluster)
             lost = await self._find_lost()
             statuses = await self.ask(self.scheduler.states, [ref_of(j) for j in open_jobs]) if open_jobs else {}
             await self.write(self._observe, statuses, lost)
@@ -213,7 +215,7 @@ class Controller:
         """The scheduler knows no job of its key: a replica is replaced, a run is for its owner to submit again."""
         cause = "its submission was lost: the scheduler knows no job of this key"
         self._lost.add(subject)
-        deployments.set_replica_state(self.db, subject, ReplicaState.STOPPED, cause)
+        deployments.set_replica_state(self.db, subject, ReplicaState.LOST, cause)
         runs.ended(self.db, subject, runs.RunState.FAILED, cause)
 
     def _job_is_over(self, job: accounting.Job, state: JobState, reason: str | None) -> None:
@@ -223,7 +225,7 @@ class Controller:
         cause = f"the job ended as {state.value}{why} without a word from its supervisor"
         stopped, done = state is JobState.CANCELLED, state is JobState.COMPLETED
         if job.purpose == ServeSpec.kind:
-            end = ReplicaState.STOPPED if stopped else ReplicaState.FAILED
+            end = ReplicaState.STOPPED if stopped else ReplicaState.LOST
             deployments.set_replica_state(self.db, job.subject, end, None if stopped else cause)
         elif stopped:
             runs.ended(self.db, job.subject, runs.RunState.STOPPED, None)

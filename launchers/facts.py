@@ -94,12 +94,14 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
 
 
 def _ended(db: Database, spec: Spec, exit_code: int, cause: str) -> None:
-    stopped = cause == "cancelled"
+    limited = cause == "timeout"
+    stopped = limited or cause == "cancelled"
     if isinstance(spec, ServeSpec):
         state = ReplicaState.STOPPED if stopped else ReplicaState.FAILED
-        deployments.set_replica_state(db, spec.id, state, None if stopped else cause)
+        deployments.set_replica_state(db, spec.id, state, "time limit" if limited else None if stopped else cause)
     elif stopped:
-        runs.ended(db, spec.id, runs.RunState.STOPPED, None)
+        why = "time limit; submit it again to go on" if limited else None
+        runs.ended(db, spec.id, runs.RunState.STOPPED, why)
     elif exit_code == 0:
         runs.ended(db, spec.id, runs.RunState.COMPLETED, None)
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from registry.deployments import Deployment, DeploymentState, Replica, ReplicaState, is_current
 
-MAX_LOST = 3  # replicas that may be lost before the deployment is called failed
+MAX_LOST = 3  # how often each wanted replica may be lost before it is ready, until starting another is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +46,31 @@ def plan(deployment: Deployment, replicas: Sequence[Replica]) -> list[Action]:
         return _wind_down(live)
 
     current = [r for r in replicas if is_current(deployment, r)]
-    if cause := _hopeless(current):
-        return [SetState(deployment.name, DeploymentState.FAILED, cause), *_wind_down(live)]
+    ready = any(r.state is ReplicaState.READY for r in current)
+    hopeless = _hopeless(current, MAX_LOST * deployment.replicas)
+    if hopeless and not ready:
+        return [SetState(deployment.name, DeploymentState.FAILED, hopeless), *_wind_down(live)]
 
     actions = _wind_down([r for r in live if r not in current])
     serving = [r for r in current if not r.state.ended and r.state is not ReplicaState.DRAINING]
-    actions += [StartReplica(deployment.name)] * (deployment.replicas - len(serving))
-    ready = any(r.state is ReplicaState.READY for r in current)
+    if not hopeless:
+        actions += [StartReplica(deployment.name)] * (deployment.replicas - len(serving))
     state = DeploymentState.READY if ready else DeploymentState.STARTING
     if state is not deployment.state:
         actions.append(SetState(deployment.name, state))
     return actions
 
 
-def _hopeless(replicas: Sequence[Replica]) -> str | None:
+def _hopeless(replicas: Sequence[Replica], bound: int) -> str | None:
     """Why starting another replica would only burn the allocation, if it would."""
+    last_ready = max((r.ready_at for r in replicas if r.ready_at), default="")
     failed = [r for r in replicas if r.state is ReplicaState.FAILED]
-    if failed and not any(r.ready_at for r in replicas):
+    if failed and not last_ready:
         return failed[-1].cause or "its replica failed before it was ready"  # the same arguments fail the same way
-    # One that was stopped before it was ready (by its time limit, by scancel) is as lost as one that died.
-    lost = [r for r in replicas if r in failed or (r.state is ReplicaState.STOPPED and r.ready_at is None)]
-    if len(lost) > MAX_LOST:
+    # One that served proves that the arguments work, and is replaced. One that ended before it was ready, however it
+    # ended (its own failure, its node's, preemption, scancel), counts until another gets ready.
+    lost = [r for r in replicas if r.state.ended and r.ready_at is None and (r.ended_at or "") >= last_ready]
+    if len(lost) > bound:
         return f"{len(lost)} replicas were lost, the last one: {lost[-1].cause or 'stopped before it was ready'}"
     return None
 

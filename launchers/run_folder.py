@@ -50,6 +50,10 @@ class RunFolder:
         """Where the tasks of one job find each other."""
         return self.root / "rendezvous"
 
+    def failure(self, attempt: str) -> Path:
+        """Which task of an attempt failed first, and why (JSON); absent while none has."""
+        return self.rendezvous / f"{attempt}.failed"
+
     @property
     def announcements(self) -> Path:
         return self.root / "announcements"

@@ -8,6 +8,7 @@ signals, output and the exit's cause are ours, and the control plane never impor
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import signal
@@ -34,6 +35,7 @@ TAIL_LINES = 25
 TAIL_BYTES = 6000
 LIBC = ctypes.CDLL(None)  # loaded before a fork, not after
 PR_SET_PDEATHSIG = 1
+ENDED_AS_ASKED = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGUSR2)  # a child that does not listen yet dies of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Supervisor:
         self.folder, self.spec, self.task = folder, spec, task
         self.log = folder.attempt_log(task.attempt, task.rank)
         self.stopping_since: float | None = None
+        self.asked: str | None = None  # what it was first asked to end for: "cancelled" or "timeout"
         self.forward: int | None = None  # a signal that waits to be passed on
         self.readiness: server.Readiness | None = None
         self.endpoint: server.Endpoint | None = None
@@ -81,8 +84,13 @@ class Supervisor:
                 _kill_group(child)
             if self.readiness:
                 self.readiness.stop()
-        if ending.exit_code and ending.cause != "cancelled":
-            tasks.mark_failed(self.folder.rendezvous, self.task)
+        failure, last = None, tail(self.log)
+        if ending.exit_code:
+            mine = tasks.Failure(self.task.rank, self.task.node, ending.cause, last)
+            failure = tasks.mark_failed(self.folder.failure(self.task.attempt), mine)
+            if failure.rank != self.task.rank:  # ours is over because of it
+                ending = Ending(ending.exit_code, f"{_place(failure)}: {failure.cause}")
+                last = f"{_place(failure)}:\n{failure.tail}\n{_place(mine)}:\n{last}"
         if first:
             used = resource.getrusage(resource.RUSAGE_CHILDREN)
             announce(
@@ -91,7 +99,8 @@ class Supervisor:
                 attempt=self.task.attempt,
                 exit_code=ending.exit_code,
                 cause=ending.cause,
-                tail=tail(self.log),
+                failed_task={"rank": failure.rank, "node": failure.node} if failure else None,
+                tail=last,
                 elapsed_s=round(time.time() - began, 3),
                 cpu_s=round(used.ru_utime + used.ru_stime, 3),
             )
@@ -136,14 +145,15 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 code = None
             if code is not None:
-                return ending_of(self.spec, code, stopped=self.stopping_since is not None, log=tail(self.log))
+                done = isinstance(self.spec, TrainSpec) and training_is_done(self.folder.metrics)
+                return ending_of(self.spec, code, asked=self.asked, done=done, log=tail(self.log))
             now = time.monotonic()
             if self.forward is not None:
                 number, self.forward = self.forward, None
                 child.send_signal(number)
             if self.stopping_since is not None and now - self.stopping_since > self._grace_s():
                 _kill_group(child)
-            if tasks.has_failed(self.folder.rendezvous, self.task):
+            if tasks.read_failure(self.folder.failure(self.task.attempt)) is not None:
                 return Ending(1, "another task of this job died")
             if isinstance(self.spec, ServeSpec) and not self.announced_ready:
                 self._announce_ready()
@@ -169,7 +179,9 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Stop requests reach the child as SIGTERM; a training child is also told of its time limit (SIGUSR2)."""
-        if number in (signal.SIGUSR1, signal.SIGUSR2) and isinstance(self.spec, TrainSpec):
+        at_limit = number in (signal.SIGUSR1, signal.SIGUSR2)
+        self.asked = self.asked or ("timeout" if at_limit else "cancelled")
+        if at_limit and isinstance(self.spec, TrainSpec):
             self.forward = signal.SIGUSR2
             return
         if self.stopping_since is None:
@@ -177,10 +189,13 @@ class Supervisor:
             self.forward = signal.SIGTERM
 
 
-def ending_of(spec: Spec, code: int, *, stopped: bool, log: str) -> Ending:
-    """What a child's exit means. `code` is Popen's: negative for a signal. Exit 0 is not success for an engine."""
-    if stopped and (code in (0, -signal.SIGTERM, -signal.SIGKILL) or isinstance(spec, ServeSpec)):
-        return Ending(0, "cancelled")
+def ending_of(spec: Spec, code: int, *, asked: str | None, done: bool, log: str) -> Ending:
+    """What a child's exit means. `code` is Popen's: negative for a signal. Exit 0 is not success for an engine.
+
+    `asked`: what it was asked to end for. `done`: its training reached its last iteration all the same.
+    """
+    if asked and not (done and code == 0) and (code in ENDED_AS_ASKED or isinstance(spec, ServeSpec)):
+        return Ending(0, asked)
     if code == 0 and not isinstance(spec, ServeSpec):
         return Ending(0, "completed")
     what = {TrainSpec: "training", ConvertSpec: "the conversion", ServeSpec: "the engine"}[type(spec)]
@@ -189,6 +204,15 @@ def ending_of(spec: Spec, code: int, *, stopped: bool, log: str) -> Ending:
         how = "ended by itself with exit code 0"
     last = last_words(log)
     return Ending(128 - code if code < 0 else code or 1, f"{what} {how}" + (f": {last}" if last else ""))
+
+
+def training_is_done(metrics: Path) -> bool:
+    """Whether the run's last word in its metrics is that there is nothing left to train."""
+    try:
+        last = json.loads((tail(metrics).splitlines() or [""])[-1])
+    except ValueError:
+        return False  # none yet, or it was killed in the middle of a line
+    return isinstance(last, dict) and last.get("stage") == "done"
 
 
 def last_words(log: str) -> str:
@@ -208,6 +232,10 @@ def tail(path: Path) -> str:
     except FileNotFoundError:
         return ""
     return "\n".join(text.splitlines()[-TAIL_LINES:])
+
+
+def _place(failure: tasks.Failure) -> str:
+    return f"task {failure.rank} on {failure.node}"
 
 
 def _end_with_parent() -> None:

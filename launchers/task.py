@@ -6,6 +6,7 @@ and no scheduler needs to say who the first node is.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -13,6 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from launchers.untrusted import read_object
+
+MAX_CAUSE, MAX_TAIL, MAX_MARKER_BYTES = 2000, 6000, 1 << 17  # characters; a marker's bytes, escapes and all
 
 
 class RendezvousError(RuntimeError):
@@ -97,10 +102,39 @@ def meet(
             time.sleep(0.1)
 
 
-def mark_failed(directory: Path, task: Task) -> None:
-    """Tell the other tasks of this attempt that one of them died, so that none waits for it for ever."""
-    (directory / f"{task.attempt}.failed").touch()
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Which task of an attempt failed, where, why, and the end of its log."""
+
+    rank: int
+    node: str
+    cause: str
+    tail: str
 
 
-def has_failed(directory: Path, task: Task) -> bool:
-    return (directory / f"{task.attempt}.failed").exists()
+def mark_failed(marker: Path, failure: Failure) -> Failure:
+    """Tell the other tasks of this attempt, so that none waits for ever. Returns the first failure that was told."""
+    told = dataclasses.asdict(failure) | {"cause": failure.cause[:MAX_CAUSE], "tail": failure.tail[-MAX_TAIL:]}
+    marker.parent.mkdir(exist_ok=True)
+    temporary = marker.with_name(f".{marker.name}.{failure.rank}.{os.getpid()}")
+    temporary.write_text(json.dumps(told), encoding="utf-8")
+    try:
+        os.link(temporary, marker)  # whole, and never over another task's
+    except FileExistsError:
+        pass  # another was first; this one may have died of it
+    finally:
+        temporary.unlink()
+    first = read_failure(marker)
+    assert first is not None
+    return first
+
+
+def read_failure(marker: Path) -> Failure | None:
+    """Raises ValueError when the marker is not one of `mark_failed`."""
+    try:
+        data = read_object(marker, MAX_MARKER_BYTES)
+        return Failure(int(data["rank"]), str(data["node"]), str(data["cause"]), str(data["tail"]))
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{marker}: {e}") from e

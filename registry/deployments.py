@@ -29,12 +29,13 @@ class ReplicaState(enum.StrEnum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
-    STOPPED = "stopped"
-    FAILED = "failed"
+    STOPPED = "stopped"  # as it was asked to be: by us, by scancel, by its time limit
+    FAILED = "failed"  # of its own making: its supervisor said why
+    LOST = "lost"  # its job is gone without a word: node failure, preemption, a kill
 
     @property
     def ended(self) -> bool:
-        return self in (ReplicaState.STOPPED, ReplicaState.FAILED)
+        return self in (ReplicaState.STOPPED, ReplicaState.FAILED, ReplicaState.LOST)
 
 
 # Whatever else is asked of a deployment does not happen: it was decided before somebody stopped it.

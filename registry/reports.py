@@ -54,9 +54,10 @@ class UsageReport:
     quota: list[QuotaRow]
     jobs: list[JobRow]
     ledger_problems: list[str]  # empty: every posting sums to zero and the totals agree
+    scheduler_error: str | None  # why `jobs` are only as they were last known, if they are
 
 
-def usage(registry: Database, ledger_db: Database) -> UsageReport:
+def usage(registry: Database, ledger_db: Database, scheduler_error: str | None = None) -> UsageReport:
     tokens = [
         TokenRow(
             tenant=r.tenant,
@@ -92,4 +93,4 @@ def usage(registry: Database, ledger_db: Database) -> UsageReport:
         )
         for j in accounting.everything(registry)
     ]
-    return UsageReport(tokens, quota, jobs, ledger.check(ledger_db))
+    return UsageReport(tokens, quota, jobs, ledger.check(ledger_db), scheduler_error)

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from conftest import ROOT
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
+from launchers import control_http
 from launchers.announce import announce
 from launchers.control import CONTROLLER, make_app, principal_of
 from launchers.controller import Controller
@@ -35,9 +37,12 @@ from launchers.local_job import LocalJob, records
 from launchers.local_scheduler import LocalScheduler
 from launchers.scheduler import JobRef, JobRequest, JobStatus, JobUsage, SchedulerError, SchedulerUnavailable
 from launchers.spec import Environment
-from registry import accounting, clock, deployments, runs
+from registry import accounting, clock, deployments, reports, runs
 from registry import site as settings
+from registry.access import Forbidden, Object, Principal, Verb
+from registry.db import open_writer
 from registry.deployments import DeploymentState, ReplicaState
+from registry.ledger_migrations import MIGRATIONS as LEDGER_MIGRATIONS
 from registry.runs import RunState
 from registry.site import Environments, Replicas, Site
 
@@ -269,7 +274,7 @@ async def test_a_replica_whose_supervisor_vanished_is_not_ready_for_ever(platfor
         return len(replicas) == 2 and replicas
 
     first, _ = await eventually(replaced)
-    assert first["replica"]["state"] == "failed"
+    assert first["replica"]["state"] == "lost"
     assert first["replica"]["cause"].endswith("without a word from its supervisor")
     await platform.stopped()
 
@@ -292,7 +297,7 @@ async def test_books_closed_by_a_report_do_not_hide_that_a_job_is_over(platform:
     await platform.controller.write(platform.controller._settle, open_jobs, usage)
     assert accounting.unsettled(db) == []
     (replica,) = deployments.replicas(db)
-    assert replica.state is ReplicaState.FAILED and spec.id != replica.id
+    assert replica.state is ReplicaState.LOST and spec.id != replica.id
 
 
 async def test_a_deployment_stopped_before_it_is_ready_stops(platform: Platform) -> None:
@@ -355,6 +360,102 @@ async def test_a_silent_scheduler_changes_nothing(platform: Platform) -> None:
     platform.cluster.silent = False
     await platform.reaches("stopped")
     assert (await platform.get("status"))["scheduler_error"] is None
+
+
+class Unnamed(Cluster):
+    """A scheduler that does not even say its cluster's name: it keeps whoever asks waiting, and then gives up."""
+
+    name = ""
+
+    @property
+    def cluster(self) -> str:  # type: ignore[override]
+        if self.silent:
+            time.sleep(1)
+            raise SchedulerUnavailable("scontrol did not answer within 1 s")
+        return self.name
+
+    @cluster.setter
+    def cluster(self, name: str) -> None:
+        self.name = name
+
+
+async def test_the_control_plane_starts_and_answers_while_the_scheduler_is_down(site: Site) -> None:
+    cluster = Unnamed(site.shared_dir / "local-jobs")
+    cluster.silent = True
+    async with running(site, cluster) as platform:
+        began = time.monotonic()
+        assert (await platform.get("status"))["scheduler"] == {"kind": "local", "cluster": None}
+        assert time.monotonic() - began < 0.9  # nobody waits for the scheduler
+        await platform.turns(1)
+        assert (await platform.get("status"))["scheduler_error"] == "scontrol did not answer within 1 s"
+        cluster.silent = False
+        await platform.turns(2)
+        said = await platform.get("status")
+        assert said["scheduler"]["cluster"] == cluster.name and said["scheduler_error"] is None
+        cluster.silent = True
+        assert (await platform.get("status"))["scheduler"]["cluster"] == cluster.name  # as last known
+
+
+async def test_a_report_is_made_while_the_scheduler_is_silent_and_says_so(platform: Platform) -> None:
+    open_writer(platform.site.ledger_db, LEDGER_MIGRATIONS).close()
+    await platform.deploy()
+    await platform.reaches("ready")
+    report = await platform.get("report/usage")
+    assert report["scheduler_error"] is None and [j["state"] for j in report["jobs"]] == ["RUNNING"]
+    platform.cluster.silent = True
+    report = await platform.get("report/usage")
+    assert report["scheduler_error"] == "squeue did not answer within 30 s"
+    assert [(j["state"], j["cpus"]) for j in report["jobs"]] == [("RUNNING", 1)]  # as last known
+    platform.cluster.silent = False
+    await platform.stopped()
+
+
+async def test_a_long_report_does_not_keep_the_registrys_writer(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_writer(platform.site.ledger_db, LEDGER_MIGRATIONS).close()
+    began, go = threading.Event(), threading.Event()
+    usage = reports.usage
+
+    def slow(*args: Any) -> reports.UsageReport:
+        began.set()
+        assert go.wait(20)
+        return usage(*args)
+
+    monkeypatch.setattr(reports, "usage", slow)
+    asked = asyncio.create_task(platform.get("report/usage"))
+    await asyncio.to_thread(began.wait, 20)
+    await platform.turns(3)
+    assert not asked.done()
+    go.set()
+    assert (await asked)["jobs"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("status", "status"),
+        ("runs", "run"),
+        ("runs/x", "run"),
+        ("checkpoints", "checkpoint"),
+        ("checkpoints/x", "checkpoint"),
+        ("models", "model"),
+        ("deployments", "deployment"),
+        ("deployments/x", "deployment"),
+        ("tenants", "tenant"),
+        ("report/usage", "report"),
+    ],
+)
+async def test_whoever_reads_must_be_allowed_to(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, path: str, kind: str
+) -> None:
+    def refuse(principal: Principal, verb: Verb, target: Object) -> None:
+        assert (principal.uid, verb, target.kind) == (os.getuid(), Verb.READ, kind)
+        raise Forbidden("not today")
+
+    monkeypatch.setattr(control_http, "require", refuse)
+    async with platform.session.get(f"http://control/v1/{path}") as response:
+        assert (response.status, "not today" in await response.text()) == (403, True)
 
 
 async def test_a_submission_whose_answer_was_lost_is_found_by_its_key(platform: Platform) -> None:
@@ -465,7 +566,7 @@ async def test_a_replica_that_was_noted_and_never_launched_is_replaced(site: Sit
     shutil.rmtree(noted.folder)  # it died before it made the folder
     async with running(site) as platform:
         described = await platform.reaches("ready")
-        assert [r["replica"]["state"] for r in described["replicas"]] == ["stopped", "ready"]
+        assert [r["replica"]["state"] for r in described["replicas"]] == ["lost", "ready"]
         await platform.stopped()
 
 
@@ -483,7 +584,7 @@ async def test_a_replica_whose_folder_was_deleted_ends_with_its_job(site: Site) 
             return len(found) == 2 and found[1]["replica"]["state"] == "ready" and found
 
         first, _ = await eventually(replaced)
-        assert first["replica"]["state"] == "failed"
+        assert first["replica"]["state"] == "lost"
         await platform.stopped()
 
 

@@ -95,6 +95,7 @@ def test_a_run_starts_makes_checkpoints_and_completes(registry: Database, run: S
     [
         (0, "completed", RunState.COMPLETED, None),
         (0, "cancelled", RunState.STOPPED, None),
+        (0, "timeout", RunState.STOPPED, "time limit; submit it again to go on"),
         (1, "ValueError: wrong", RunState.FAILED, "ValueError: wrong"),
     ],
 )
@@ -138,14 +139,19 @@ def test_a_replica_is_ready_at_its_endpoint_and_its_model_servable(registry: Dat
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "cause", "state"), [(0, "cancelled", ReplicaState.STOPPED), (3, "no kernel", ReplicaState.FAILED)]
+    ("exit_code", "cause", "state", "shown"),
+    [
+        (0, "cancelled", ReplicaState.STOPPED, None),
+        (0, "timeout", ReplicaState.STOPPED, "time limit"),
+        (3, "no kernel", ReplicaState.FAILED, "no kernel"),
+    ],
 )
 def test_how_an_engine_ended_is_how_its_replica_did(
-    replica: Subject, exit_code: int, cause: str, state: ReplicaState
+    replica: Subject, exit_code: int, cause: str, state: ReplicaState, shown: str | None
 ) -> None:
     replica.say("attempt-ended", exit_code=exit_code, cause=cause)
     replica.ingest()
-    assert (replica.replica.state, replica.replica.cause) == (state, None if cause == "cancelled" else cause)
+    assert (replica.replica.state, replica.replica.cause) == (state, shown)
 
 
 def test_each_announcement_is_taken_in_once(registry: Database, run: Subject) -> None:

@@ -25,8 +25,8 @@ def replica(number: int, story: str, *, former: bool = False) -> Replica:
     """`story`: a state; with `was ` before it when the replica had been ready."""
     state = ReplicaState(story.removeprefix("was "))
     was_ready = story.startswith("was ") or state is ReplicaState.READY
-    cause = f"cause {number}" if state is ReplicaState.FAILED else None
-    at = f"2026-01-0{1 if former else 2}T00:00:0{number}Z"
+    cause = f"cause {number}" if state in (ReplicaState.FAILED, ReplicaState.LOST) else None
+    at = f"2026-01-0{1 if former else 2}T00:00:{number:02}Z"
     ended_at = at if state.ended else None
     ready_at = at if was_ready else None
     return Replica(
@@ -52,6 +52,10 @@ def replica(number: int, story: str, *, former: bool = False) -> Replica:
         ("starting", ["stopped"], [START]),
         # Dead before it was ever ready: the next one would die the same way.
         ("starting", ["failed"], [failed("cause 0")]),
+        # Gone without a word before it was ready (node failure, preemption): that says nothing of the next one.
+        ("starting", ["lost"], [START]),
+        ("ready", ["was lost"], [START, STARTING]),
+        ("starting", ["lost", "failed"], [failed("cause 1")]),
         # Stopping drains first, cancels one turn later, and is over when everything is.
         ("stopping", ["ready"], [Drain("r0")]),
         ("stopping", ["was draining"], [Cancel("r0")]),
@@ -92,18 +96,37 @@ def test_three_wanted_replicas(state: str, stories: list[str], actions: list[Act
     assert plan(deployment(state, wanted=3), replicas) == actions
 
 
-@pytest.mark.parametrize("story", ["was failed", "stopped"])
-def test_replacing_lost_replicas_has_an_end(story: str) -> None:
-    lost = [replica(n, story) for n in range(MAX_LOST)]
-    first = replica(9, "was stopped")
-    assert START in plan(deployment("starting"), [first, *lost])
-    (action,) = plan(deployment("starting"), [first, *lost, replica(MAX_LOST, story)])
+@pytest.mark.parametrize("story", ["lost", "stopped"])
+@pytest.mark.parametrize("wanted", [1, 3])
+def test_replacing_replicas_that_are_lost_before_they_are_ready_has_an_end(story: str, wanted: int) -> None:
+    bound = MAX_LOST * wanted
+    lost = [replica(n, story) for n in range(bound)]
+    assert START in plan(deployment("starting", wanted), lost)
+    (action,) = plan(deployment("starting", wanted), [*lost, replica(bound, story)])
     assert isinstance(action, SetState) and action.state is DeploymentState.FAILED
-    assert action.cause and action.cause.startswith(f"{MAX_LOST + 1} replicas were lost, the last one: ")
+    assert action.cause and action.cause.startswith(f"{bound + 1} replicas were lost, the last one: ")
 
 
-def test_replicas_that_served_and_were_stopped_are_replaced_for_ever() -> None:
-    assert START in plan(deployment("ready"), [replica(n % 9, "was stopped") for n in range(50)])
+def test_losses_are_forgotten_when_a_replica_gets_ready() -> None:
+    before = [replica(n, "lost") for n in range(MAX_LOST)]
+    once = replica(MAX_LOST, "was lost")
+    after = [replica(MAX_LOST + 1 + n, "failed") for n in range(MAX_LOST)]
+    assert START in plan(deployment("starting"), [*before, once, *after])
+    (action,) = plan(deployment("starting"), [*before, once, *after, replica(20, "lost")])
+    assert isinstance(action, SetState) and action.state is DeploymentState.FAILED
+
+
+@pytest.mark.parametrize("story", ["was failed", "was lost", "failed", "lost"])
+def test_no_number_of_losses_fails_a_deployment_while_a_replica_is_ready(story: str) -> None:
+    lost = [replica(1 + n, story) for n in range(3 * MAX_LOST)]
+    actions = plan(deployment("ready", wanted=2), [replica(0, "ready"), *lost])
+    # Those that never got ready are not replaced for ever; those that served are.
+    assert actions == ([START] if story.startswith("was ") else [])
+
+
+@pytest.mark.parametrize("story", ["was stopped", "was failed", "was lost"])
+def test_replicas_that_served_are_replaced_for_ever(story: str) -> None:
+    assert START in plan(deployment("ready"), [replica(n, story) for n in range(50)])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from specs import convert, folder_of, serve, train
 from waiting import wait_for
 
 from launchers import announce
+from launchers import task as tasks
 from launchers.announce import Announcement
+from launchers.megatron import command as megatron
 from launchers.run_folder import RunFolder
 from launchers.spec import Environment, Spec
-from launchers.supervisor import Ending, ending_of, last_words, tail
+from launchers.supervisor import Ending, Supervisor, ending_of, last_words, tail, training_is_done
+from launchers.task import Task
 from launchers.vllm import server
 
 ENGINE = str(Path(__file__).with_name("stand_in_engine.py"))
@@ -187,29 +191,147 @@ def test_a_stop_before_the_engine_is_ready_is_a_stop_and_not_a_failure(
     assert job.said("replica-ready") == []
 
 
+def test_an_engine_at_its_time_limit_is_drained_and_says_so(start: Callable[..., Job]) -> None:
+    job = start()
+    job.ready()
+    job.process.send_signal(signal.SIGUSR2)
+    ended = job.end()
+    assert (ended["exit_code"], ended["cause"]) == (0, "timeout")
+    assert ended["tail"].splitlines()[-1] == "got SIGTERM"
+
+
+def test_training_at_its_time_limit_is_told_and_ends_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = _training(
+        tmp_path, monkeypatch, "trap 'echo saved; exit 0' USR2; echo up; while :; do sleep 0.1; done"
+    )
+    log = supervisor.folder.attempt_log("7.0", 0)
+    told = threading.Thread(
+        target=lambda: (wait_for(lambda: "up" in tail(log)), os.kill(os.getpid(), signal.SIGUSR2)), daemon=True
+    )
+    told.start()
+    assert supervisor.run() == 0
+    ended = _ended(supervisor.folder)
+    assert (ended["cause"], ended["tail"]) == ("timeout", "up\nsaved")
+
+
+# -- several tasks ----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_task_says_which_task_failed_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _training(tmp_path, monkeypatch, "echo waiting; exec sleep 60", tasks=2)
+    why = "training ended with exit code 1: torch.OutOfMemoryError: CUDA out of memory"
+    theirs = tasks.Failure(1, "c2", why, "loading\ntorch.OutOfMemoryError: CUDA out of memory")
+    tasks.mark_failed(first.folder.failure("7.0"), theirs)
+    assert first.run() == 1
+    ended = _ended(first.folder)
+    assert ended["cause"] == f"task 1 on c2: {why}"
+    assert ended["failed_task"] == {"rank": 1, "node": "c2"}
+    assert ended["tail"].splitlines()[:3] == [
+        "task 1 on c2:", "loading", "torch.OutOfMemoryError: CUDA out of memory"
+    ]  # fmt: skip
+
+
+def test_a_task_that_dies_of_another_ones_death_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _training(tmp_path, monkeypatch, "echo 'Error: the other side is gone'; exit 5", tasks=2)
+    first.folder.rendezvous.mkdir()
+    tasks.mark_failed(first.folder.failure("7.0"), tasks.Failure(1, "c2", "MemoryError", "theirs"))
+    monkeypatch.setattr(Supervisor, "_watch", lambda self, child: Ending(child.wait(), "the other side is gone"))
+    assert first.run() == 5
+    ended = _ended(first.folder)
+    assert ended["cause"] == "task 1 on c2: MemoryError"
+    assert ended["tail"].splitlines() == [
+        "task 1 on c2:", "theirs", "task 0 on c1:", "Error: the other side is gone"
+    ]  # fmt: skip
+
+
+def test_a_task_that_fails_alone_speaks_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _training(tmp_path, monkeypatch, "echo 'ValueError: mine'; exit 5", tasks=2)
+    assert first.run() == 5
+    ended = _ended(first.folder)
+    assert ended["cause"] == "training ended with exit code 5: ValueError: mine"
+    assert ended["failed_task"] == {"rank": 0, "node": "c1"} and ended["tail"] == "ValueError: mine"
+
+
+def _training(runs: Path, monkeypatch: pytest.MonkeyPatch, shell: str, tasks: int = 1) -> Supervisor:
+    """The first task's supervisor in this process, over a shell in place of Megatron."""
+    monkeypatch.setattr(megatron, "child_argv", lambda *_: ["sh", "-c", shell])
+    monkeypatch.setattr(megatron, "child_env", lambda *_: dict(os.environ))
+    kept = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
+    folder = folder_of(train(), runs)
+    made = Supervisor(folder, train(), Task(0, tasks, 0, "7", 0, "c1"))
+    run = made.run
+
+    def and_put_back() -> int:
+        try:
+            return run()
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    monkeypatch.setattr(made, "run", and_put_back)
+    return made
+
+
+def _ended(folder: RunFolder) -> dict[str, Any]:
+    (name,) = (n for n in announce.names(folder.announcements) if n.endswith("attempt-ended.json"))
+    return announce.read(folder.announcements / name, os.getuid()).facts
+
+
 # -- what an exit means -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("spec", "code", "stopped", "ending"),
+    ("spec", "code", "asked", "ending"),
     [
-        (train(), 0, False, Ending(0, "completed")),
-        (convert(), 0, False, Ending(0, "completed")),
-        (train(), 0, True, Ending(0, "cancelled")),
-        (train(), -signal.SIGTERM, True, Ending(0, "cancelled")),
-        (train(), -signal.SIGKILL, True, Ending(0, "cancelled")),
-        (train(), 1, True, Ending(1, "training ended with exit code 1: last words")),
-        (train(), -signal.SIGSEGV, False, Ending(139, "training was killed by SIGSEGV: last words")),
-        (train(), -signal.SIGTERM, False, Ending(143, "training was killed by SIGTERM: last words")),
-        (convert(), 2, False, Ending(2, "the conversion ended with exit code 2: last words")),
-        (serve(), 0, False, Ending(1, "the engine ended by itself with exit code 0: last words")),
-        (serve(), 1, True, Ending(0, "cancelled")),
+        (train(), 0, None, Ending(0, "completed")),
+        (convert(), 0, None, Ending(0, "completed")),
+        (train(), 0, "cancelled", Ending(0, "cancelled")),
+        (train(), -signal.SIGTERM, "cancelled", Ending(0, "cancelled")),
+        (train(), -signal.SIGKILL, "cancelled", Ending(0, "cancelled")),
+        (train(), 1, "cancelled", Ending(1, "training ended with exit code 1: last words")),
+        (train(), -signal.SIGSEGV, None, Ending(139, "training was killed by SIGSEGV: last words")),
+        (train(), -signal.SIGTERM, None, Ending(143, "training was killed by SIGTERM: last words")),
+        (convert(), 2, None, Ending(2, "the conversion ended with exit code 2: last words")),
+        (serve(), 0, None, Ending(1, "the engine ended by itself with exit code 0: last words")),
+        (serve(), 1, "cancelled", Ending(0, "cancelled")),
+        # Its time limit: it has saved, and is not done. SIGTERM comes too when it takes longer than it has.
+        (train(), 0, "timeout", Ending(0, "timeout")),
+        (train(), -signal.SIGUSR2, "timeout", Ending(0, "timeout")),
+        (train(), -signal.SIGTERM, "timeout", Ending(0, "timeout")),
+        (train(), 1, "timeout", Ending(1, "training ended with exit code 1: last words")),
+        (convert(), -signal.SIGTERM, "timeout", Ending(0, "timeout")),
+        (serve(), 0, "timeout", Ending(0, "timeout")),
     ],
 )
 def test_an_exit_code_means_what_the_kind_of_work_makes_of_it(
-    spec: Spec, code: int, stopped: bool, ending: Ending
+    spec: Spec, code: int, asked: str | None, ending: Ending
 ) -> None:
-    assert ending_of(spec, code, stopped=stopped, log="some\nlast words\n") == ending
+    assert ending_of(spec, code, asked=asked, done=False, log="some\nlast words\n") == ending
+
+
+@pytest.mark.parametrize("asked", [None, "cancelled", "timeout"])
+def test_training_that_got_done_is_completed_whatever_was_asked_meanwhile(asked: str | None) -> None:
+    assert ending_of(train(), 0, asked=asked, done=True, log="") == Ending(0, "completed")
+
+
+@pytest.mark.parametrize(
+    ("lines", "done"),
+    [
+        ("", False),
+        ('{"iteration": 1}\n{"stage": "done"}\n', True),
+        ('{"stage": "done"}\n{"stage": "data"}\n', False),
+        ('{"stage": "stopped"}\n', False),
+        ('{"stage": "done"}\n{"sta', False),
+        ('["done"]\n', False),
+    ],
+)
+def test_training_is_done_when_its_last_metrics_say_so(lines: str, done: bool, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert not training_is_done(path)
+    path.write_text("x" * 100_000 + "\n" + lines)
+    assert training_is_done(path) is done
 
 
 @pytest.mark.parametrize(

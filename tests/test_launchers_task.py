@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launchers import task as tasks
-from launchers.task import RendezvousError, Task, task_of
+from launchers.task import Failure, RendezvousError, Task, task_of
 
 HOST = socket.gethostname()
 
@@ -65,7 +66,16 @@ def test_a_requeued_attempt_meets_anew(tmp_path: Path) -> None:
         tasks.meet(tmp_path, Task(1, 2, 1, "42", 2, HOST), timeout_s=0.0)
 
 
-def test_a_failure_is_told_to_the_same_attempt_only(tmp_path: Path) -> None:
-    tasks.mark_failed(tmp_path, Task(1, 2, 1, "42", 0, HOST))
-    assert tasks.has_failed(tmp_path, Task(0, 2, 0, "42", 0, HOST))
-    assert not tasks.has_failed(tmp_path, Task(0, 2, 0, "42", 1, HOST))
+def test_the_first_failure_is_the_one_that_counts(tmp_path: Path) -> None:
+    marker = tmp_path / "rendezvous" / "42.0.failed"
+    assert tasks.read_failure(marker) is None
+    first = Failure(1, "c2", "MemoryError", "its\ntail")
+    assert tasks.mark_failed(marker, first) == first == tasks.read_failure(marker)
+    assert tasks.mark_failed(marker, Failure(0, "c1", "the other side is gone", "")) == first
+    assert os.listdir(marker.parent) == [marker.name]
+    assert tasks.read_failure(tmp_path / "rendezvous" / "42.1.failed") is None  # another attempt's
+
+
+def test_what_is_told_of_a_failure_is_bounded(tmp_path: Path) -> None:
+    told = tasks.mark_failed(tmp_path / "42.0.failed", Failure(1, "c2", "x" * 10**6, "é" * 10**6 + "end"))
+    assert len(told.cause) == 2000 and len(told.tail) == 6000 and told.tail.endswith("end")

@@ -1,0 +1,53 @@
+"""What the handlers of the control API share: who asks, what they sent, and how it is answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from aiohttp import web
+
+from launchers.controller import Controller
+from registry.access import Object, Principal, Verb, require
+
+CONTROLLER = web.AppKey("controller", Controller)
+PRINCIPAL = web.RequestKey("principal", Principal)
+
+
+def reading(request: web.Request, kind: str) -> Controller:
+    """The controller, for a principal who may read things of this kind. Raises Forbidden."""
+    require(request[PRINCIPAL], Verb.READ, Object(kind, ""))
+    return request.app[CONTROLLER]
+
+
+async def body_of(request: web.Request, required: dict[str, type], optional: dict[str, type]) -> dict[str, Any]:
+    """The request's JSON object with just these fields. Raises ValueError naming the field and what is allowed."""
+    try:
+        body = await request.json()
+    except json.JSONDecodeError as e:
+        raise ValueError(f"the body is not JSON: {e}") from e
+    if not isinstance(body, dict):
+        raise ValueError("the body must be a JSON object")
+    allowed = required | optional
+    for key, value in body.items():
+        if key not in allowed:
+            raise ValueError(f"{key!r} is unknown; allowed: {', '.join(allowed)}")
+        if value is not None and (not isinstance(value, allowed[key]) or isinstance(value, bool)):
+            raise ValueError(f"{key!r} must be {allowed[key].__name__}, not {value!r}")
+    for key in required:
+        if body.get(key) is None:
+            raise ValueError(f"{key!r} is missing")
+    return body
+
+
+def answer(value: Any, status: int = 200) -> web.Response:
+    return web.json_response(value, status=status, dumps=lambda v: json.dumps(v, default=_plain))
+
+
+def _plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        shown = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        shown.pop("upstream_key", None)  # the engine's key is the gateway's alone
+        return shown
+    raise TypeError(f"{type(value).__name__} is not JSON")
