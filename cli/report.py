@@ -38,7 +38,8 @@ def render(said: dict[str, Any]) -> str:
         parts.append("\nQuota")
         parts.append(table(said["quota"], QUOTA))
     if said["jobs"]:
-        parts.append("\nJobs, from the scheduler's books")
+        silent = said["scheduler_error"]
+        parts.append("\nJobs, from the scheduler's books" + (f" as last read (now: {silent})" if silent else ""))
         total = {"job": "total", **{c: sum(j[c] for j in said["jobs"]) for c in SECONDS}}
         parts.append(table([*said["jobs"], total], (*JOBS, *SECONDS)))
     problems = said["ledger_problems"]
