@@ -31,7 +31,7 @@ def status(context: Context, /, as_json: bool) -> None:
         click.echo(json.dumps({**whole, "deployments": deployments}, indent=2))
     else:
         click.echo(f"gateway     {url(site)}  {'up' if gateway_up else 'down'}")
-        what = f"up, scheduler {said['scheduler']['cluster']}" if said else "down"
+        what = f"up, scheduler {said['scheduler']['cluster'] or 'not heard of yet'}" if said else "down"
         click.echo(f"controller  {site.control_socket}  {what}")
         if said and said["scheduler_error"]:
             click.echo(f"            the scheduler did not answer: {said['scheduler_error']}")
