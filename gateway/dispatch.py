@@ -16,7 +16,7 @@ from gateway.auth import Caller
 from gateway.billing import Bill, Billing
 from gateway.calls import Call
 from gateway.catalog import Catalog
-from gateway.errors import GatewayError, NoReplica, UnknownModel, UpstreamFailed
+from gateway.errors import GatewayError, NoReplica, UnknownModel, UpstreamFailed, UpstreamSilent
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, StreamMeter
 from gateway.providers import Providers
@@ -63,7 +63,7 @@ async def dispatch(gw: Gateway, request: web.Request, caller: Caller, call: Call
                 log.warning("replica %s of %s failed: %s", replica.id, call.model, e)
                 gw.catalog.refresh()  # it may be known to be gone
                 failed[replica.id] = e
-                if len(failed) == ATTEMPTS:
+                if len(failed) == ATTEMPTS or isinstance(e, UpstreamSilent):
                     raise
 
 
@@ -71,17 +71,18 @@ async def _ask_replica(
     gw: Gateway, request: web.Request, caller: Caller, call: Call, body: bytes, hold: Hold, replica: Replica
 ) -> web.StreamResponse:
     meter = StreamMeter(call) if call.stream else Meter()
+    patience = gw.pool.read_timeout if call.stream else relay.WHOLE_S
     with gw.load.carried_by(replica.id):
         async with gw.billing.attempt(caller, call, replica.id, hold, meter) as bill:
             with _leaving(gw, bill):
                 address, key = _upstream(replica)
                 sent = calls.upstream_body(call, body)
-                async with gw.pool.exchange(address, calls.PATHS[call.kind], key, sent) as upstream:
+                async with gw.pool.exchange(address, calls.PATHS[call.kind], key, sent, patience) as upstream:
                     if upstream.status >= 400:
-                        return await _refusal(upstream, gw.pool.read_timeout)
+                        return await _refusal(upstream, patience)
                     if isinstance(meter, StreamMeter):
-                        return await _stream(request, bill, _events(upstream, meter, gw.pool.read_timeout))
-                    answer = await relay.whole(upstream, gw.pool.read_timeout)
+                        return await _stream(request, bill, _events(upstream, meter, patience))
+                    answer = await relay.whole(upstream, patience)
                     if metering.aborted(answer):
                         raise UpstreamFailed("the replica is stopping and gave up on the request")
                     return _whole(bill, answer)

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from gateway import relay
 from gateway.calls import BYTES_PER_TOKEN, Call, Kind
 from gateway.errors import BadRequest, GatewayError, TooManyRequests, UpstreamFailed
 from gateway.metering import Meter, Usage
@@ -35,7 +36,7 @@ class _Library:
 
 
 class Providers:
-    """`environ` holds the providers' keys; `read_timeout` is in seconds, for each wait."""
+    """`environ` holds the providers' keys; `read_timeout` is in seconds, for each wait of a stream."""
 
     def __init__(self, environ: Mapping[str, str], read_timeout: float) -> None:
         self._environ = environ
@@ -115,7 +116,7 @@ class Providers:
                 stream_options={"include_usage": True} if call.stream else None,
                 api_base=external.api_base,
                 api_key=key,
-                timeout=self._read_timeout,
+                timeout=self._read_timeout if call.stream else relay.WHOLE_S,
                 num_retries=0,
                 max_retries=0,
                 _skip_mcp_handler=True,  # it imports a package we do not install, whatever the tools are
