@@ -86,6 +86,27 @@ def upstream_body(call: Call, body: bytes) -> bytes:
     return orjson.dumps({**call.fields, "stream_options": options})
 
 
+def prompt_billed(call: Call) -> int:
+    """Tokens of the prompt's text, about: what a client pays that left before the engine had counted.
+
+    Never more than was held. Pictures and sound are not counted, as their bytes say nothing about their tokens.
+    """
+    return min(call.prompt_tokens, _text_bytes(call.fields[PROMPTS[call.kind]]) // BYTES_PER_TOKEN)
+
+
+def _text_bytes(value: Any) -> int:
+    match value:
+        case str():
+            return len(value.encode())
+        case int():  # a token
+            return BYTES_PER_TOKEN
+        case list():
+            return sum(map(_text_bytes, value))
+        case dict():  # a message, or a part of one
+            return sum(_text_bytes(value[name]) for name in ("content", "text") if name in value)
+    return 0
+
+
 def _prompts(kind: Kind, fields: dict[str, Any]) -> int:
     name = PROMPTS[kind]
     prompt = fields.get(name)

@@ -44,9 +44,9 @@ class Providers:
         self._library: _Library | None = None
         self._loading = asyncio.Lock()
 
-    async def whole(self, external: External, call: Call) -> bytes:
+    async def whole(self, external: External, call: Call, meter: Meter) -> bytes:
         """The answer as JSON in OpenAI's shape. Raises GatewayError."""
-        answer = (await self._complete(external, call)).model_dump(exclude_none=True)
+        answer = (await self._complete(external, call, meter)).model_dump(exclude_none=True)
         return orjson.dumps({**answer, "model": call.model})
 
     async def stream(self, external: External, call: Call, meter: Meter) -> AsyncGenerator[bytes, None]:
@@ -55,7 +55,7 @@ class Providers:
         Providers count at the end. Until then the meter gets an estimate from the text that came so far, so that a
         stream that breaks off is not free.
         """
-        chunks = await self._complete(external, call)
+        chunks = await self._complete(external, call, meter)
         assert self._library is not None
         size = 0
         head: dict[str, Any] = {}
@@ -87,7 +87,7 @@ class Providers:
             yield b"data: " + orjson.dumps({**head, "choices": [], "usage": counts}) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
-    async def _complete(self, external: External, call: Call) -> Any:
+    async def _complete(self, external: External, call: Call, meter: Meter) -> Any:
         if call.kind is not Kind.CHAT:
             raise BadRequest(f"{call.model} is served by a provider, which answers /v1/chat/completions only", "model")
         for name in sorted(call.fields.keys() - OURS - PASSED_ON):
@@ -107,6 +107,7 @@ class Providers:
             if not key:
                 raise UpstreamFailed(f"{call.model}: its provider's key is not set ({external.api_key_env})")
         library = await self._load()
+        meter.sent()
         try:
             return await library.litellm.acompletion(
                 **{name: value for name, value in call.fields.items() if name in PASSED_ON},

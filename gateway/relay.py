@@ -14,6 +14,7 @@ import contextlib
 import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import cast
 
 import httptools
@@ -152,6 +153,13 @@ class Upstream(asyncio.Protocol):
         self._keep_alive = self.complete and bool(self._parser.should_keep_alive())  # the parser forgets it afterwards
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    request: bytes
+    timeout: float  # for the head of the answer
+    sent: Callable[[], None]
+
+
 class Pool:
     """Connections to every replica. `clock` is monotonic; times are in seconds, `read_timeout` for each wait."""
 
@@ -163,14 +171,22 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def exchange(
-        self, address: Address, path: str, key: str, body: bytes, timeout: float | None = None
+        self,
+        address: Address,
+        path: str,
+        key: str,
+        body: bytes,
+        timeout: float | None = None,
+        sent: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[Upstream]:
         """Send a request; the block begins once the answer's head is there, within `timeout` (else read_timeout).
 
+        `sent` is called once the request is on its way.
+
         Raises UpstreamFailed when the replica cannot be reached, hangs up or stays silent.
         """
-        request = _request(address, path, key, body)
-        upstream = await self._answering(address, request, self.read_timeout if timeout is None else timeout)
+        asked = _Asked(_request(address, path, key, body), self.read_timeout if timeout is None else timeout, sent)
+        upstream = await self._answering(address, asked)
         try:
             yield upstream
         finally:
@@ -186,23 +202,24 @@ class Pool:
                 upstream.abort()
         self._idle.clear()
 
-    async def _answering(self, address: Address, request: bytes, timeout: float) -> Upstream:
+    async def _answering(self, address: Address, asked: _Asked) -> Upstream:
         """A connection on which the answer's head has arrived."""
         idle = self._take(address)
         if idle is not None:
             try:
-                return await self._ask(idle, request, timeout)
+                return await self._ask(idle, asked)
             except ConnectionLost:
                 if idle.started:
                     raise
                 # It was closed at the other end just as it was taken: that says nothing about the replica.
-        return await self._ask(await self._connect(address), request, timeout)
+        return await self._ask(await self._connect(address), asked)
 
-    async def _ask(self, upstream: Upstream, request: bytes, timeout: float) -> Upstream:
+    async def _ask(self, upstream: Upstream, asked: _Asked) -> Upstream:
         answered = False
         try:
-            upstream.send(request)
-            await upstream.head(timeout)
+            upstream.send(asked.request)
+            asked.sent()
+            await upstream.head(asked.timeout)
             answered = True
         finally:
             if not answered:

@@ -161,6 +161,19 @@ async def test_a_client_that_leaves_an_external_stream_pays_for_about_what_came(
         assert event.completion_tokens == len('"Apples "') // 3
 
 
+async def test_a_client_that_leaves_an_external_whole_answer_pays_about_its_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = Anthropic(hold_after=0)
+    async with platform_with(provider, tmp_path, monkeypatch) as platform, platform.openai() as client:
+        task = asyncio.create_task(client.chat.completions.create(**ASK))
+        await until(lambda: provider.requests)
+        task.cancel()
+        (event,) = await platform.settled()
+        assert (event.outcome, event.completion_tokens) == (Outcome.CLIENT_LEFT, 0)
+        assert event.prompt_tokens == len("What is gravity?") // 3
+
+
 @pytest.mark.parametrize(("theirs", "ours"), [(400, 400), (401, 502), (429, 429), (500, 502)])
 async def test_a_providers_error_is_told_in_our_terms_and_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: int, ours: int
