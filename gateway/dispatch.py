@@ -51,6 +51,8 @@ async def dispatch(gw: Gateway, request: web.Request, caller: Caller, call: Call
     if external is None and gw.catalog.find(lambda view: view.deployments.get(call.model)) is None:
         known = ", ".join(sorted({*gw.catalog.view.deployments, *gw.external})) or "none yet"
         raise UnknownModel(f"no model is called {call.model!r}; there are: {known}")
+    if caller.tenant.token_budget is not None:
+        call = calls.bounded(call)
     with gw.admission.admit(caller.tenant, call.tokens) as hold:
         if external is not None:
             return await _ask_provider(gw, request, caller, call, hold, external)

@@ -104,6 +104,14 @@ async def test_an_external_model_answers_and_is_billed_at_its_price(
         assert {m.id for m in (await client.models.list()).data} == {"tiny", "claude"}
 
 
+async def test_a_provider_is_told_the_bound_that_a_budget_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Anthropic()
+    async with platform_with(provider, tmp_path, monkeypatch) as platform:
+        async with platform.openai(platform.tenant("biology", token_budget=2000)) as client:
+            await client.chat.completions.create(model="claude", messages=ASK["messages"])
+        assert provider.requests[0]["max_tokens"] == 1024
+
+
 @pytest.mark.parametrize("asked", [False, True])
 async def test_an_external_stream_arrives_as_it_comes_and_shows_usage_only_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
