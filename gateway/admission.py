@@ -73,6 +73,6 @@ def check(tenant: Tenant, standing: Standing, tokens: int, now: float) -> None:
         left = max(0, budget - standing.used)
         text = (
             f"tenant {tenant.name} has {left} of {budget} tokens left, {standing.held} of them held by requests that "
-            f"are running; this one may need {tokens} (its prompt, estimated, and max_tokens)"
+            f"are running; this one may need {tokens} (its prompt, estimated, and max_tokens for each answer)"
         )
         raise BudgetExhausted(text, 1 if standing.used + tokens <= budget else None)

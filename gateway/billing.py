@@ -78,6 +78,8 @@ class Billing:
 
     def _close(self, bill: Bill, call: Call) -> int:
         """Settle or release; the tokens billed."""
+        if bill.outcome is ledger.Outcome.CLIENT_LEFT:
+            bill.meter.left()
         usage = bill.meter.usage if bill.outcome else None
         if usage is None and bill.outcome is ledger.Outcome.COMPLETED:
             log.error("event %s: the answer states no usage, so it is billed as held", bill.attempt.event_id)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from gateway.errors import BadRequest
 
-COMPLETION_CAP = 1024  # tokens held per choice at most, and where the client states no bound
+COMPLETION_CAP = 1024  # tokens held per choice at most (see bounded), and where the client states no bound
 CHOICES_LIMIT = 1024  # `n` and `best_of`; far above what engines take, so that sums stay small numbers
 TOKENS_LIMIT = 2**31 - 1  # `max_tokens`: what clients write who mean "no limit" is still served
 BYTES_PER_TOKEN = 3  # of the JSON body; English prose has 4 to 5, source code and small vocabularies fewer
@@ -22,6 +22,8 @@ class Kind(enum.StrEnum):
 
 
 PATHS = {Kind.CHAT: "/v1/chat/completions", Kind.COMPLETION: "/v1/completions"}
+BOUNDS = {Kind.CHAT: ("max_completion_tokens", "max_tokens"), Kind.COMPLETION: ("max_tokens",)}  # the first counts
+UNBOUNDED = {Kind.CHAT: COMPLETION_CAP, Kind.COMPLETION: 16}  # allowed of a budget where the client states no bound
 PROMPTS = {Kind.CHAT: "messages", Kind.COMPLETION: "prompt"}
 
 
@@ -32,10 +34,13 @@ class Call:
     stream: bool
     wants_usage: bool  # stream_options.include_usage
     wants_running_usage: bool  # stream_options.continuous_usage_stats, which is vLLM's own
+    prompts: int
     choices: int  # `n` answers to each prompt
+    bound: str | None  # the field in which the client bounds an answer
     prompt_tokens: int  # estimated
     completion_tokens: int  # what is held for the answers
-    fields: dict[str, Any]  # as sent by the client
+    fields: dict[str, Any]  # as sent by the client, unless `rewritten`
+    rewritten: bool = False
 
     @property
     def tokens(self) -> int:
@@ -63,27 +68,68 @@ def read(kind: Kind, body: bytes) -> Call:
     wants_usage = options.get("include_usage") is True
     choices = max(_count(fields, name, 1, CHOICES_LIMIT) or 1 for name in ("n", "best_of"))
     # With 0 the prompt is scored: a completion of no tokens, with echo and logprobs.
-    bounds = (_count(fields, "max_completion_tokens", 1, TOKENS_LIMIT), _count(fields, "max_tokens", 0, TOKENS_LIMIT))
-    asked = next((bound for bound in bounds if bound is not None), COMPLETION_CAP)
+    least = {"max_completion_tokens": 1, "max_tokens": 0}
+    bounds = {name: _count(fields, name, least[name], TOKENS_LIMIT) for name in least}
+    bound = next((name for name in BOUNDS[kind] if bounds[name] is not None), None)
+    asked = COMPLETION_CAP if bound is None else fields[bound]
     return Call(
         kind=kind,
         model=model,
         stream=bool(stream),
         wants_usage=wants_usage,
         wants_running_usage=wants_usage and options.get("continuous_usage_stats") is True,
+        prompts=prompts,
         choices=choices,
+        bound=bound,
         prompt_tokens=len(body) // BYTES_PER_TOKEN,
         completion_tokens=min(asked, COMPLETION_CAP) * choices * prompts,
         fields=fields,
     )
 
 
+def bounded(call: Call) -> Call:
+    """The call of a tenant with a token budget, whose answers can use no more than is held for them.
+
+    All that the client allows is held, without a cap; where it states no bound, the engine or provider is sent one.
+    Other tenants' holds only keep their credit honest, so that their calls go on as they came. What stays an estimate
+    is the prompt: a budget may be overshot by as much as that was too low.
+    """
+    if call.bound is None:
+        bound, each = "max_tokens", UNBOUNDED[call.kind]
+    else:
+        bound, each = call.bound, call.fields[call.bound]
+    others = {name for name in BOUNDS[call.kind] if name != bound}  # engines differ in which of two they heed
+    fields = {**{name: value for name, value in call.fields.items() if name not in others}, bound: each}
+    return replace(call, completion_tokens=each * call.choices * call.prompts, fields=fields, rewritten=True)
+
+
 def upstream_body(call: Call, body: bytes) -> bytes:
     """What the engine is sent: of a stream, it is always asked to count aloud."""
     if not call.stream:
-        return body
+        return orjson.dumps(call.fields) if call.rewritten else body
     options = {**(call.fields.get("stream_options") or {}), "include_usage": True, "continuous_usage_stats": True}
     return orjson.dumps({**call.fields, "stream_options": options})
+
+
+def prompt_billed(call: Call) -> int:
+    """Tokens of the prompt's text, about: what a client pays that left before the engine had counted.
+
+    Never more than was held. Pictures and sound are not counted, as their bytes say nothing about their tokens.
+    """
+    return min(call.prompt_tokens, _text_bytes(call.fields[PROMPTS[call.kind]]) // BYTES_PER_TOKEN)
+
+
+def _text_bytes(value: Any) -> int:
+    match value:
+        case str():
+            return len(value.encode())
+        case int():  # a token
+            return BYTES_PER_TOKEN
+        case list():
+            return sum(map(_text_bytes, value))
+        case dict():  # a message, or a part of one
+            return sum(_text_bytes(value[name]) for name in ("content", "text") if name in value)
+    return 0
 
 
 def _prompts(kind: Kind, fields: dict[str, Any]) -> int:

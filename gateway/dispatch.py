@@ -16,7 +16,7 @@ from gateway.auth import Caller
 from gateway.billing import Bill, Billing
 from gateway.calls import Call
 from gateway.catalog import Catalog
-from gateway.errors import GatewayError, NoReplica, UnknownModel, UpstreamFailed
+from gateway.errors import GatewayError, NoReplica, UnknownModel, UpstreamFailed, UpstreamSilent
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, StreamMeter
 from gateway.providers import Providers
@@ -51,6 +51,8 @@ async def dispatch(gw: Gateway, request: web.Request, caller: Caller, call: Call
     if external is None and gw.catalog.find(lambda view: view.deployments.get(call.model)) is None:
         known = ", ".join(sorted({*gw.catalog.view.deployments, *gw.external})) or "none yet"
         raise UnknownModel(f"no model is called {call.model!r}; there are: {known}")
+    if caller.tenant.token_budget is not None:
+        call = calls.bounded(call)
     with gw.admission.admit(caller.tenant, call.tokens) as hold:
         if external is not None:
             return await _ask_provider(gw, request, caller, call, hold, external)
@@ -63,25 +65,28 @@ async def dispatch(gw: Gateway, request: web.Request, caller: Caller, call: Call
                 log.warning("replica %s of %s failed: %s", replica.id, call.model, e)
                 gw.catalog.refresh()  # it may be known to be gone
                 failed[replica.id] = e
-                if len(failed) == ATTEMPTS:
+                if len(failed) == ATTEMPTS or isinstance(e, UpstreamSilent):
                     raise
 
 
 async def _ask_replica(
     gw: Gateway, request: web.Request, caller: Caller, call: Call, body: bytes, hold: Hold, replica: Replica
 ) -> web.StreamResponse:
-    meter = StreamMeter(call) if call.stream else Meter()
+    meter = StreamMeter(call) if call.stream else Meter(call)
+    patience = gw.pool.read_timeout if call.stream else relay.WHOLE_S
     with gw.load.carried_by(replica.id):
         async with gw.billing.attempt(caller, call, replica.id, hold, meter) as bill:
             with _leaving(gw, bill):
                 address, key = _upstream(replica)
                 sent = calls.upstream_body(call, body)
-                async with gw.pool.exchange(address, calls.PATHS[call.kind], key, sent) as upstream:
+                async with gw.pool.exchange(
+                    address, calls.PATHS[call.kind], key, sent, patience, meter.sent
+                ) as upstream:
                     if upstream.status >= 400:
-                        return await _refusal(upstream, gw.pool.read_timeout)
+                        return await _refusal(upstream, patience)
                     if isinstance(meter, StreamMeter):
-                        return await _stream(request, bill, _events(upstream, meter, gw.pool.read_timeout))
-                    answer = await relay.whole(upstream, gw.pool.read_timeout)
+                        return await _stream(request, bill, _events(upstream, meter, patience))
+                    answer = await relay.whole(upstream, patience)
                     if metering.aborted(answer):
                         raise UpstreamFailed("the replica is stopping and gave up on the request")
                     return _whole(bill, answer)
@@ -90,11 +95,11 @@ async def _ask_replica(
 async def _ask_provider(
     gw: Gateway, request: web.Request, caller: Caller, call: Call, hold: Hold, external: External
 ) -> web.StreamResponse:
-    meter = Meter()
+    meter = Meter(call)
     async with gw.billing.attempt(caller, call, external.model, hold, meter) as bill:
         with _leaving(gw, bill):
             if not call.stream:
-                return _whole(bill, await gw.providers.whole(external, call))
+                return _whole(bill, await gw.providers.whole(external, call, meter))
             async with contextlib.aclosing(gw.providers.stream(external, call, meter)) as events:
                 return await _stream(request, bill, events)
 

@@ -10,6 +10,7 @@ GatewayError
   TooManyRequests     429  waiting helps
   BudgetExhausted     429  waiting helps only while others' holds are in the way
   UpstreamFailed      502  the replica's or provider's fault
+    UpstreamSilent    504  nothing came in time; not tried again, as it may be busy with just this
   NoReplica           503  the deployment exists, nothing of it is ready
   LedgerUnwritable    503  nothing is served that cannot be billed
 """
@@ -100,6 +101,13 @@ class UpstreamFailed(GatewayError):
 
     status = 502
     code = "upstream_failed"
+
+
+class UpstreamSilent(UpstreamFailed):
+    """Nothing came for too long. Another replica would only do the same work again, as long and unbilled."""
+
+    status = 504
+    code = "upstream_silent"
 
 
 class NoReplica(GatewayError):

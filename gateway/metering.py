@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from gateway import calls
 from gateway.calls import Call
 from gateway.errors import UpstreamFailed
 
@@ -36,7 +37,9 @@ class Usage:
 class Meter:
     """One attempt's running count. `usage` is None until the engine has said something."""
 
-    def __init__(self) -> None:
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._sent = False
         self._total: Usage | None = None
 
     @property
@@ -45,6 +48,19 @@ class Meter:
 
     def count(self, usage: Usage) -> None:
         self._total = usage
+
+    def sent(self) -> None:
+        """The request is on its way: from here on it costs something."""
+        self._sent = True
+
+    def left(self) -> None:
+        """The client is gone. What was not counted by then is billed as its prompt, estimated, and no completion.
+
+        Only streams are counted as they come. How much of a whole answer was generated when its client left is known
+        to nobody, so that part stays unbilled: to guess it could bill what was never made.
+        """
+        if self._sent and self.usage is None:
+            self.count(Usage(calls.prompt_billed(self._call), 0))
 
     def whole(self, body: bytes) -> None:
         """Count an answer that did not stream. Raises UpstreamFailed when it is not JSON."""
@@ -60,8 +76,7 @@ class StreamMeter(Meter):
     """Feed it what the engine sends; it returns whole events, less what the client did not ask for."""
 
     def __init__(self, call: Call) -> None:
-        super().__init__()
-        self._call = call
+        super().__init__(call)
         self._partial = b""
         # The engine counts each choice of each prompt for itself, until its last event counts them all.
         self._running: dict[int, Usage] = {}

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from gateway import relay
 from gateway.calls import BYTES_PER_TOKEN, Call, Kind
 from gateway.errors import BadRequest, GatewayError, TooManyRequests, UpstreamFailed
 from gateway.metering import Meter, Usage
@@ -35,7 +36,7 @@ class _Library:
 
 
 class Providers:
-    """`environ` holds the providers' keys; `read_timeout` is in seconds, for each wait."""
+    """`environ` holds the providers' keys; `read_timeout` is in seconds, for each wait of a stream."""
 
     def __init__(self, environ: Mapping[str, str], read_timeout: float) -> None:
         self._environ = environ
@@ -43,9 +44,9 @@ class Providers:
         self._library: _Library | None = None
         self._loading = asyncio.Lock()
 
-    async def whole(self, external: External, call: Call) -> bytes:
+    async def whole(self, external: External, call: Call, meter: Meter) -> bytes:
         """The answer as JSON in OpenAI's shape. Raises GatewayError."""
-        answer = (await self._complete(external, call)).model_dump(exclude_none=True)
+        answer = (await self._complete(external, call, meter)).model_dump(exclude_none=True)
         return orjson.dumps({**answer, "model": call.model})
 
     async def stream(self, external: External, call: Call, meter: Meter) -> AsyncGenerator[bytes, None]:
@@ -54,7 +55,7 @@ class Providers:
         Providers count at the end. Until then the meter gets an estimate from the text that came so far, so that a
         stream that breaks off is not free.
         """
-        chunks = await self._complete(external, call)
+        chunks = await self._complete(external, call, meter)
         assert self._library is not None
         size = 0
         head: dict[str, Any] = {}
@@ -86,7 +87,7 @@ class Providers:
             yield b"data: " + orjson.dumps({**head, "choices": [], "usage": counts}) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
-    async def _complete(self, external: External, call: Call) -> Any:
+    async def _complete(self, external: External, call: Call, meter: Meter) -> Any:
         if call.kind is not Kind.CHAT:
             raise BadRequest(f"{call.model} is served by a provider, which answers /v1/chat/completions only", "model")
         for name in sorted(call.fields.keys() - OURS - PASSED_ON):
@@ -106,6 +107,7 @@ class Providers:
             if not key:
                 raise UpstreamFailed(f"{call.model}: its provider's key is not set ({external.api_key_env})")
         library = await self._load()
+        meter.sent()
         try:
             return await library.litellm.acompletion(
                 **{name: value for name, value in call.fields.items() if name in PASSED_ON},
@@ -115,7 +117,7 @@ class Providers:
                 stream_options={"include_usage": True} if call.stream else None,
                 api_base=external.api_base,
                 api_key=key,
-                timeout=self._read_timeout,
+                timeout=self._read_timeout if call.stream else relay.WHOLE_S,
                 num_retries=0,
                 max_retries=0,
                 _skip_mcp_handler=True,  # it imports a package we do not install, whatever the tools are

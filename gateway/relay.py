@@ -2,8 +2,9 @@
 
 Bodies arrive as bytes and are handed on as they come. Reading stops while HIGH_WATER bytes wait for a slow client, so
 that the engine's sends block in turn; the request is in memory as a whole before it is sent, so that direction needs
-no more than the transport's own buffer. There is no limit on how long an answer takes, only on each wait for the next
-bytes. An exchange that is left before its end aborts the connection, which is how an engine learns to stop generating.
+no more than the transport's own buffer. There is no limit on how long a stream takes, only on each wait for the next
+bytes; a whole answer is silent until it is done, and has WHOLE_S. An exchange that is left before its end aborts the
+connection, which is how an engine learns to stop generating.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import contextlib
 import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import cast
 
 import httptools
 
-from gateway.errors import UpstreamFailed
+from gateway.errors import UpstreamFailed, UpstreamSilent
 
 HIGH_WATER = 256 << 10  # bytes waiting for the client before the upstream is left unread
 WHOLE_LIMIT = 256 << 20  # bytes of an answer that is read whole
+WHOLE_S = 6 * 3600.0  # for an answer that does not stream; a host that vanished is noticed by KEEPALIVE long before
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # seconds, seconds, probes: gone after 2 min
 IDLE_S = 4.0  # uvicorn closes an idle connection after 5 s; taking one later would race with that
 
 Address = tuple[str, int]
@@ -90,7 +94,7 @@ class Upstream(asyncio.Protocol):
             async with asyncio.timeout(timeout):
                 await self._waiter
         except TimeoutError:
-            raise UpstreamFailed(f"the replica sent nothing for {timeout:g} s") from None
+            raise UpstreamSilent(f"the replica sent nothing for {timeout:g} s") from None
         finally:
             self._waiter = None
 
@@ -103,7 +107,12 @@ class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         # Without it a stream's small writes wait for acknowledgements: 40 ms and more for each.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):  # not everywhere; there it takes the system's hours
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def data_received(self, data: bytes) -> None:
         if self.complete:  # nothing was asked
@@ -144,8 +153,15 @@ class Upstream(asyncio.Protocol):
         self._keep_alive = self.complete and bool(self._parser.should_keep_alive())  # the parser forgets it afterwards
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    request: bytes
+    timeout: float  # for the head of the answer
+    sent: Callable[[], None]
+
+
 class Pool:
-    """Connections to every replica. `clock` is monotonic; times are in seconds."""
+    """Connections to every replica. `clock` is monotonic; times are in seconds, `read_timeout` for each wait."""
 
     def __init__(self, *, connect_timeout: float, read_timeout: float, clock: Callable[[], float]) -> None:
         self.read_timeout = read_timeout
@@ -154,12 +170,23 @@ class Pool:
         self._idle: dict[Address, list[Upstream]] = defaultdict(list)
 
     @contextlib.asynccontextmanager
-    async def exchange(self, address: Address, path: str, key: str, body: bytes) -> AsyncIterator[Upstream]:
-        """Send a request; the block begins once the answer's head is there.
+    async def exchange(
+        self,
+        address: Address,
+        path: str,
+        key: str,
+        body: bytes,
+        timeout: float | None = None,
+        sent: Callable[[], None] = lambda: None,
+    ) -> AsyncIterator[Upstream]:
+        """Send a request; the block begins once the answer's head is there, within `timeout` (else read_timeout).
+
+        `sent` is called once the request is on its way.
 
         Raises UpstreamFailed when the replica cannot be reached, hangs up or stays silent.
         """
-        upstream = await self._answering(address, _request(address, path, key, body))
+        asked = _Asked(_request(address, path, key, body), self.read_timeout if timeout is None else timeout, sent)
+        upstream = await self._answering(address, asked)
         try:
             yield upstream
         finally:
@@ -175,23 +202,24 @@ class Pool:
                 upstream.abort()
         self._idle.clear()
 
-    async def _answering(self, address: Address, request: bytes) -> Upstream:
+    async def _answering(self, address: Address, asked: _Asked) -> Upstream:
         """A connection on which the answer's head has arrived."""
         idle = self._take(address)
         if idle is not None:
             try:
-                return await self._ask(idle, request)
+                return await self._ask(idle, asked)
             except ConnectionLost:
                 if idle.started:
                     raise
                 # It was closed at the other end just as it was taken: that says nothing about the replica.
-        return await self._ask(await self._connect(address), request)
+        return await self._ask(await self._connect(address), asked)
 
-    async def _ask(self, upstream: Upstream, request: bytes) -> Upstream:
+    async def _ask(self, upstream: Upstream, asked: _Asked) -> Upstream:
         answered = False
         try:
-            upstream.send(request)
-            await upstream.head(self.read_timeout)
+            upstream.send(asked.request)
+            asked.sent()
+            await upstream.head(asked.timeout)
             answered = True
         finally:
             if not answered:

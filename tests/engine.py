@@ -25,7 +25,10 @@ class Engine:
     key: str = "upstream-secret"
     pieces: list[str] = field(default_factory=lambda: ["Gra", "vity ", "is ", "round."])
     hold_after: int | None = None
-    fail: str | None = None  # "500" | "abort" | "refuse" | "unreachable"; after hold_after: "die" | "error event"
+    fail: str | None = (
+        None  # "500" | "abort" | "refuse" | "silent" | "unreachable"; after hold_after: "die" | "error event"
+    )
+    heeds_max_tokens: bool = False
     split_events: bool = False  # send each event in two writes
     host: str = "127.0.0.1"
     port: int = 0
@@ -51,6 +54,10 @@ class Engine:
             if self.fail == "refuse":
                 error = {"message": "maximum context length is 16 tokens", "type": "BadRequestError", "code": 400}
                 return web.json_response({"error": error}, status=400)
+            if self.fail == "silent":
+                await self.go.wait()
+            if self.heeds_max_tokens and body.get("max_tokens") is not None:
+                self.pieces = self.pieces[: body["max_tokens"]]
             if body.get("stream"):
                 return await self.stream(request, body)
             return await self.whole(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from engine import Engine
 from gateway_fixtures import HELLO, gateway, until
 
+from gateway import relay
 from registry.ledger import Outcome
 
 
@@ -72,6 +74,32 @@ async def test_a_replica_that_falls_silent_ends_the_stream(tmp_path: Path) -> No
         await until(engine.aborted.is_set)
         (event,) = await platform.settled()
         assert event.outcome is Outcome.UPSTREAM_FAILED
+
+
+async def test_a_whole_answer_may_take_longer_than_the_wait_between_two_reads(tmp_path: Path) -> None:
+    engine = Engine(hold_after=0)
+    async with gateway(tmp_path, engine, read_timeout_s=0.1) as platform, platform.openai() as client:
+        task = asyncio.create_task(client.chat.completions.create(**HELLO))
+        await asyncio.wait([task], timeout=0.5)
+        engine.go.set()
+        assert (await task).choices[0].message.content == "Gravity is round."
+        assert len(engine.requests) == 1
+        (event,) = await platform.settled()
+        assert (event.outcome, event.completion_tokens) == (Outcome.COMPLETED, 4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_replica_was_too_slow_for_is_not_asked_again(
+    tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "WHOLE_S", 0.1)
+    engines = Engine(fail="silent"), Engine(fail="silent")
+    async with gateway(tmp_path, *engines, read_timeout_s=0.1) as platform, platform.openai() as client:
+        with pytest.raises(openai.InternalServerError, match="sent nothing for") as failure:
+            await client.chat.completions.create(**HELLO, stream=stream)
+        assert failure.value.status_code == 504
+        assert sum(len(e.requests) for e in engines) == 1
+        await platform.settled(0)
 
 
 async def test_an_error_the_engine_sends_within_a_stream_reaches_the_client_and_is_not_completed(

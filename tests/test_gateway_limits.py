@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import openai
+import orjson
 import pytest
 from engine import PROMPT_TOKENS, Engine
 from gateway_fixtures import HELLO, gateway, prepared, site_at, started, until
 
+from gateway import calls
 from gateway.admission import Admission
+from gateway.calls import Kind
 from gateway.errors import BudgetExhausted, TooManyRequests
 from registry import ledger
 from registry.tenants import Tenant
@@ -121,3 +125,71 @@ async def test_concurrent_requests_cannot_overspend_a_budget(tmp_path: Path) -> 
         events = await platform.settled(served)
         used = sum(e.prompt_tokens + e.completion_tokens for e in events)
         assert used == served * (PROMPT_TOKENS + 50) <= budget
+
+
+BARE = {"model": "tiny", "messages": HELLO["messages"]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_whose_tokens_are_budgeted_gets_no_more_of_an_answer_than_was_held(tmp_path: Path, stream: bool) -> None:
+    engine = Engine(pieces=["x"] * 3000, heeds_max_tokens=True)
+    async with gateway(tmp_path, engine) as platform:
+        async with platform.openai(platform.tenant("biology", token_budget=1500)) as client:
+            answer = await client.chat.completions.create(**BARE, stream=stream)
+            if stream:
+                async for _ in answer:
+                    pass
+            with pytest.raises(openai.RateLimitError, match=r"has 469 of 1500 tokens left.* max_tokens"):
+                await client.chat.completions.create(**BARE)
+        assert [r["max_tokens"] for r in engine.requests] == [calls.COMPLETION_CAP]
+        (event,) = await platform.settled()
+        assert event.completion_tokens == calls.COMPLETION_CAP
+
+
+async def test_whose_tokens_are_not_budgeted_has_its_request_passed_on_as_it_is(tmp_path: Path) -> None:
+    engine = Engine()
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+        await client.chat.completions.create(**BARE)
+        assert engine.requests == [BARE]
+
+
+async def test_long_answers_asked_for_at_once_cannot_overspend_a_budget(tmp_path: Path) -> None:
+    engine = Engine(hold_after=0, pieces=["x"] * 4000, heeds_max_tokens=True)  # far above the cap of other holds
+    async with gateway(tmp_path, engine) as platform:
+        async with platform.openai(platform.tenant("biology", token_budget=9000)) as client:
+            ask = {**BARE, "max_tokens": 4000}
+            tasks = [asyncio.create_task(client.chat.completions.create(**ask)) for _ in range(6)]
+            await until(lambda: engine.running + sum(t.done() for t in tasks) == len(tasks))
+            engine.go.set()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert sum(isinstance(r, openai.RateLimitError) for r in results) == 4
+            with pytest.raises(openai.RateLimitError, match="986 of 9000"):
+                await client.chat.completions.create(**ask)
+        events = await platform.settled(2)
+        assert sum(e.prompt_tokens + e.completion_tokens for e in events) == 2 * (PROMPT_TOKENS + 4000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "sent", "held"),
+    [
+        (Kind.CHAT, {}, {"max_tokens": 1024}, 1024),
+        (Kind.CHAT, {"max_tokens": None, "n": 3}, {"max_tokens": 1024, "n": 3}, 3 * 1024),
+        (Kind.CHAT, {"max_tokens": 5000, "n": 2}, {"max_tokens": 5000, "n": 2}, 10_000),
+        (Kind.CHAT, {"max_completion_tokens": 5000}, {"max_completion_tokens": 5000}, 5000),
+        # Engines and providers differ in which of both they heed.
+        (Kind.CHAT, {"max_completion_tokens": 6, "max_tokens": 9999}, {"max_completion_tokens": 6}, 6),
+        (Kind.COMPLETION, {}, {"max_tokens": 16}, 16),  # as the engine would by itself
+        (Kind.COMPLETION, {"max_tokens": 0}, {"max_tokens": 0}, 0),
+        (Kind.COMPLETION, {"best_of": 2, "max_tokens": 3}, {"best_of": 2, "max_tokens": 3}, 6),
+        # Completions know no max_completion_tokens: engines ignore it there.
+        (Kind.COMPLETION, {"max_completion_tokens": 1}, {"max_completion_tokens": 1, "max_tokens": 16}, 16),
+    ],
+)
+def test_what_is_held_of_a_budget_is_what_the_engine_is_allowed(
+    kind: Kind, asked: dict[str, Any], sent: dict[str, Any], held: int
+) -> None:
+    question = {"model": "tiny", "messages": [{}]} if kind is Kind.CHAT else {"model": "tiny", "prompt": "x"}
+    body = orjson.dumps({**question, **asked})
+    call = calls.bounded(calls.read(kind, body))
+    assert call.completion_tokens == held
+    assert orjson.loads(calls.upstream_body(call, body)) == {**question, **sent}

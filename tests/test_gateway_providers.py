@@ -43,6 +43,8 @@ class Anthropic:
             return web.json_response(error, status=self.fail)
         message = {"id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "stop_sequence": None}
         if not body.get("stream"):
+            if self.hold_after is not None:
+                await self.go.wait()
             content = [{"type": "text", "text": "".join(TEXT)}]
             usage = {"input_tokens": 12, "output_tokens": 5}
             return web.json_response({**message, "content": content, "stop_reason": "end_turn", "usage": usage})
@@ -72,7 +74,7 @@ class Anthropic:
 
 @asynccontextmanager
 async def platform_with(
-    provider: Anthropic, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    provider: Anthropic, state_dir: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> AsyncIterator[Platform]:
     monkeypatch.setenv("CLAUDE_KEY", "provider-secret")
     app = web.Application()
@@ -81,7 +83,7 @@ async def platform_with(
         claude = External(
             model="anthropic/claude-3-5-haiku-20241022", api_base=f"http://127.0.0.1:{port}", api_key_env="CLAUDE_KEY"
         )
-        async with gateway(state_dir, external={"claude": claude}) as platform:
+        async with gateway(state_dir, external={"claude": claude}, **settings) as platform:
             yield platform
 
 
@@ -100,6 +102,14 @@ async def test_an_external_model_answers_and_is_billed_at_its_price(
         assert event.microcredits == 12 * 3 + 5 * 15
         assert event.attempt.replica == "anthropic/claude-3-5-haiku-20241022"
         assert {m.id for m in (await client.models.list()).data} == {"tiny", "claude"}
+
+
+async def test_a_provider_is_told_the_bound_that_a_budget_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Anthropic()
+    async with platform_with(provider, tmp_path, monkeypatch) as platform:
+        async with platform.openai(platform.tenant("biology", token_budget=2000)) as client:
+            await client.chat.completions.create(model="claude", messages=ASK["messages"])
+        assert provider.requests[0]["max_tokens"] == 1024
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -126,6 +136,23 @@ async def test_an_external_stream_arrives_as_it_comes_and_shows_usage_only_when_
         assert (event.prompt_tokens, event.completion_tokens) == (12, 5)
 
 
+async def test_an_external_whole_answer_may_take_longer_than_the_wait_between_two_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = Anthropic(hold_after=0)
+    async with (
+        platform_with(provider, tmp_path, monkeypatch, read_timeout_s=0.1) as platform,
+        platform.openai() as client,
+    ):
+        task = asyncio.create_task(client.chat.completions.create(**ASK))
+        await until(lambda: provider.requests)
+        await asyncio.wait([task], timeout=0.5)
+        provider.go.set()
+        assert (await task).choices[0].message.content == "Apples fall down."
+        assert len(provider.requests) == 1
+        await platform.settled()
+
+
 async def test_a_client_that_leaves_an_external_stream_pays_for_about_what_came(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +167,19 @@ async def test_a_client_that_leaves_an_external_stream_pays_for_about_what_came(
         (event,) = await platform.settled()
         assert event.outcome is Outcome.CLIENT_LEFT
         assert event.completion_tokens == len('"Apples "') // 3
+
+
+async def test_a_client_that_leaves_an_external_whole_answer_pays_about_its_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = Anthropic(hold_after=0)
+    async with platform_with(provider, tmp_path, monkeypatch) as platform, platform.openai() as client:
+        task = asyncio.create_task(client.chat.completions.create(**ASK))
+        await until(lambda: provider.requests)
+        task.cancel()
+        (event,) = await platform.settled()
+        assert (event.outcome, event.completion_tokens) == (Outcome.CLIENT_LEFT, 0)
+        assert event.prompt_tokens == len("What is gravity?") // 3
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(400, 400), (401, 502), (429, 429), (500, 502)])

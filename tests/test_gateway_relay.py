@@ -118,6 +118,14 @@ async def test_a_replica_that_is_silent_or_not_there_has_failed_after_its_time()
             await ask(pool, ("127.0.0.1", 1))
 
 
+async def test_a_host_that_vanished_is_noticed_however_long_an_answer_may_take() -> None:
+    async with reached(Server()) as (pool, address), pool.exchange(address, "/", "k", b"{}") as upstream:
+        assert upstream._transport is not None
+        connection = upstream._transport.get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+
+
 async def test_small_writes_leave_at_once() -> None:
     async with reached(Server()) as (pool, address), pool.exchange(address, "/", "k", b"{}") as upstream:
         assert upstream._transport is not None

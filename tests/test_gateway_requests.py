@@ -15,7 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 from engine import Engine, running
 from gateway_fixtures import HELLO, gateway, until
 
-from gateway import calls
+from gateway import calls, relay
 from gateway.metering import StreamMeter
 from gateway.surfaces.health import from_this_host
 from registry import deployments, tenants
@@ -107,13 +107,41 @@ async def test_a_client_that_leaves_stops_the_engine_and_pays_the_last_count(tmp
         assert (event.prompt_tokens, event.completion_tokens) == (7, 2)
 
 
-async def test_a_client_that_leaves_a_whole_answer_stops_the_engine(tmp_path: Path) -> None:
-    engine = Engine(hold_after=0)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_before_anything_was_counted_pays_about_its_prompt(
+    tmp_path: Path, stream: bool
+) -> None:
+    engine = Engine(fail="silent")
     async with gateway(tmp_path, engine) as platform, platform.openai() as client:
-        task = asyncio.create_task(client.chat.completions.create(**HELLO))
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 90_000}}
+        asked = [{"role": "user", "content": [{"type": "text", "text": "gravity " * 30}, picture]}]
+        ask = client.chat.completions.create(**{**HELLO, "messages": asked}, stream=stream)
+        task = asyncio.create_task(ask)
         await until(lambda: engine.running)
         task.cancel()
         await asyncio.wait_for(engine.aborted.wait(), 5)
+        (event,) = await platform.settled()
+        assert (event.outcome, event.completion_tokens) == (Outcome.CLIENT_LEFT, 0)
+        assert (
+            event.prompt_tokens == len("gravity " * 30) // 3
+        )  # the text; not a token for each three bytes of the picture
+
+
+async def test_a_client_that_leaves_before_its_request_was_sent_pays_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting = asyncio.Event()
+
+    async def connect(*_: object) -> None:
+        connecting.set()
+        await asyncio.Event().wait()
+
+    async with gateway(tmp_path, Engine()) as platform, platform.openai() as client:
+        monkeypatch.setattr(relay.Pool, "_connect", connect)
+        task = asyncio.create_task(client.chat.completions.create(**HELLO))
+        await connecting.wait()
+        task.cancel()
+        await until(lambda: platform.open_holds() == 0)
         await platform.settled(0)
 
 

@@ -204,7 +204,7 @@ async def test_a_client_that_leaves_while_its_hold_is_written_leaves_nothing_hel
 
     async def request() -> None:
         with Admission({}, lambda: 0.0).admit(caller.tenant, 1) as hold:
-            async with billing.attempt(caller, call, "replica-1", hold, Meter()):
+            async with billing.attempt(caller, call, "replica-1", hold, Meter(call)):
                 raise AssertionError("it was dispatched")
 
     task = asyncio.create_task(request())
