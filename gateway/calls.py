@@ -87,15 +87,16 @@ def read(kind: Kind, body: bytes) -> Call:
     )
 
 
-def bounded(call: Call) -> Call:
+def bounded(call: Call, context_tokens: int | None = None) -> Call:
     """The call of a tenant with a token budget, whose answers can use no more than is held for them.
 
-    All that the client allows is held, without a cap; where it states no bound, the engine or provider is sent one.
+    All that the client allows is held, without a cap; where it states no bound, the engine or provider is sent one,
+    within `context_tokens`: an engine refuses a bound above the longest sequence it takes.
     Other tenants' holds only keep their credit honest, so that their calls go on as they came. What stays an estimate
     is the prompt: a budget may be overshot by as much as that was too low.
     """
     if call.bound is None:
-        bound, each = "max_tokens", UNBOUNDED[call.kind]
+        bound, each = "max_tokens", min(UNBOUNDED[call.kind], context_tokens or UNBOUNDED[call.kind])
     else:
         bound, each = call.bound, call.fields[call.bound]
     others = {name for name in BOUNDS[call.kind] if name != bound}  # engines differ in which of two they heed

@@ -52,7 +52,7 @@ async def dispatch(gw: Gateway, request: web.Request, caller: Caller, call: Call
         known = ", ".join(sorted({*gw.catalog.view.deployments, *gw.external})) or "none yet"
         raise UnknownModel(f"no model is called {call.model!r}; there are: {known}")
     if caller.tenant.token_budget is not None:
-        call = calls.bounded(call)
+        call = calls.bounded(call, _context(gw, call.model))
     with gw.admission.admit(caller.tenant, call.tokens) as hold:
         if external is not None:
             return await _ask_provider(gw, request, caller, call, hold, external)
@@ -117,6 +117,12 @@ def _choose(gw: Gateway, model: str, failed: Mapping[str, UpstreamFailed]) -> Re
 def _ready(gw: Gateway, model: str, but: Collection[str]) -> list[Replica]:
     ready = gw.catalog.find(lambda view: view.replicas.get(model)) or []
     return [r for r in ready if r.id not in but]
+
+
+def _context(gw: Gateway, model: str) -> int | None:
+    """The longest sequence that every ready replica takes; None where no engine says."""
+    ready = gw.catalog.find(lambda view: view.replicas.get(model)) or []
+    return min((r.context_tokens for r in ready if r.context_tokens is not None), default=None)
 
 
 def _state(gw: Gateway, model: str) -> str:

@@ -62,7 +62,10 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
                 runs.started(db, spec.id)
         case "replica-ready" if isinstance(spec, ServeSpec):
             key = _secret(folder, uid)
-            deployments.replica_is_ready(db, spec.id, str(facts["host"]), int(facts["port"]), key)
+            context = facts.get("context_tokens")
+            deployments.replica_is_ready(
+                db, spec.id, str(facts["host"]), int(facts["port"]), key, None if context is None else int(context)
+            )
             deployment = deployments.get(db, spec.name)
             if any(r.id == spec.id and deployments.is_current(deployment, r) for r in deployments.replicas(db)):
                 models.mark_servable(db, deployment.model, deployment.version)

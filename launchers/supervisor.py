@@ -171,6 +171,7 @@ class Supervisor:
             port=self.endpoint.port,
             served_name=self.spec.name,
             start_s=round(self.readiness.ready_after_s, 1),
+            context_tokens=self.readiness.context_tokens,
         )
         self.announced_ready = True
 

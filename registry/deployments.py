@@ -73,6 +73,7 @@ class Replica:
     host: str | None
     port: int | None
     upstream_key: str | None  # the engine's own API key; never shown
+    context_tokens: int | None  # the longest prompt and completion together, where the engine says so
     cause: str | None
     created_at: str
     ready_at: str | None
@@ -171,17 +172,21 @@ def replica_is_starting(db: Database, replica_id: str) -> None:
         )
 
 
-def replica_is_ready(db: Database, replica_id: str, host: str, port: int, upstream_key: str) -> None:
+def replica_is_ready(
+    db: Database, replica_id: str, host: str, port: int, upstream_key: str, context_tokens: int | None = None
+) -> None:
     """From pending or starting to ready; a replica that is draining or gone stays so."""
     with transaction(db) as c:
         c.execute(
-            """UPDATE replicas SET state = ?, host = ?, port = ?, upstream_key = ?, ready_at = ?
+            """UPDATE replicas SET state = ?, host = ?, port = ?, upstream_key = ?, context_tokens = ?,
+               ready_at = ?
                WHERE id = ? AND state IN (?, ?)""",
             (
                 ReplicaState.READY,
                 host,
                 port,
                 upstream_key,
+                context_tokens,
                 clock.now(),
                 replica_id,
                 ReplicaState.PENDING,

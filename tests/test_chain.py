@@ -153,9 +153,12 @@ def test_a_replica_outlives_the_control_plane_and_a_client_that_leaves_is_billed
     laptop.ok("up")
     assert ready_replicas(laptop) == [replica]
 
-    laptop.ok("tenant", "create", "leaver")
+    laptop.ok("tenant", "create", "leaver", "--token-budget", "5000")
     key = laptop.ok("key", "create", "leaver").strip()
     with OpenAI(base_url=laptop.url, api_key=key, max_retries=0) as client:
+        # Without max_tokens, against a budget: bounded by the gateway, within the model's short context.
+        whole = client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "def"}])
+        assert whole.usage and 0 < whole.usage.completion_tokens <= 256
         stream = client.completions.create(
             model="demo", prompt="def f(", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
         )
@@ -167,7 +170,9 @@ def test_a_replica_outlives_the_control_plane_and_a_client_that_leaves_is_billed
         rows = laptop.json("report", "usage")["tokens"]
         return next((r["completion_tokens"] for r in rows if r["tenant"] == "leaver"), 0)
 
-    assert 3 <= wait_for(billed) <= 200
+    before = whole.usage.completion_tokens
+    assert wait_for(lambda: billed() >= before + 3)
+    assert billed() <= before + 200
     assert laptop.json("report", "usage")["ledger_problems"] == []
     laptop.ok("down")
     assert laptop.processes() == []

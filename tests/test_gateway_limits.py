@@ -193,3 +193,10 @@ def test_what_is_held_of_a_budget_is_what_the_engine_is_allowed(
     call = calls.bounded(calls.read(kind, body))
     assert call.completion_tokens == held
     assert orjson.loads(calls.upstream_body(call, body)) == {**question, **sent}
+
+
+@pytest.mark.parametrize(("context", "allowed"), [(None, 1024), (512, 512), (131072, 1024)])
+def test_a_bound_that_the_client_did_not_state_fits_the_models_context(context: int | None, allowed: int) -> None:
+    """An engine refuses a max_tokens above the longest sequence it takes; one that merely does not fit it cuts."""
+    call = calls.bounded(calls.read(Kind.CHAT, b'{"model": "tiny", "messages": [{}]}'), context)
+    assert (call.fields["max_tokens"], call.completion_tokens) == (allowed, allowed)

@@ -30,7 +30,7 @@ def replica(number: int, story: str, *, former: bool = False) -> Replica:
     ended_at = at if state.ended else None
     ready_at = at if was_ready else None
     return Replica(
-        f"r{number}", "chat", "ada", state, f"/runs/r{number}", None, None, None, cause, at, ready_at, ended_at
+        f"r{number}", "chat", "ada", state, f"/runs/r{number}", None, None, None, None, cause, at, ready_at, ended_at
     )
 
 

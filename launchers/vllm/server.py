@@ -72,6 +72,7 @@ class Readiness:
     def __init__(self, endpoint: Endpoint, model: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.endpoint, self.model, self.clock = endpoint, model, clock
         self.ready_after_s: float | None = None
+        self.context_tokens: int | None = None  # known once it is ready, if the engine says so
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="readiness", daemon=True)
         self._thread.start()
@@ -83,6 +84,7 @@ class Readiness:
         began = self.clock()
         while not self._stop.is_set():
             if healthy(self.endpoint) and generates(self.endpoint, self.model):
+                self.context_tokens = context_tokens(self.endpoint)
                 self.ready_after_s = self.clock() - began
                 return
             self._stop.wait(0.5)
@@ -102,6 +104,15 @@ def generates(endpoint: Endpoint, model: str, timeout_s: float = 120.0) -> bool:
         return status == 200 and int(json.loads(raw)["usage"]["completion_tokens"]) >= 1
     except (ValueError, KeyError, TypeError):
         return False  # not an OpenAI-compatible answer
+
+
+def context_tokens(endpoint: Endpoint, timeout_s: float = 5.0) -> int | None:
+    """The longest sequence (prompt and completion) that the engine takes, as its /v1/models has it."""
+    status, raw = _call(endpoint, "GET", "/v1/models", None, timeout_s)
+    try:
+        return int(json.loads(raw)["data"][0]["max_model_len"]) if status == 200 else None
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None  # an engine that does not say
 
 
 def _call(endpoint: Endpoint, method: str, path: str, body: object, timeout_s: float) -> tuple[int, bytes]:
