@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RUNNING_USAGE_TURNS = 15  # how many turns pass between two looks at the accounts of jobs that still run
+ENDED_PER_TURN = 100  # how many of the runs that ended are looked at in one turn: an owner may submit one again
 CANCEL_AGAIN_S = 60.0  # a job that was cancelled and still drains is not asked again before
 
 
@@ -47,6 +49,9 @@ class Controller:
         # their own time, which may be another host's. Those lost were looked for in vain; a late note still counts.
         self._jobless: dict[str, float] = {}
         self._lost: set[str] = set()
+        self._heard: dict[str, int] = {}  # runs that ended, by id: when their announcements had last changed
+        self._look_next: deque[str] = deque()  # runs that ended, in the order in which they are looked at
+        self._unrecorded: dict[str, str] = {}  # runs that were submitted again by hand, by id: the job's id
         self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
         self.cluster: str | None = None  # the scheduler's, once it was heard of: nobody who asks us waits for that
         self.scheduler_error: str | None = None  # why the last question to the scheduler went unanswered
@@ -172,18 +177,40 @@ class Controller:
 
     def _ingest(self) -> None:
         """Runs and replicas that have not ended, or whose books are still open, may have something to say."""
-        live = {r.id for r in runs.everything(self.db) if not r.state.ended}
+        everything = runs.everything(self.db)
+        live = {r.id for r in everything if not r.state.ended}
         live |= {r.id for r in deployments.replicas(self.db) if not r.state.ended}
         live |= {j.subject for j in accounting.unsettled(self.db)}
-        for subject in sorted(live):
+        for subject in sorted(live | self._spoke_again([r.id for r in everything if r.id not in live])):
             self._listen(subject)
 
-    def _listen(self, subject: str) -> None:
-        if subject in self._specs:
+    def _spoke_again(self, ended: list[str]) -> set[str]:
+        """Which of the runs that ended have announced something since: one `stat` for each of the next few."""
+        self._look_next = self._look_next or deque(ended)
+        changed = set()
+        for subject in [self._look_next.popleft() for _ in range(min(ENDED_PER_TURN, len(self._look_next)))]:
             try:
-                facts.ingest(self.db, self._folder(subject), self._specs[subject])
-            except OSError as e:
-                log.warning("%s: cannot be read now: %s", self._folder(subject).root, e)
+                at = os.stat(self._folder(subject).announcements).st_mtime_ns  # before they are read
+            except OSError:
+                continue  # deleted, or looked at later
+            if self._heard.get(subject) != at:
+                self._heard[subject] = at
+                changed.add(subject)
+        return changed
+
+    def _listen(self, subject: str) -> None:
+        if subject not in self._specs:
+            return
+        folder, spec = self._folder(subject), self._specs[subject]
+        try:
+            if facts.ingest(self.db, folder, spec) and not isinstance(spec, ServeSpec):
+                recorded = {j.job_id for j in accounting.of_subject(self.db, subject)}
+                newest = facts.announced_jobs(folder)[-1:]
+                # While no job at all is known, its submitter is about to note it, or it is looked for by its key.
+                if recorded and newest and newest[0] not in recorded:
+                    self._unrecorded[subject] = newest[0]
+        except OSError as e:
+            log.warning("%s: cannot be read now: %s", folder.root, e)
 
     def _observe(self, statuses: Mapping[JobRef, JobStatus], found: Mapping[str, JobRef | None]) -> None:
         accounting.observe(
@@ -216,11 +243,13 @@ class Controller:
         cause = "its submission was lost: the scheduler knows no job of this key"
         self._lost.add(subject)
         deployments.set_replica_state(self.db, subject, ReplicaState.LOST, cause)
-        runs.ended(self.db, subject, runs.RunState.FAILED, cause)
+        runs.never_started(self.db, subject, cause)
 
     def _job_is_over(self, job: accounting.Job, state: JobState, reason: str | None) -> None:
         """If its supervisor could not say why, the scheduler's word has to do. Harmless when all is known already."""
         self._listen(job.subject)  # its last words may have come after our last look
+        if job.purpose != ServeSpec.kind and self._belongs_to_another(job):
+            return  # it runs again, in another job
         why = f" ({reason})" if reason and reason != "None" else ""
         cause = f"the job ended as {state.value}{why} without a word from its supervisor"
         stopped, done = state is JobState.CANCELLED, state is JobState.COMPLETED
@@ -233,6 +262,14 @@ class Controller:
             runs.ended(self.db, job.subject, runs.RunState.COMPLETED, None)
         else:
             runs.ended(self.db, job.subject, runs.RunState.FAILED, cause)
+
+    def _belongs_to_another(self, job: accounting.Job) -> bool:
+        """Whether the run's newest attempt is another job's."""
+        try:
+            announced = facts.announced_jobs(self._folder(job.subject))
+        except OSError:
+            return False
+        return bool(announced) and announced[-1] != job.job_id
 
     def _settle(self, jobs: Iterable[accounting.Job], usage: Mapping[JobRef, JobUsage]) -> None:
         for job in jobs:
@@ -269,7 +306,13 @@ class Controller:
         """Ask the scheduler by key for jobs that were never noted, once their submitter cannot still be at it."""
         known_before = time.monotonic() - 2 * self.site.scheduler.command_timeout_s
         missing = [s for s, since in self._jobless.items() if since < known_before and s not in self._lost]
-        return {subject: await self.ask(self.scheduler.find, subject) for subject in missing}
+        found = {subject: await self.ask(self.scheduler.find, subject) for subject in missing}
+        for subject, job_id in list(self._unrecorded.items()):
+            job = await self.ask(self.scheduler.find, subject)
+            if job is not None and job.job_id == job_id:
+                found[subject] = job
+            del self._unrecorded[subject]  # otherwise nobody's books have it, and its own words must do
+        return found
 
     async def _act(self, action: plan.Action) -> None:
         match action:

@@ -52,6 +52,19 @@ def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
     return new
 
 
+def announced_jobs(folder: RunFolder) -> list[str]:
+    """The ids of the jobs that the attempts of a run or replica say they are, oldest first. Raises OSError."""
+    _, uid = owner_of(folder)
+    found: list[str] = []
+    for name in names(folder.announcements):
+        if name.endswith("-attempt-started.json"):
+            try:
+                found.append(str(read(folder.announcements / name, uid).facts["job_id"]))
+            except (AnnouncementError, KeyError):
+                continue  # set aside by `ingest` too, or a supervisor without a job
+    return found
+
+
 def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, said: Announcement) -> None:
     facts = said.facts
     match said.kind:

@@ -52,7 +52,9 @@ class LocalScheduler:
         return submit.script(request)
 
     def find(self, key: str) -> JobRef | None:
-        return next((self._ref(job) for job in records(self._spool) if job.key == key), None)
+        found = (job for job in records(self._spool) if job.key == key)
+        newest = max(found, key=lambda job: job.created_at, default=None)  # two may have started in one second
+        return None if newest is None else self._ref(newest)
 
     def states(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobStatus]:
         return {ref: self._status(ref, self._job(ref)) for ref in refs}

@@ -68,6 +68,12 @@ def ended(db: Database, run_id: str, state: RunState, cause: str | None) -> None
         )
 
 
+def never_started(db: Database, run_id: str, cause: str) -> None:
+    """The run failed unless it has started: then its own words count, whatever anybody else knows of it."""
+    if any(r["state"] == RunState.PENDING for r in rows(db, "SELECT state FROM runs WHERE id = ?", run_id)):
+        ended(db, run_id, RunState.FAILED, cause)
+
+
 def get(db: Database, run_id: str) -> Run:
     """By id, or by name: then the newest of that name."""
     found = row(db, "SELECT * FROM runs WHERE id = ?", run_id) or row(

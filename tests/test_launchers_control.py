@@ -29,13 +29,15 @@ from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
 from launchers import control_http
+from launchers import controller as controllers
 from launchers.announce import announce
 from launchers.control import CONTROLLER, make_app, principal_of
 from launchers.controller import Controller
-from launchers.launch import launch, write_job
+from launchers.launch import launch, read_job, request_for, write_job
 from launchers.local_job import LocalJob, records
 from launchers.local_scheduler import LocalScheduler
-from launchers.scheduler import JobRef, JobRequest, JobStatus, JobUsage, SchedulerError, SchedulerUnavailable
+from launchers.run_folder import RunFolder
+from launchers.scheduler import JobRef, JobRequest, JobState, JobStatus, JobUsage, SchedulerError, SchedulerUnavailable
 from launchers.spec import Environment
 from registry import accounting, clock, deployments, reports, runs
 from registry import site as settings
@@ -631,6 +633,84 @@ async def test_a_run_that_is_over_before_its_job_was_noted_is_in_the_books(platf
 
     (job,) = await eventually(recorded)
     assert (job.job_id, job.purpose) == ("4000000", "train")
+
+
+async def test_a_run_that_its_owner_submits_again_runs_again_and_is_in_the_books(site: Site) -> None:
+    """By hand, with the folder's own script: the control plane hears of it from the folder."""
+    scheduler = LocalScheduler(site.shared_dir / "local-jobs")
+    spec = train(environment=Environment(kind="venv", python="/nowhere/python"), recipe={})
+    launched = launch(spec, site.runs_dir, scheduler)
+    async with running(site) as platform:
+        db = platform.controller.db
+
+        async def jobs(count: int) -> Any:
+            found = accounting.of_subject(db, "pretrain-1")
+            return found if len(found) == count and all(j.settled for j in found) else None
+
+        await eventually(lambda: jobs(1))
+        assert runs.get(db, "pretrain-1").state is RunState.FAILED
+        again = scheduler.submit(request_for(spec, launched.folder))
+        booked = await eventually(lambda: jobs(2))
+        assert {j.job_id for j in booked} == {launched.job.job_id, again.job_id}
+        assert {j.key for j in booked} == {"pretrain-1"} and read_job(launched.folder) == again
+        assert runs.get(db, "pretrain-1").state is RunState.FAILED
+
+
+async def test_what_a_run_says_after_it_ended_is_heard(platform: Platform) -> None:
+    """Even when no scheduler knows of its new attempt, as when the supervisor is started by hand."""
+    ended_run(platform.site)
+    db, folder = platform.controller.db, platform.controller._folder("pretrain-1")
+
+    async def state(wanted: RunState) -> bool:
+        return [r.state for r in runs.everything(db)] == [wanted]
+
+    await eventually(lambda: state(RunState.FAILED))
+    await platform.turns(2)
+    announce(folder.announcements, "attempt-started", attempt="2.0", job_id="2")
+    await eventually(lambda: state(RunState.RUNNING))
+    assert runs.get(db, "pretrain-1").ended_at is None and runs.get(db, "pretrain-1").cause is None
+    await platform.turns(3)
+    (folder.checkpoints / "10").mkdir(parents=True)
+    facts = {"iteration": 10, "path": "checkpoints/10", "bytes": 5, "manifest_sha256": "abc"}
+    announce(folder.announcements, "checkpoint", **facts)
+    announce(folder.announcements, "attempt-ended", attempt="2.0", exit_code=0, cause="completed")
+    await eventually(lambda: state(RunState.COMPLETED))
+    assert [c["iteration"] for c in await platform.get("checkpoints")] == [10]
+
+
+async def test_the_end_of_an_earlier_job_does_not_end_a_run_that_runs_again(platform: Platform) -> None:
+    ended_run(platform.site)
+    db, controller = platform.controller.db, platform.controller
+    folder = controller._folder("pretrain-1")
+    write_job(folder, JobRef(platform.cluster.cluster, "1", clock.parse("2026-01-01T00:00:00Z")))
+
+    async def recorded() -> Any:
+        return accounting.of_subject(db, "pretrain-1")
+
+    (old,) = await eventually(recorded)
+    announce(folder.announcements, "attempt-started", attempt="2.0", job_id="2")
+    await controller.write(controller._job_is_over, old, JobState.FAILED, None)
+    assert runs.get(db, "pretrain-1").state is RunState.RUNNING
+
+
+async def test_a_few_of_many_ended_runs_are_looked_at_in_each_turn(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controllers, "ENDED_PER_TURN", 2)
+    for number in range(5):
+        ended_run(site, f"run-{number}")
+    async with running(site) as platform:
+        await platform.turns(4)
+        looked: list[str] = []
+        listen = platform.controller._listen
+        monkeypatch.setattr(platform.controller, "_listen", lambda subject: (looked.append(subject), listen(subject)))
+        await platform.turns(6)
+        assert looked == []  # nothing changed in them
+        announce(RunFolder(site.runs_dir / "run-3").announcements, "attempt-started", attempt="2.0", job_id="2")
+
+        async def running_again() -> bool:
+            return runs.get(platform.controller.db, "run-3").state is RunState.RUNNING
+
+        await eventually(running_again)
+        assert set(looked) == {"run-3"}
 
 
 @pytest.mark.parametrize(

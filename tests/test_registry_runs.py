@@ -36,6 +36,17 @@ def test_the_first_ending_counts(registry: Database) -> None:
     assert (run.state, run.cause) == (RunState.FAILED, "out of memory")
 
 
+def test_only_a_run_that_never_started_is_failed_for_its_lost_submission(registry: Database) -> None:
+    for name in ("r-1", "r-2"):
+        adopt(registry, name)
+    runs.started(registry, "r-2")
+    for name in ("r-1", "r-2", "a-replica"):
+        runs.never_started(registry, name, "lost")
+    assert [(r.state, r.cause) for r in runs.everything(registry)] == [
+        (RunState.FAILED, "lost"), (RunState.RUNNING, None)
+    ]  # fmt: skip
+
+
 def test_another_attempt_of_a_failed_run_runs_again_without_the_old_cause(registry: Database) -> None:
     adopt(registry, "r-1")
     runs.started(registry, "r-1")
