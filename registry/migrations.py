@@ -30,9 +30,8 @@ def m001_first(db: Database) -> None:
             cause TEXT, created_at TEXT NOT NULL, ended_at TEXT)""",
         """CREATE TABLE replicas (
             id TEXT PRIMARY KEY, deployment TEXT NOT NULL REFERENCES deployments, owner TEXT NOT NULL,
-            state TEXT NOT NULL, folder TEXT NOT NULL UNIQUE, host TEXT, port INTEGER, upstream_key TEXT, context_tokens INTEGER,
-            cause TEXT,
-            created_at TEXT NOT NULL, ready_at TEXT, ended_at TEXT)""",
+            state TEXT NOT NULL, folder TEXT NOT NULL UNIQUE, host TEXT, port INTEGER, upstream_key TEXT,
+            context_tokens INTEGER, cause TEXT, created_at TEXT NOT NULL, ready_at TEXT, ended_at TEXT)""",
         """CREATE TABLE jobs (
             cluster TEXT NOT NULL, job_id TEXT NOT NULL, submitted_at TEXT NOT NULL, key TEXT NOT NULL,
             subject TEXT NOT NULL, purpose TEXT NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL, reason TEXT,
