@@ -11,13 +11,13 @@ import dataclasses
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from launchers import facts, plan
+from launchers.ended_runs import EndedRuns
 from launchers.launch import launch, new_id, read_job, write_job
 from launchers.resources import engine_environment, resources_from
 from launchers.run_folder import RunFolder
@@ -32,8 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RUNNING_USAGE_TURNS = 15  # how many turns pass between two looks at the accounts of jobs that still run
-ENDED_PER_TURN = 100  # how many of the runs that ended are looked at in one turn: an owner may submit one again
-CANCEL_AGAIN_S = 60.0  # a job that was cancelled and still drains is not asked again before
+CANCEL_AGAIN_S = 60.0  # how much longer than its drain may take a job has, before it is cancelled outright
 
 
 class Controller:
@@ -49,8 +48,7 @@ class Controller:
         # their own time, which may be another host's. Those lost were looked for in vain; a late note still counts.
         self._jobless: dict[str, float] = {}
         self._lost: set[str] = set()
-        self._heard: dict[str, int] = {}  # runs that ended, by id: when their announcements had last changed
-        self._look_next: deque[str] = deque()  # runs that ended, in the order in which they are looked at
+        self._ended = EndedRuns(site.runs_dir)
         self._unrecorded: dict[str, str] = {}  # runs that were submitted again by hand, by id: the job's id
         self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
         self.cluster: str | None = None  # the scheduler's, once it was heard of: nobody who asks us waits for that
@@ -181,22 +179,8 @@ class Controller:
         live = {r.id for r in everything if not r.state.ended}
         live |= {r.id for r in deployments.replicas(self.db) if not r.state.ended}
         live |= {j.subject for j in accounting.unsettled(self.db)}
-        for subject in sorted(live | self._spoke_again([r.id for r in everything if r.id not in live])):
+        for subject in sorted(live | self._ended.spoke_again([r.id for r in everything if r.id not in live])):
             self._listen(subject)
-
-    def _spoke_again(self, ended: list[str]) -> set[str]:
-        """Which of the runs that ended have announced something since: one `stat` for each of the next few."""
-        self._look_next = self._look_next or deque(ended)
-        changed = set()
-        for subject in [self._look_next.popleft() for _ in range(min(ENDED_PER_TURN, len(self._look_next)))]:
-            try:
-                at = os.stat(self._folder(subject).announcements).st_mtime_ns  # before they are read
-            except OSError:
-                continue  # deleted, or looked at later
-            if self._heard.get(subject) != at:
-                self._heard[subject] = at
-                changed.add(subject)
-        return changed
 
     def _listen(self, subject: str) -> None:
         if subject not in self._specs:
@@ -362,15 +346,18 @@ class Controller:
         await self.write(self._record_job, spec.id, launched.job)
 
     async def _cancel(self, replica: str) -> None:
-        """Cancel a replica's jobs; one that was never submitted is simply over."""
+        """End a replica's jobs; one that was never submitted is over. What has begun drains as long as it may."""
+        patience = self.site.replicas.shutdown_timeout_s + CANCEL_AGAIN_S
         try:
             jobs = [j for j in await self._jobs_of(replica) if not _ended(j.state)]
             if not jobs:
                 await self.write(deployments.set_replica_state, self.db, replica, ReplicaState.STOPPED)
             for job in map(ref_of, jobs):
-                if time.monotonic() - self._cancelled.get(job, -CANCEL_AGAIN_S) >= CANCEL_AGAIN_S:
+                since = self._cancelled.get(job)
+                if since is None or time.monotonic() - since >= patience:
                     await self.write(deployments.set_replica_state, self.db, replica, ReplicaState.DRAINING)
-                    await self.ask(self.scheduler.cancel, job)
+                    begun = job.job_id in await self.write(facts.announced_jobs, self._folder(replica))
+                    await self.ask(self.scheduler.drain if begun and since is None else self.scheduler.cancel, job)
                     self._cancelled[job] = time.monotonic()
         except SchedulerError as e:
             log.warning("%s: not cancelled yet: %s", replica, e)

@@ -53,8 +53,11 @@ def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
 
 
 def announced_jobs(folder: RunFolder) -> list[str]:
-    """The ids of the jobs that the attempts of a run or replica say they are, oldest first. Raises OSError."""
-    _, uid = owner_of(folder)
+    """The ids of the jobs that the attempts of a run or replica say they are, oldest first."""
+    try:
+        _, uid = owner_of(folder)
+    except FileNotFoundError:
+        return []  # it was deleted
     found: list[str] = []
     for name in names(folder.announcements):
         if name.endswith("-attempt-started.json"):

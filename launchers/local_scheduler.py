@@ -63,6 +63,9 @@ class LocalScheduler:
         if (job := self._job(ref)) is not None and job.process() is not None:
             job.terminate(self._spool)
 
+    def drain(self, ref: JobRef) -> None:
+        self.cancel(ref)  # nobody here is impatient
+
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         jobs = {ref: self._job(ref) for ref in refs}
         return {ref: self._usage(ref, job) for ref, job in jobs.items() if job is not None}

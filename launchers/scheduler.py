@@ -115,7 +115,16 @@ class Scheduler(Protocol):
         """One batched question. A job that nobody knows is UNKNOWN; no answer at all raises SchedulerUnavailable."""
 
     def cancel(self, ref: JobRef) -> None:
-        """Ask the job to stop (its supervisor gets SIGTERM). Cancelling a job that has ended is not an error."""
+        """End the job, running or not. Its supervisor gets SIGTERM and as long as the scheduler grants after that.
+
+        Cancelling a job that has ended is not an error.
+        """
+
+    def drain(self, ref: JobRef) -> None:
+        """SIGTERM for the supervisor alone, which must have begun: the job ends when it does, however long that takes.
+
+        Its state is then what the scheduler makes of that (CANCELLED or COMPLETED); the cause is the supervisor's.
+        """
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         """The scheduler's books for these jobs; jobs it has no record of yet are absent."""

@@ -40,6 +40,9 @@ class SlurmClient(Protocol):
     def submit(self, script: Path, comment: str) -> str:
         """Submit a batch script as our uid, from the current directory; the job id."""
 
+    def terminate(self, job_id: str) -> None:
+        """SIGTERM to every task of the job's steps, once, and nothing more; the batch script is left alone."""
+
     def cancel(self, job_id: str) -> None:
         """scancel: SIGTERM to every task, SIGKILL after KillWait. A job that has ended is not an error."""
 

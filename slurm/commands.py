@@ -115,8 +115,14 @@ class CommandClient:
             raise _refused("sbatch", done)
         return done.stdout.strip().split(";")[0]  # "id" or "id;cluster"
 
+    def terminate(self, job_id: str) -> None:
+        self._scancel("--signal=TERM", job_id)
+
     def cancel(self, job_id: str) -> None:
-        done = self._run(["scancel", job_id], {})
+        self._scancel(job_id)
+
+    def _scancel(self, *words: str) -> None:
+        done = self._run(["scancel", *words], {})
         if done.returncode != 0 and not re.search(r"already completing|Invalid job id", done.stderr):
             raise _refused("scancel", done)
 

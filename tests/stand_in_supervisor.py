@@ -1,6 +1,6 @@
 """A supervisor in miniature, for tests of the schedulers: announces, does as told, drains on SIGTERM, announces.
 
-    python tests/stand_in_supervisor.py RUN_FOLDER exit STATUS | exit-on NAME=VALUE | wait
+    python tests/stand_in_supervisor.py RUN_FOLDER exit STATUS | exit-on NAME=VALUE | wait [SECONDS]
 
 `exit-on` exits with status 3 in the task whose environment says so; other tasks wait.
 """
@@ -49,10 +49,20 @@ def main() -> int:
     else:
         while not terminated:
             time.sleep(0.05)
-        time.sleep(1)  # draining takes a while
+        drained = time.monotonic() + (float(rest[0]) if rest else 1)  # draining takes a while
+        while time.monotonic() < drained:
+            time.sleep(0.05)
         cause = "cancelled" if terminated[0] == signal.SIGTERM else "timeout"
     announce(
-        announcements, "attempt-ended", attempt=1, exit_code=status, cause=cause, tail="", elapsed_s=0.0, cpu_s=0.0
+        announcements,
+        "attempt-ended",
+        attempt=1,
+        exit_code=status,
+        cause=cause,
+        tail="",
+        elapsed_s=0.0,
+        cpu_s=0.0,
+        signals=len(terminated),
     )
     return status
 

@@ -28,7 +28,7 @@ from conftest import ROOT
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
-from launchers import control_http
+from launchers import control_http, ended_runs
 from launchers import controller as controllers
 from launchers.announce import announce
 from launchers.control import CONTROLLER, make_app, principal_of
@@ -61,6 +61,7 @@ class Cluster(LocalScheduler):
         self.silent_after_submit = False
         self.refusal: str | None = None
         self.cancelled: list[JobRef] = []
+        self.drained: list[JobRef] = []  # those of them that had begun
 
     def _answer(self) -> None:
         if self.silent:
@@ -88,6 +89,10 @@ class Cluster(LocalScheduler):
         self._answer()
         self.cancelled.append(ref)
         super().cancel(ref)
+
+    def drain(self, ref: JobRef) -> None:
+        self.drained.append(ref)
+        super().drain(ref)
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         self._answer()
@@ -237,6 +242,7 @@ async def test_a_model_directory_is_deployed_stopped_and_its_job_is_in_the_books
     assert (job["state"], job["purpose"], job["subject"]) == ("CANCELLED", "serve", replica["replica"]["id"])
     assert (job["cpus"], job["gpus"]) == (1, 0) and job["ended_at"] >= job["started_at"]
     assert len(platform.cluster.cancelled) == 1  # not again on every turn while it drained
+    assert platform.cluster.drained == platform.cluster.cancelled
 
 
 async def test_an_engine_that_fails_fails_its_deployment_with_its_words(platform: Platform) -> None:
@@ -300,6 +306,33 @@ async def test_books_closed_by_a_report_do_not_hide_that_a_job_is_over(platform:
     assert accounting.unsettled(db) == []
     (replica,) = deployments.replicas(db)
     assert replica.state is ReplicaState.LOST and spec.id != replica.id
+
+
+async def test_a_drain_that_does_not_end_is_cut_by_a_cancel(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controllers, "CANCEL_AGAIN_S", -0.9)  # a tenth of a second after the first
+    await platform.deploy("--deaf")
+    await platform.reaches("ready")
+    assert (await platform.post("deployments/chat/stop")).status == 200
+
+    async def asked_again() -> bool:
+        return len(platform.cluster.cancelled) >= 2
+
+    await eventually(asked_again)
+    assert len(platform.cluster.drained) == 1
+    os.kill(_engines(platform.site)[0], signal.SIGKILL)
+    await platform.reaches("stopped")
+
+
+async def test_a_job_that_has_not_begun_is_cancelled_at_once(platform: Platform) -> None:
+    await platform.deploy("--no-tokens-until", str(platform.site.shared_dir / "never"))
+    await platform.turns()
+    (replica,) = deployments.replicas(platform.controller.db)
+    announcements = platform.controller._folder(replica.id).announcements
+    announcements.rename(announcements.with_name("elsewhere"))
+    await platform.stopped()
+    assert platform.cluster.cancelled and platform.cluster.drained == []
 
 
 async def test_a_deployment_stopped_before_it_is_ready_stops(platform: Platform) -> None:
@@ -694,7 +727,7 @@ async def test_the_end_of_an_earlier_job_does_not_end_a_run_that_runs_again(plat
 
 
 async def test_a_few_of_many_ended_runs_are_looked_at_in_each_turn(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controllers, "ENDED_PER_TURN", 2)
+    monkeypatch.setattr(ended_runs, "LOOKS", 2)
     for number in range(5):
         ended_run(site, f"run-{number}")
     async with running(site) as platform:

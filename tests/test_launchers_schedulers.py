@@ -139,6 +139,17 @@ def test_cancel_reaches_the_task_as_sigterm_and_leaves_it_time_to_finish(site: S
     site.scheduler.cancel(ref)  # a job that has ended: not an error
 
 
+def test_drain_reaches_the_task_as_sigterm_and_leaves_it_all_the_time_it_wants(site: Site) -> None:
+    ref = site.submit("r1", "wait", "15")  # the private cluster's KillWait is 10 s
+    wait_for(lambda: site.said("r1", "attempt-started"))
+    site.scheduler.drain(ref)
+    assert site.ended(ref).state in (JobState.CANCELLED, JobState.COMPLETED)
+    (last,) = site.said("r1", "attempt-ended")
+    assert (last.facts["cause"], last.facts["exit_code"], last.facts["signals"]) == ("cancelled", 0, 1)
+    assert site.booked(ref).elapsed_s >= 14
+    site.scheduler.drain(ref)  # a job that has ended: not an error
+
+
 def test_a_job_cancelled_before_it_could_start_is_cancelled(site: Site) -> None:
     ref = site.submit("r1", "wait")
     site.scheduler.cancel(ref)
@@ -199,6 +210,16 @@ def test_slurm_usage_is_what_sacct_prints(slurm: Site, slurm_cluster: PrivateClu
     assert (usage.partition, usage.account) == (partition, account) == ("gpu", "teaching")
     assert usage.gpus == 4 and "gres/gpu=4" in tres
     assert usage.gpu_seconds == 4 * int(elapsed)
+
+
+@pytest.mark.slurm
+def test_slurm_a_job_drained_while_it_waits_is_cancelled(slurm: Site) -> None:
+    fills = slurm.submit("r1", "wait", partition="gpu", gpus_per_node=8, nodes=2, account="teaching")
+    waits = slurm.submit("r2", "wait", partition="gpu", gpus_per_node=8, nodes=2, account="teaching")
+    wait_for(lambda: slurm.status(fills).state is JobState.RUNNING)
+    assert slurm.status(waits).state is JobState.PENDING
+    slurm.scheduler.drain(waits)
+    assert slurm.ended(waits).state is JobState.CANCELLED
 
 
 @pytest.mark.slurm
