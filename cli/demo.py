@@ -320,6 +320,7 @@ def how_to_go_on(context: Context, site: Site, key: str) -> str:
     program = "headgate" if shutil.which("headgate") else os.path.relpath(sys.argv[0])
     words = [program, *(["--site", str(context.site_file)] if context.site_file else [])]
     again = shlex.join([*words, *(word for setting in context.settings for word in ("--set", setting))])
+    down = "down" if site.scheduler.kind == "local" else "down --stop-deployments"
     return f"""
 It stays up. The URL is {url(site)}/v1 and the key {key}. Try:
 
@@ -328,4 +329,4 @@ It stays up. The URL is {url(site)}/v1 and the key {key}. Try:
     -d '{{"model": "{NAME}", "messages": [{{"role": "user", "content": "{QUESTION}"}}], "max_tokens": 64}}'
 
   {again} status    what runs
-  {again} down      stop it"""
+  {again} {down}      stop it"""

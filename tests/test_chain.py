@@ -106,7 +106,10 @@ def test_an_engine_that_dies_at_start_fails_the_deployment_with_its_last_lines(
     assert laptop.processes() == []
 
 
-def test_ctrl_c_in_the_demo_stops_what_it_started(laptop: Platform, first_demo: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_sigterm_in_the_demo_stops_what_it_started(
+    laptop: Platform, first_demo: str, tmp_path: Path, number: signal.Signals
+) -> None:
     longer = tmp_path / "longer.toml"
     longer.write_text(Path(RECIPE).read_text().replace("iterations = 20", "iterations = 100000"))
     demo = laptop.start("demo", "--recipe", str(longer))
@@ -117,7 +120,7 @@ def test_ctrl_c_in_the_demo_stops_what_it_started(laptop: Platform, first_demo: 
         if "model:" in line:
             break
     assert demo.poll() is None, printed
-    demo.send_signal(signal.SIGINT)
+    demo.send_signal(number)
     rest, _ = demo.communicate(timeout=120)
     assert demo.returncode == 130, rest
     assert "stopping what the demo started" in rest
