@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from registry.db import Database, open_writer
-from registry.migrations import MIGRATIONS
+if TYPE_CHECKING:
+    from registry.db import Database
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = Path(__file__).with_name("cluster")
@@ -71,6 +72,9 @@ def training_python() -> str:
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Database]:
     """An empty registry.db, opened as its writer."""
+    from registry.db import open_writer  # here: where only slurm/ is tested, there is no sqlite-utils
+    from registry.migrations import MIGRATIONS
+
     db = open_writer(tmp_path / "registry.db", MIGRATIONS)
     yield db
     db.close()
