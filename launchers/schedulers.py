@@ -16,7 +16,7 @@ def scheduler_for(site: Site) -> Scheduler:
 
         return LocalScheduler(local_spool(site))
     from launchers.slurm_scheduler import SlurmScheduler
-    from slurm.client import connect
+    from slurm.backend import connect
 
     # sbatch exports its environment into the job, where the keys of other providers have no business.
     secret = {external.api_key_env for external in site.external.values()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 from launchers import submit
@@ -18,9 +19,11 @@ from launchers.scheduler import (
     SchedulerUnavailable,
 )
 from slurm import model
-from slurm.client import SlurmClient, SlurmError, SlurmUnavailable, connect
+from slurm.backend import connect
+from slurm.client import SlurmClient
+from slurm.errors import SlurmError, SlurmUnavailable
 
-FIND_DAYS = 7  # how far back in accounting a lost submission is looked for
+FIND = timedelta(days=7)  # how far back in accounting a lost submission is looked for
 
 # Slurm's states as the protocol knows them. COMPLETING says that a job is ending, not yet how.
 STATES = {
@@ -30,11 +33,16 @@ STATES = {
     model.JobState.COMPLETING: JobState.RUNNING,
     model.JobState.CONFIGURING: JobState.PENDING,
     model.JobState.DEADLINE: JobState.TIMEOUT,
+    model.JobState.EXPEDITING: JobState.RUNNING,
     model.JobState.FAILED: JobState.FAILED,
+    model.JobState.GETENV_FAILED: JobState.PENDING,
+    model.JobState.LAUNCH_FAILED: JobState.PENDING,
     model.JobState.NODE_FAIL: JobState.NODE_FAIL,
     model.JobState.OUT_OF_MEMORY: JobState.OUT_OF_MEMORY,
     model.JobState.PENDING: JobState.PENDING,
+    model.JobState.POWER_UP_NODE: JobState.PENDING,
     model.JobState.PREEMPTED: JobState.PREEMPTED,
+    model.JobState.RECONFIG_FAIL: JobState.RUNNING,
     model.JobState.REQUEUED: JobState.PENDING,
     model.JobState.REQUEUE_FED: JobState.PENDING,
     model.JobState.REQUEUE_HOLD: JobState.PENDING,
@@ -62,7 +70,7 @@ class SlurmScheduler:
     @cached_property
     def cluster(self) -> str:
         with _in_protocol_words():
-            return self._client.cluster()
+            return self._client.config().name
 
     def submit(self, request: JobRequest) -> JobRef:
         """Raises SchedulerUnavailable also when the job was submitted and Slurm then fell silent: see `find`."""
@@ -78,8 +86,12 @@ class SlurmScheduler:
 
     def find(self, key: str) -> JobRef | None:
         with _in_protocol_words():
-            found: Sequence[model.Job | model.JobUsage] = self._client.jobs_with_comment(key)
-            found = found or self._client.accounting_with_comment(key, FIND_DAYS)
+            us = str(os.getuid())
+            found: Sequence[model.Job | model.JobUsage] = [j for j in self._client.jobs(user=us) if j.comment == key]
+            if not found:
+                now = datetime.now(UTC)
+                books = self._client.accounting_between(now - FIND, now, user=us)
+                found = [attempt for attempt in books if attempt.carries(key)]
         newest = max(found, key=lambda job: job.submitted_at, default=None)
         return None if newest is None else JobRef(self.cluster, newest.id, newest.submitted_at)
 
@@ -107,7 +119,7 @@ class SlurmScheduler:
             self.cancel(ref)  # nothing that waits can drain
             return
         with _in_protocol_words():
-            self._client.terminate(ref.job_id)
+            self._client.signal(ref.job_id, "TERM")
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         """Elapsed time is summed over a job's attempts; the allocation is the largest that any of them had.
@@ -142,8 +154,7 @@ def _status(ref: JobRef, queue: Mapping[tuple[str, datetime], model.Job], mine: 
     job = queue.get((ref.job_id, mine[-1].submitted_at if mine else ref.submitted_at))
     if job is not None:
         state = STATES[job.state]
-        started_at = None if state is JobState.PENDING else job.started_at  # while it is pending: an estimate
-        return JobStatus(ref, state, job.reason, job.nodes, started_at, job.ended_at if state.ended else None)
+        return JobStatus(ref, state, job.reason, job.nodes, job.started_at, job.ended_at)
     if not mine:
         return JobStatus(ref, JobState.UNKNOWN)
     last = mine[-1]

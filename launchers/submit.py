@@ -28,7 +28,7 @@ from launchers.local_job import LocalJob
 from launchers.scheduler import JobRequest, SchedulerError
 from launchers.spec import Resources
 from slurm.client import SlurmClient
-from slurm.commands import clean_environment
+from slurm.process import clean_environment
 
 START_TIMEOUT_S = 60.0
 LAST_TASK_WAIT_S = 120  # from the first task's end to the end of all, longer than a supervisor's own grace

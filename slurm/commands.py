@@ -1,20 +1,34 @@
-"""The Slurm client over squeue, sacct, scontrol, scancel and sbatch."""
+"""The Slurm client over squeue, sacct, sinfo, scontrol, sacctmgr, sshare, scancel and sbatch."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import pwd
 import re
+import secrets
 import shlex
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from slurm import parse
-from slurm.client import SlurmError, SlurmUnavailable
-from slurm.model import Job, JobUsage
+from slurm import assoc_mgr, scontrol, tables
+from slurm.errors import SlurmError, SlurmUnavailable
+from slurm.model import (
+    QOS,
+    AccountingConfig,
+    Association,
+    ClusterConfig,
+    Job,
+    JobStep,
+    JobUsage,
+    Node,
+    Partition,
+    Reservation,
+)
+from slurm.process import Completed, Runner, clean_environment, run_process
 
 TIMEOUT_S = 30.0
 T = TypeVar("T")
@@ -26,43 +40,9 @@ _NO_ANSWER = re.compile(
     r"|configuration (file|source)|Problem talking to the database|Unable to connect to database",
     re.IGNORECASE,
 )
-# SQUEUE_FORMAT, SACCT_FORMAT, SLURM_TIME_FORMAT, SLURM_CLUSTERS, SBATCH_PARTITION (which beats the script's own
-# #SBATCH line), and everything that a job we might be running in was told about itself.
-_SETTINGS = ("SLURM_", "SLURMD_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SRUN_", "SALLOC_", "SUBMITIT_")
-_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-# argv, environment, time-out in seconds. Raises TimeoutError when it is over, OSError when the program cannot start.
-Runner = Callable[[Sequence[str], Mapping[str, str], float], Completed]
-
-
-def run_process(argv: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Completed:
-    try:
-        done = subprocess.run(
-            argv,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        raise TimeoutError from e
-    return Completed(done.returncode, done.stdout, done.stderr)
-
-
-def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the settings that change what Slurm's commands print or ask for."""
-    return {k: v for k, v in environment.items() if k in _KEPT or not k.startswith(_SETTINGS)}
+_NO_ACCOUNTING = (
+    r"accounting storage is disabled|only supported with slurmdbd|not running a supported accounting_storage"
+)
 
 
 class CommandClient:
@@ -73,82 +53,167 @@ class CommandClient:
         run: Runner = run_process,
         environment: Mapping[str, str] | None = None,
         timeout_s: float = TIMEOUT_S,
+        separator: str | None = None,
     ) -> None:
         self._runner = run
         self._environment = environment
         self._timeout_s = timeout_s
+        # Between two fields. Drawn by lot: whatever stands in a job's name, it is not this.
+        self._separator = "\x1f" + secrets.token_urlsafe(3) if separator is None else separator
 
-    def cluster(self) -> str:
-        text = self._ask("scontrol", "show", "config")
-        match = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
-        if match is None:
-            raise SlurmError("scontrol show config names no cluster")
-        return match[1]
+    # The cluster.
 
-    def jobs(self, ids: Iterable[str]) -> list[Job]:
-        found: list[Job] = []
-        for some in _chunks(ids):
-            found += self._squeue("-j", ",".join(some))
-        return found
+    def config(self) -> ClusterConfig:
+        return _understood("scontrol", scontrol.config, self._ask("scontrol", "show", "config"))
 
-    def jobs_with_comment(self, comment: str) -> list[Job]:
-        return [j for j in self._squeue("-u", str(os.getuid())) if j.comment == comment]
+    def accounting_config(self) -> AccountingConfig | None:
+        if not self.config().accounting:
+            return None
+        return _understood("sacctmgr", scontrol.accounting_config, self._ask("sacctmgr", "show", "config"))
+
+    def privileged(self) -> bool:
+        uid = os.getuid()
+        if uid == 0:
+            return True
+        try:
+            user = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return False  # Slurm knows its administrators by name
+        text = self._ask("scontrol", "-o", "show", "assoc_mgr", f"users={user}", "flags=users")
+        level = assoc_mgr.admin_levels(text).get(user, "None")
+        return level in ("Operator", "Administrator") or self.config().settings["SlurmUser"] == f"{user}({uid})"
+
+    def nodes(self) -> list[Node]:
+        text = self._ask("sinfo", "-h", "-a", "-N", "-O", self._format(tables.SINFO))
+        return _understood("sinfo", tables.nodes, text, self._separator)
+
+    def partitions(self) -> list[Partition]:
+        return _understood("scontrol", scontrol.partitions, self._ask("scontrol", "-a", "-o", "show", "partition"))
+
+    def reservations(self) -> list[Reservation]:
+        return _understood("scontrol", scontrol.reservations, self._ask("scontrol", "-o", "show", "reservation"))
+
+    def associations(self) -> list[Association]:
+        columns = ",".join(column for _, column, _ in tables.SSHARE)
+        argv = ["sshare", "-n", "-P", "-a", "-o", columns]
+        text = self._ask(*argv, nothing=_NO_ACCOUNTING)
+        shares = _understood("sshare", tables.fair_shares, text, "|")
+        text = self._ask("scontrol", "-o", "show", "assoc_mgr", "flags=assoc")
+        return _understood("scontrol", assoc_mgr.associations, text, shares)
+
+    def qos(self) -> list[QOS]:
+        argv = [
+            "sacctmgr",
+            "-n",
+            "-P",
+            "show",
+            "qos",
+            f"format={','.join(column for _, column, _ in tables.QOS_TABLE)}",
+        ]
+        rows = self._ask(*argv, nothing=_NO_ACCOUNTING)
+        limits = _understood(
+            "scontrol", assoc_mgr.qos_limits, self._ask("scontrol", "-o", "show", "assoc_mgr", "flags=users,qos")
+        )
+        return _understood("sacctmgr", tables.qos, rows, "|", limits)
+
+    # Jobs in the queue.
+
+    def jobs(self, ids: Iterable[str] | None = None, *, user: str | None = None) -> list[Job]:
+        whose = [] if user is None else ["-u", user]
+        if ids is None:
+            return self._squeue(*whose)
+        return [job for some in _chunks(ids) for job in self._squeue(*whose, "-j", ",".join(some))]
+
+    def _squeue(self, *selection: str) -> list[Job]:
+        argv = ["squeue", "-h", "-a", "-t", "all", *selection, "-O", self._format(tables.SQUEUE)]
+        # Asked for one job alone, squeue fails when it does not know it; among several it leaves it out.
+        text = self._ask(*argv, nothing="Invalid job id specified")
+        return _understood("squeue", tables.jobs, text, self._separator)
+
+    def _format(self, columns: tables.Columns) -> str:
+        """-O's own syntax: no width after the colon, so nothing is cut or padded, then what follows each field."""
+        return ",".join(f"{column}:{self._separator}" for _, column, _ in columns)
+
+    # Jobs in the books.
 
     def accounting(self, ids: Iterable[str]) -> list[JobUsage]:
-        found: list[JobUsage] = []
-        for some in _chunks(ids):
-            found += self._sacct("-j", ",".join(some))  # with -j the window starts at the epoch
-        return sorted(found, key=lambda a: a.submitted_at)
+        # With -j the window starts at the epoch.
+        return _oldest_first(a for some in _chunks(ids) for a in self._sacct("-j", ",".join(some)))
 
-    def accounting_with_comment(self, comment: str, days: int) -> list[JobUsage]:
-        """By the comment where the cluster stores it, otherwise by the submit line, which it always does."""
-        attempts = self._sacct("-u", str(os.getuid()), "-S", f"now-{days}days")
-        option = f" --comment={comment} "
-        mine = [a for a in attempts if a.comment == comment or option in f"{a.submit_line} "]
-        return sorted(mine, key=lambda a: a.submitted_at)
+    def accounting_between(
+        self, start: datetime, end: datetime, *, user: str | None = None, account: str | None = None
+    ) -> list[JobUsage]:
+        # Seconds since the epoch, because what else sacct takes is local time.
+        selection = ["-S", f"uts{math.floor(start.timestamp())}", "-E", f"uts{math.ceil(end.timestamp())}"]
+        selection += ["-a"] if user is None else ["-u", user]
+        selection += [] if account is None else ["-A", account]
+        return _oldest_first(self._sacct(*selection))
+
+    def steps(self, ids: Iterable[str]) -> list[JobStep]:
+        found = []
+        for some in _chunks(ids):
+            text = self._ask(*self._sacct_words(tables.SACCT_STEPS), "-j", ",".join(some), nothing=_NO_ACCOUNTING)
+            found += _understood("sacct", tables.steps, text, self._separator)
+        return found
+
+    def _sacct(self, *selection: str) -> list[JobUsage]:
+        text = self._ask(*self._sacct_words(tables.SACCT), "-X", *selection, nothing=_NO_ACCOUNTING)
+        # A step's start can reach the books before its job's: for a moment the record says PENDING, or already
+        # CANCELLED, with one of the nodes and no partition. That is no record yet.
+        return [a for a in _understood("sacct", tables.accounting, text, self._separator) if a.partition]
+
+    def _sacct_words(self, columns: tables.Columns) -> list[str]:
+        form = ",".join(column for _, column, _ in columns)
+        return ["sacct", "-n", "-P", "-D", f"--delimiter={self._separator}", "-o", form]
+
+    # What changes something.
 
     def submit(self, script: Path, comment: str) -> str:
         # The comment goes on the command line although the script has it too: without job_comment in the cluster's
         # AccountingStoreFlags, sacct forgets comments, but it keeps the submit line.
-        done = self._run(["sbatch", "--parsable", f"--comment={comment}", str(script)], {})
-        if done.returncode != 0:
-            raise _refused("sbatch", done)
+        done = self._do("sbatch", "--parsable", f"--comment={comment}", str(script))
         return done.stdout.strip().split(";")[0]  # "id" or "id;cluster"
 
-    def terminate(self, job_id: str) -> None:
-        self._scancel("--signal=TERM", job_id)
-
     def cancel(self, job_id: str) -> None:
-        self._scancel(job_id)
+        self._do("scancel", job_id, harmless=r"already completing|Invalid job id")
 
-    def _scancel(self, *words: str) -> None:
-        done = self._run(["scancel", *words], {})
-        if done.returncode != 0 and not re.search(r"already completing|Invalid job id", done.stderr):
-            raise _refused("scancel", done)
+    def signal(self, job_id: str, name: str) -> None:
+        self._do("scancel", f"--signal={name}", job_id, harmless=r"already completing|Invalid job id")
 
-    def _squeue(self, *selection: str) -> list[Job]:
-        form = parse.SEPARATOR.join(column for _, column, _ in parse.SQUEUE)
-        # Asked for one job alone, squeue fails when it does not know it; among several it leaves it out.
-        text = self._ask("squeue", "-h", "-t", "all", *selection, "-o", form, nothing="Invalid job id specified")
-        return _understood("squeue", parse.jobs, text)
+    def hold(self, job_id: str) -> None:
+        self._do("scontrol", "hold", job_id)
 
-    def _sacct(self, *selection: str) -> list[JobUsage]:
-        form = ",".join(column for _, column, _ in parse.SACCT)
-        argv = ["sacct", "-n", "-P", "-X", "-D", f"--delimiter={parse.SEPARATOR}", *selection, "-o", form]
-        text = self._ask(*argv, nothing="accounting storage is disabled")
-        # A step's start can reach the books before its job's: for a moment the record says PENDING, or already
-        # CANCELLED, with one of the nodes and no partition. That is no record yet.
-        return [attempt for attempt in _understood("sacct", parse.accounting, text) if attempt.partition]
+    def release(self, job_id: str) -> None:
+        self._do("scontrol", "release", job_id)
+
+    def requeue(self, job_id: str) -> None:
+        self._do("scontrol", "requeue", job_id)
+
+    def update(self, job_id: str, *, time_limit_s: int | None = None, comment: str | None = None) -> None:
+        changes = [] if time_limit_s is None else [f"TimeLimit={math.ceil(time_limit_s / 60)}"]
+        changes += [] if comment is None else [f"Comment={comment}"]
+        if changes:
+            self._do("scontrol", "update", f"JobId={job_id}", *changes)
+
+    # How commands are run.
+
+    def _do(self, *argv: str, harmless: str | None = None) -> Completed:
+        """Run a command that changes something. Raises SlurmError when it fails, unless its words are harmless."""
+        done = self._run(argv, {})
+        if done.returncode != 0 and not (harmless and re.search(harmless, done.stderr)):
+            words = _words(argv[0], done)
+            raise SlurmUnavailable(words) if _NO_ANSWER.search(words) else SlurmError(words)
+        return done
 
     def _ask(self, *argv: str, nothing: str | None = None) -> str:
         """What a command that only reads printed. Times come as seconds since the epoch, so no zone is guessed.
 
-        A command that failed with the words `nothing` says that there is nothing; any other failure is no answer.
+        A command that failed with words like `nothing` says that there is nothing; any other failure is no answer.
         """
         done = self._run(argv, {"SLURM_TIME_FORMAT": "%s"})
         if done.returncode == 0:
             return done.stdout
-        if nothing is not None and nothing in done.stderr:
+        if nothing is not None and re.search(nothing, done.stderr):
             return ""
         raise SlurmUnavailable(_words(argv[0], done))
 
@@ -162,21 +227,22 @@ class CommandClient:
             raise SlurmUnavailable(f"{argv[0]} cannot be run: {e.strerror}") from e
 
 
-def _refused(program: str, done: Completed) -> SlurmError:
-    words = _words(program, done)
-    return SlurmUnavailable(words) if _NO_ANSWER.search(words) else SlurmError(words)
-
-
 def _words(program: str, done: Completed) -> str:
     return done.stderr.strip() or f"{program} exited with status {done.returncode} and said nothing"
 
 
-def _understood(program: str, parser: Callable[[str], T], text: str) -> T:
+def _understood(program: str, parser: Callable[..., T], text: str, *also: object) -> T:
     """Text that cannot be read is no answer: half of it must not pass for the whole."""
     try:
-        return parser(text)
+        return parser(text, *also)
+    except KeyError as e:
+        raise SlurmUnavailable(f"{program} printed what cannot be read here: it says nothing of {e}") from e
     except ValueError as e:
         raise SlurmUnavailable(f"{program} printed what cannot be read here: {e}") from e
+
+
+def _oldest_first(attempts: Iterable[JobUsage]) -> list[JobUsage]:
+    return sorted(attempts, key=lambda a: a.submitted_at)
 
 
 def _chunks(ids: Iterable[str]) -> Iterator[tuple[str, ...]]:

@@ -1,32 +1,61 @@
-"""Slurm's text becomes dataclasses. Pure: no command is run here.
+"""One field of what Slurm prints becomes a value. Pure.
 
-Fields are separated by the ASCII unit separator, because a job's name may hold every printable character; a name may
-even hold a line break, so a record is as many lines as it takes to have all its fields. For that, the last column
-must be one that cannot hold a line break.
+A poll of a large cluster reads the same texts over and over (limits, TRES, node lists, states), so what is read once is
+remembered; the values are immutable.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
 
-from slurm.model import TRES, Job, JobState, JobUsage
+from slurm import versions
+from slurm.model import TRES, JobState, NodeState
 
-SEPARATOR = "\x1f"
+NOTHING = frozenset({"", "Unknown", "None", "N/A", "n/a", "n/s", "(null)", "None assigned", "NONE", "none"})
+_NO_LIMIT = frozenset({"UNLIMITED", "INFINITE", "NOT_SET", "INVALID", "Partition_Limit"})
+_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4, "P": 1024**5}
+_MIB = 1024**2
 
-_NOTHING = frozenset({"", "Unknown", "None", "N/A", "n/a", "(null)", "None assigned", "NONE"})
-_UNITS_MB = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2, "P": 1024.0**3}
+
+def maybe(text: str) -> str | None:
+    return None if text in NOTHING else text
+
+
+def text(text: str) -> str:
+    """A text of somebody's own, where "(null)" is how Slurm prints none."""
+    return "" if text == "(null)" else text
+
+
+def words(text: str) -> tuple[str, ...]:
+    """`a,b` as its parts."""
+    return () if text in NOTHING else tuple(text.split(","))
+
+
+def flags(text: str) -> frozenset[str]:
+    """`associations,limits` or `REQUEUE,GANG` as a set; what stands for nothing is an empty one."""
+    return frozenset(words(text)) - {"none"}
+
+
+def number(text: str) -> int | None:
+    """A count, or None for N/A and for no limit."""
+    return None if text in NOTHING or text in _NO_LIMIT else int(text)
+
+
+def count(text: str) -> int:
+    """A count that stands for zero where Slurm says nothing."""
+    return number(text) or 0
 
 
 def time(text: str) -> datetime | None:
     """Seconds since the epoch (SLURM_TIME_FORMAT=%s), or Slurm's default, which is local time without saying so."""
-    if text in _NOTHING:
-        return None
     if text.isdigit():
         return datetime.fromtimestamp(int(text), UTC)
+    if text in NOTHING:
+        return None
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
@@ -37,20 +66,33 @@ def some_time(text: str) -> datetime:
     return moment
 
 
+@lru_cache(4096)
 def duration_s(text: str) -> int | None:
-    """[days-]hours:minutes:seconds, or minutes:seconds; None for UNLIMITED and for a limit that is not set."""
-    if text in ("UNLIMITED", "INFINITE", "NOT_SET", "INVALID", "Partition_Limit") or text in _NOTHING:
+    """[days-]hours:minutes:seconds, or minutes:seconds; None for UNLIMITED and for a limit that is not set.
+
+    "30 sec" and "0 min", as `scontrol show config` has it, are durations too.
+    """
+    if text in _NO_LIMIT or text in NOTHING:
         return None
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text)
+    if match := re.fullmatch(r"(\d+) (sec|secs|min)", text):
+        return int(match[1]) * (60 if match[2] == "min" else 1)
+    late = text.startswith("-")  # time left of a job beyond its limit, while OverTimeLimit lets it
+    match = re.fullmatch(r"-?(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text)
     if match is None:
         raise ValueError(f"not a duration of Slurm's: {text!r}")
     days, hours, minutes, seconds = (int(g or 0) for g in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return 0 if late else ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
+def some_duration_s(text: str) -> int:
+    """A duration that is zero where Slurm sets none."""
+    return duration_s(text) or 0
+
+
+@lru_cache(4096)
 def nodes(text: str) -> tuple[str, ...]:
     """`g[01-03,7],c1` as names, in order. Raises ValueError on unbalanced brackets."""
-    if text in _NOTHING:
+    if text in NOTHING:
         return ()
     names: list[str] = []
     for expression in re.split(r",(?![^\[]*\])", text):
@@ -69,103 +111,59 @@ def _indices(ranges: str) -> Iterator[str]:
         yield from (f"{i:0{width}}" for i in range(int(first), int(last or first) + 1))
 
 
+@lru_cache(4096)
 def tres(text: str) -> TRES:
     """`cpu=2,gres/gpu:h100=4,gres/gpu=4,mem=200M,node=2`: a typed count repeats part of the untyped one.
 
     A cluster may track only the types; then their sum is the number of GPUs.
     """
-    count = dict(item.split("=", 1) for item in text.split(",") if "=" in item)
+    amounts = dict(item.split("=", 1) for item in text.split(",") if "=" in item)
+    memory, untyped = amounts.pop("mem", "0"), amounts.pop("gres/gpu", None)
+    cpus, node_count, billing = (int(float(amounts.pop(k, 0))) for k in ("cpu", "node", "billing"))
     prefix = "gres/gpu:"
-    by_type = tuple(sorted((k.removeprefix(prefix), int(v)) for k, v in count.items() if k.startswith(prefix)))
-    untyped = count.get("gres/gpu")
+    by_type = tuple(sorted((k.removeprefix(prefix), int(v)) for k, v in amounts.items() if k.startswith(prefix)))
+    others = tuple(sorted((k, memory_bytes(v)) for k, v in amounts.items() if not k.startswith(prefix)))
     return TRES(
-        cpus=int(count.get("cpu", 0)),
-        memory_mb=_megabytes(count.get("mem", "0")),
-        nodes=int(count.get("node", 0)),
-        billing=int(count.get("billing", 0)),
+        cpus=cpus,
+        memory_bytes=memory_bytes(memory, unit=_MIB),
+        nodes=node_count,
+        billing=billing,
         gpus=sum(n for _, n in by_type) if untyped is None else int(untyped),
         gpus_by_type=by_type,
+        others=others,
     )
 
 
-def _megabytes(text: str) -> int:
-    unit = text[-1:]
-    return round(float(text[:-1]) * _UNITS_MB[unit]) if unit in _UNITS_MB else round(float(text))
+def gpus(text: str) -> tuple[int, tuple[tuple[str, int], ...]]:
+    """GPUs of a gres list as sinfo has it, `gpu:h100:8(S:0-1),gpu:2,shard:4`: how many, and of each type."""
+    typed: dict[str, int] = {}
+    total = 0
+    for kind, amount in re.findall(r"(?:^|,)gpu(?::([^:,]+))?:(\d+)(?=,|$)", re.sub(r"\([^)]*\)", "", text)):
+        total += int(amount)
+        if kind:
+            typed[kind] = typed.get(kind, 0) + int(amount)
+    return total, tuple(sorted(typed.items()))
 
 
+def memory_bytes(text: str, unit: int = 1) -> int:
+    """`1.50G`, or a bare number of `unit` bytes."""
+    suffix = text[-1:]
+    return round(float(text[:-1]) * _UNITS[suffix]) if suffix in _UNITS else round(float(text)) * unit
+
+
+def mebibytes(text: str) -> int | None:
+    """A bare number of MiB, as sinfo has it, in bytes."""
+    return None if text in NOTHING else int(text) * _MIB
+
+
+@lru_cache(256)
 def state(text: str) -> JobState:
     """`CANCELLED by 1000` is CANCELLED; sacct marks a truncated word with a plus sign, which -P avoids."""
     return JobState(text.split(" ", 1)[0])
 
 
-def _maybe(text: str) -> str | None:
-    return None if text in _NOTHING else text
-
-
-# Field of the dataclass, column of the command, parser. The last column cannot hold a line break.
-Columns = tuple[tuple[str, str, Callable[[str], Any]], ...]
-SQUEUE: Columns = (
-    ("id", "%i", str),
-    ("name", "%j", str),
-    ("comment", "%k", lambda text: _maybe(text) or ""),
-    ("state", "%T", state),
-    ("reason", "%r", _maybe),
-    ("submitted_at", "%V", some_time),
-    ("started_at", "%S", time),
-    ("ended_at", "%e", time),
-    ("nodes", "%N", nodes),
-    ("partition", "%P", str),
-    ("account", "%a", str),
-    ("user", "%u", str),
-    ("time_limit_s", "%l", duration_s),
-)
-SACCT: Columns = (
-    ("id", "JobID", str),
-    ("name", "JobName", str),
-    ("comment", "Comment", str),
-    ("submit_line", "SubmitLine", str),
-    ("state", "State", state),
-    ("state_text", "State", str),
-    ("exit_code", "ExitCode", str),
-    ("submitted_at", "Submit", some_time),
-    ("started_at", "Start", time),
-    ("ended_at", "End", time),
-    ("nodes", "NodeList", nodes),
-    ("partition", "Partition", str),
-    ("account", "Account", str),
-    ("user", "User", str),
-    ("allocated", "AllocTRES", tres),
-    ("elapsed_s", "ElapsedRaw", int),
-)
-
-
-def jobs(text: str) -> list[Job]:
-    """The output of `squeue -h -o` with the columns SQUEUE."""
-    return [Job(**fields) for fields in _records(text, SQUEUE)]
-
-
-def accounting(text: str) -> list[JobUsage]:
-    """The output of `sacct -n -P -X -D --delimiter` with the columns SACCT."""
-    return [JobUsage(**fields) for fields in _records(text, SACCT)]
-
-
-def _records(text: str, columns: Columns) -> Iterator[dict[str, Any]]:
-    record = ""
-    for line in text.removesuffix("\n").split("\n") if text else ():
-        record = f"{record}\n{line}" if record else line
-        values = record.split(SEPARATOR)
-        if len(values) >= len(columns):
-            yield _fields(values, columns)
-            record = ""
-    if record:
-        raise ValueError(f"a record of {len(columns)} fields was expected, not {record!r}")
-
-
-def _fields(values: Sequence[str], columns: Columns) -> dict[str, Any]:
-    fields = {}
-    for value, (field, column, parser) in zip(values, columns, strict=True):
-        try:
-            fields[field] = parser(value.strip())
-        except (ValueError, KeyError) as e:
-            raise ValueError(f"{column}: {e}") from e
-    return fields
+@lru_cache(256)
+def node_state(text: str) -> tuple[NodeState, frozenset[str]]:
+    """`idle+drain+not_responding` as its base state and its flags, in capitals as slurm.h has them."""
+    base, *flags = text.upper().split("+")
+    return NodeState(versions.NODE_STATES.get(base, base)), frozenset(versions.NODE_FLAGS.get(f, f) for f in flags)

@@ -72,8 +72,7 @@ def training_python() -> str:
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Database]:
     """An empty registry.db, opened as its writer."""
-    # Here, because the tests of slurm/ also run where there is nothing but the standard library (tests/pyslurm/run).
-    from registry.db import open_writer
+    from registry.db import open_writer  # here: where only slurm/ is tested, there is no sqlite-utils
     from registry.migrations import MIGRATIONS
 
     db = open_writer(tmp_path / "registry.db", MIGRATIONS)

@@ -32,7 +32,8 @@ from launchers.scheduler import (
 )
 from launchers.slurm_scheduler import SlurmScheduler
 from launchers.spec import Resources
-from slurm.commands import CommandClient, Completed, run_process
+from slurm.commands import CommandClient
+from slurm.process import Completed, run_process
 
 SUPERVISOR = Path(__file__).with_name("stand_in_supervisor.py")
 

@@ -13,9 +13,10 @@ import pytest
 from conftest import PrivateCluster
 from waiting import wait_for
 
-from slurm.client import SlurmError, SlurmUnavailable
-from slurm.commands import IDS_PER_CALL, CommandClient, Completed, Runner, clean_environment, run_process
+from slurm.commands import IDS_PER_CALL, CommandClient
+from slurm.errors import SlurmError, SlurmUnavailable
 from slurm.model import JobState
+from slurm.process import Completed, Runner, clean_environment, run_process
 
 
 def failing(stderr: str, returncode: int = 1) -> Runner:
@@ -142,20 +143,10 @@ def test_a_jobs_whole_life_in_an_environment_full_of_traps(slurm_cluster: Privat
     assert (job.id, job.name, job.partition, job.account) == (job_id, 'a|b, "c" %j', "gpu", "research")
     assert abs(job.submitted_at - before) < timedelta(seconds=5)
     assert job.time_limit_s == 7 * 86400
-    assert [j.id for j in client.jobs_with_comment(comment)] == [job_id]
-
-    ended = wait_for(lambda: [j for j in client.jobs([job_id]) if j.state is JobState.FAILED])[0]
-    assert ended.reason == "NonZeroExitCode"
-    wait_for(lambda: [a for a in client.accounting([job_id]) if a.ended_at])
-    (attempt,) = client.accounting([job_id])
-    assert (attempt.state, attempt.exit_code, attempt.allocated.gpus) == (JobState.FAILED, "3:0", 1)
-    assert attempt.submitted_at == job.submitted_at
-    assert attempt.ended_at and attempt.started_at
-    assert attempt.elapsed_s == (attempt.ended_at - attempt.started_at).total_seconds()
-    assert attempt.comment == ""  # this cluster does not store comments, so the submit line must do
-    assert [a.id for a in client.accounting_with_comment(comment, days=1)] == [job_id]
-    assert client.accounting_with_comment(comment[:-1], days=1) == []
-    client.cancel(job_id)
+    wait_for(lambda: [j for j in client.jobs([job_id]) if j.state is JobState.FAILED])
+    (attempt,) = wait_for(lambda: [a for a in client.accounting([job_id]) if a.ended_at])
+    assert (attempt.submitted_at, attempt.comment) == (job.submitted_at, "")  # this cluster does not store comments
+    assert attempt.carries(comment)  # so the submit line must do
 
     inside = json.loads(seen.read_text())
     assert "SQUEUE_FORMAT" not in inside and "SLURM_TIME_FORMAT" not in inside
@@ -167,21 +158,3 @@ def test_a_job_that_slurm_never_saw_is_in_no_answer(slurm_cluster: PrivateCluste
     assert client.jobs(["4000000"]) == client.jobs(["4000000", "4000001"]) == []
     assert client.accounting(["4000000"]) == []
     client.cancel("4000000")
-
-
-@pytest.mark.slurm
-def test_the_cluster_says_its_name(slurm_cluster: PrivateCluster) -> None:
-    assert CommandClient(environment=slurm_cluster.env).cluster() == "headgate-test"
-
-
-@pytest.mark.slurm
-def test_dead_accounting_is_no_answer_while_the_queue_still_answers(
-    slurm_cluster: PrivateCluster, tmp_path: Path
-) -> None:
-    conf = (slurm_cluster.root / "etc" / "slurm.conf").read_text()
-    dead = tmp_path / "slurm.conf"
-    dead.write_text(conf.replace("AccountingStoragePort=", "AccountingStoragePort=1 #"))
-    client = CommandClient(environment={**slurm_cluster.env, "SLURM_CONF": str(dead)})
-    assert client.jobs(["4000000"]) == []
-    with pytest.raises(SlurmUnavailable):
-        client.accounting(["4000000"])

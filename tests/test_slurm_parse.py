@@ -1,4 +1,4 @@
-"""Text as Slurm 22.05 printed it (with SLURM_TIME_FORMAT=%s, fields separated by the unit separator)."""
+"""Slurm's texts, one field and one record at a time (whole answers: test_slurm_recordings.py)."""
 
 from __future__ import annotations
 
@@ -6,78 +6,53 @@ from datetime import UTC, datetime
 
 import pytest
 
-from slurm import parse
-from slurm.model import TRES, JobState
+from slurm import assoc_mgr, parse, tables, versions
+from slurm.model import JobState, Limit, NodeState
 
 AT = 1795403626
+SEPARATOR = "\x1fk3Qz"
 
 
 def at(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def line(*fields: str) -> str:
-    return parse.SEPARATOR.join(fields) + "\n"
+def queued(name: str = "train", state: str = "RUNNING", job_id: str = "1") -> str:
+    fields = [
+        job_id, "1", name, "root", "research", "gpu", "normal", state, "None", "key-1", str(AT), str(AT), str(AT + 600),
+        "10:00", "9:59", "g[1-2]", "2", "cpu=2,mem=200M,node=2", "100", "0", "(null)", "(null)",
+    ]  # fmt: skip
+    return "".join(field + SEPARATOR for field in fields) + "\n"
 
 
-RUNNING = line(
-    "1", 'a|b "c" %d', "key-1", "RUNNING", "None", str(AT), str(AT), str(AT + 600), "g[1-2]",
-    "gpu", "research", "root", "10:00",
-)  # fmt: skip
-PENDING = line(
-    "2", "train", "(null)", "PENDING", "BeginTime", str(AT), "N/A", "N/A", "", "cpu", "research", "root", "UNLIMITED"
+@pytest.mark.parametrize(
+    "name", ['a|b "c" %d', "a\nb", "\n\n", "trailing\n", "\x1f", "a\x1fb\x1f\n", "(null)", " two  blanks ", "k3Qz"]
 )
-BOOKED = line(
-    "1", "a|b `c` %d", "", "sbatch --comment=key-1 /tmp/pro be/job.sh",
-    "CANCELLED by 1000", "CANCELLED by 1000", "0:15",
-    str(AT), str(AT), str(AT + 2), "g[1-2]", "gpu", "research", "root",
-    "billing=2,cpu=2,gres/gpu:h100=4,gres/gpu=4,mem=200M,node=2", "2",
-)  # fmt: skip
-
-
-def test_a_running_job_whose_name_holds_every_separator_one_might_choose() -> None:
-    (job,) = parse.jobs(RUNNING)
-    assert (job.id, job.name, job.comment, job.state, job.reason) == (
-        "1", 'a|b "c" %d', "key-1", JobState.RUNNING, None,
-    )  # fmt: skip
-    assert (job.submitted_at, job.ended_at) == (at(AT), at(AT + 600))
-    assert (job.nodes, job.time_limit_s) == (("g1", "g2"), 600)
-
-
-def test_a_pending_job_has_no_nodes_no_times_and_maybe_no_limit() -> None:
-    (job,) = parse.jobs(PENDING)
-    assert (job.state, job.reason, job.comment) == (JobState.PENDING, "BeginTime", "")
-    assert (job.nodes, job.started_at, job.ended_at, job.time_limit_s) == ((), None, None, None)
-
-
-def test_a_name_with_a_line_break_is_one_record() -> None:
-    broken = RUNNING.replace("a|b", "a\nb")
-    assert [job.id for job in parse.jobs(PENDING + broken + PENDING)] == ["2", "1", "2"]
-    assert parse.jobs(broken)[0].name == 'a\nb "c" %d'
+def test_a_jobs_name_may_hold_anything(name: str) -> None:
+    text = queued(job_id="2") + queued(name) + queued(job_id="3")
+    assert [(job.id, job.name) for job in tables.jobs(text, SEPARATOR)] == [("2", "train"), ("1", name), ("3", "train")]
 
 
 def test_nothing_printed_is_no_jobs() -> None:
-    assert parse.jobs("") == []
-    assert parse.accounting("") == []
+    assert tables.jobs("", SEPARATOR) == []
+    assert tables.accounting("", SEPARATOR) == []
+    assert tables.nodes("", SEPARATOR) == []
 
 
 def test_half_a_record_is_refused() -> None:
-    with pytest.raises(ValueError, match="13 fields"):
-        parse.jobs(RUNNING + "2\x1ftra")
+    with pytest.raises(ValueError, match="ends within a record"):
+        tables.jobs(queued() + "2" + SEPARATOR + "tra", SEPARATOR)
+    with pytest.raises(ValueError, match="22 fields"):
+        tables.jobs(queued() + "2" + SEPARATOR + "\n", SEPARATOR)
 
 
 def test_a_field_that_cannot_be_read_is_named() -> None:
-    with pytest.raises(ValueError, match="%T: 'HIBERNATING'"):
-        parse.jobs(RUNNING.replace("RUNNING", "HIBERNATING"))
+    with pytest.raises(ValueError, match="State: 'HIBERNATING'"):
+        tables.jobs(queued(state="HIBERNATING"), SEPARATOR)
 
 
-def test_accounting_says_who_cancelled_and_what_was_allocated() -> None:
-    (attempt,) = parse.accounting(BOOKED)
-    assert (attempt.state, attempt.state_text, attempt.exit_code) == (
-        JobState.CANCELLED, "CANCELLED by 1000", "0:15",
-    )  # fmt: skip
-    assert attempt.allocated == TRES(cpus=2, memory_mb=200, nodes=2, billing=2, gpus=4, gpus_by_type=(("h100", 4),))
-    assert (attempt.elapsed_s, attempt.submit_line) == (2, "sbatch --comment=key-1 /tmp/pro be/job.sh")
+def test_who_cancelled_a_job_is_no_part_of_its_state() -> None:
+    assert parse.state("CANCELLED by 1000") is JobState.CANCELLED
 
 
 @pytest.mark.parametrize(
@@ -95,9 +70,75 @@ def test_a_gpu_is_counted_once(text: str, gpus: int, by_type: tuple[tuple[str, i
     assert (parse.tres(text).gpus, parse.tres(text).gpus_by_type) == (gpus, by_type)
 
 
-@pytest.mark.parametrize(("text", "mb"), [("200M", 200), ("1.50G", 1536), ("2T", 2 * 1024**2), ("512K", 0), ("7", 7)])
-def test_memory_comes_in_units(text: str, mb: int) -> None:
-    assert parse.tres(f"cpu=1,mem={text}").memory_mb == mb
+@pytest.mark.parametrize(
+    ("text", "kib"), [("200M", 200 << 10), ("1.50G", 1536 << 10), ("2T", 2 << 30), ("512K", 512), ("7", 7 << 10)]
+)
+def test_memory_comes_in_units_and_a_bare_number_is_mebibytes(text: str, kib: int) -> None:
+    assert parse.tres(f"cpu=1,mem={text}").memory_bytes == kib << 10
+
+
+def test_other_tres_are_kept() -> None:
+    assert parse.tres("cpu=1,license/matlab=2,gres/shard=4,fs/disk=1G").others == (
+        ("fs/disk", 2**30), ("gres/shard", 4), ("license/matlab", 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus", "by_type"),
+    [
+        ("gpu:h100:8", 8, (("h100", 8),)),
+        ("gpu:h100:7(IDX:0-2,4-7)", 7, (("h100", 7),)),
+        ("gpu:a100:2(S:0),gpu:h100:4(S:0-1),shard:16", 6, (("a100", 2), ("h100", 4))),
+        ("gpu:0", 0, ()),
+        ("gpu:8(S:0-1)", 8, ()),
+        ("gpu:1g.5gb:7", 7, (("1g.5gb", 7),)),
+        ("(null)", 0, ()),
+        ("mygpu:3", 0, ()),
+    ],
+)
+def test_gpus_of_a_nodes_gres(text: str, gpus: int, by_type: tuple[tuple[str, int], ...]) -> None:
+    assert parse.gpus(text) == (gpus, by_type)
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "flags"),
+    [
+        ("idle", NodeState.IDLE, set()),
+        ("mixed+drain", NodeState.MIXED, {"DRAIN"}),
+        ("down+drain+not_responding", NodeState.DOWN, {"DRAIN", "NOT_RESPONDING"}),
+        ("idle+maintenance+reserved", NodeState.IDLE, {"MAINTENANCE", "RESERVED"}),
+    ],
+)
+def test_a_nodes_state_has_flags(text: str, state: NodeState, flags: set[str]) -> None:
+    assert parse.node_state(text) == (state, flags)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sent"),
+    [
+        ({"SlurmctldParameters": "enable_configless,preempt_send_user_signal"}, True),  # 22.05
+        ({"PreemptParameters": "send_user_signal"}, True),  # since 23.02
+        ({"PreemptParameters": "(null)", "SlurmctldParameters": "(null)"}, False),
+        ({}, False),
+    ],
+)
+def test_where_a_site_says_that_preempted_jobs_get_their_signal(settings: dict[str, str], sent: bool) -> None:
+    assert versions.preempt_sends_signal(settings) is sent
+
+
+@pytest.mark.parametrize("text", ["22.05.8", "slurm 22.05.8", "22.05.0-0rc1"])
+def test_releases(text: str) -> None:
+    assert versions.release(text) == (22, 5)
+
+
+def test_users_of_a_qos_come_as_uids_or_with_them() -> None:
+    users = "UserName=ada(1000) DefAccount=x DefWckey= AdminLevel=Operator\nUserName=bob(1001) AdminLevel=None\n"
+    for who in ("1000", "ada(1000)"):
+        text = f"{users}QOS=high(3) GrpJobs=5(2) Account Limits=No Accounts User Limits= {who}={{MaxJobsPU=3(1)}}\n"
+        assert assoc_mgr.qos_limits(text) == {
+            "high": (Limit("GrpJobs", None, 5, 2), Limit("MaxJobsPU", None, 3, 1, holder="ada"))
+        }
+    assert assoc_mgr.admin_levels(users) == {"ada": "Operator", "bob": "None"}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +149,9 @@ def test_memory_comes_in_units(text: str, mb: int) -> None:
         ("1:00:00", 3600),
         ("10:00", 600),
         ("0:07", 7),
+        ("30 sec", 30),
+        ("3 min", 180),
+        ("-1:30", 0),  # beyond its limit, where OverTimeLimit lets it
         ("UNLIMITED", None),
         ("NOT_SET", None),
         ("Partition_Limit", None),
@@ -128,6 +172,7 @@ def test_what_is_no_duration_is_refused() -> None:
         ("g1", ("g1",)),
         ("g[1-3,7]", ("g1", "g2", "g3", "g7")),
         ("g[08-11]", ("g08", "g09", "g10", "g11")),
+        ("gpu[001-004,7]", ("gpu001", "gpu002", "gpu003", "gpu004", "gpu7")),
         ("g[1-2],c1,d[5,7]", ("g1", "g2", "c1", "d5", "d7")),
         ("rack[1-2]n[1-2]-ib", ("rack1n1-ib", "rack1n2-ib", "rack2n1-ib", "rack2n2-ib")),
         ("None assigned", ()),

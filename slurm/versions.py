@@ -1,0 +1,33 @@
+"""What differs between Slurm's releases, 22.05 to 26.05, as far as it concerns us. Everything else is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+OLDEST, NEWEST = (22, 5), (26, 5)  # what the tests have met; others may work
+
+# sinfo's StateComplete: some words are not those of slurm.h, and some changed their names.
+NODE_STATES = {"ALLOC": "ALLOCATED", "MIX": "MIXED", "UNK": "UNKNOWN"}
+NODE_FLAGS = {
+    "MAINT": "MAINTENANCE",
+    "NO_RESPOND": "NOT_RESPONDING",
+    "POWERING_DOWN": "POWERING_DOWN",
+    "REBOOT": "REBOOT_REQUESTED",
+    "RES": "RESERVED",
+}
+
+
+def release(text: str) -> tuple[int, int]:
+    """ "22.05.8" (or "slurm 22.05.8", "26.05.0-0rc1") as (22, 5). Raises ValueError."""
+    major, minor, *_ = text.rpartition(" ")[2].split(".")
+    return int(major), int(minor)
+
+
+def preempt_sends_signal(settings: Mapping[str, str]) -> bool:
+    """Whether a preempted job gets the signal that it asked for with `sbatch --signal`.
+
+    Until 22.05 SlurmctldParameters=preempt_send_user_signal; since 23.02 PreemptParameters=send_user_signal.
+    """
+    old = settings.get("SlurmctldParameters", "").split(",")
+    new = settings.get("PreemptParameters", "").split(",")
+    return "preempt_send_user_signal" in old or "send_user_signal" in new
