@@ -35,11 +35,11 @@ control training engine dev: %:
 
 test: dev training engine
 	@tests/cluster/install || test $$? -eq 3
-	@$(if $(ARGS),true,tests/pyslurm/run)
+	@$(if $(ARGS),true,tests/chroot/run)
 	@$(PYTHON_CONTROL) -m pytest $(ARGS)
 
 test-pyslurm:
-	@tests/pyslurm/run $(ARGS)
+	@tests/chroot/run $(ARGS)
 
 lint: dev
 	@$(PYTHON_CONTROL) -m ruff check .
