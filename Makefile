@@ -9,12 +9,13 @@ CLUSTER = tests/cluster/cluster
 export PYTHONDONTWRITEBYTECODE =
 export VENVS
 
-.PHONY: demo demo-slurm test lint environments control dev warm clean help
+.PHONY: demo demo-slurm test test-pyslurm lint environments control dev warm clean help
 
 help:
 	@echo "make demo         from raw text to a metered answer on this machine (ARGS=--once stops everything at the end)"
 	@echo "make demo-slurm   the same on a real, private Slurm cluster that is started for it (Debian, root to install it)"
 	@echo "make test         everything, on real parts"
+	@echo "make test-pyslurm slurm/ on Slurm 26.05, with pyslurm, in a chroot made for it (root)"
 	@echo "make lint         ruff and mypy"
 	@echo "make environments the three Python environments: control plane, training, engine"
 
@@ -34,7 +35,11 @@ control training engine dev: %:
 
 test: dev training engine
 	@tests/cluster/install || test $$? -eq 3
+	@$(if $(ARGS),true,tests/pyslurm/run)
 	@$(PYTHON_CONTROL) -m pytest $(ARGS)
+
+test-pyslurm:
+	@tests/pyslurm/run $(ARGS)
 
 lint: dev
 	@$(PYTHON_CONTROL) -m ruff check .
