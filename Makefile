@@ -16,6 +16,7 @@ help:
 	@echo "make demo-slurm   the same on a real, private Slurm cluster that is started for it (Debian, root to install it)"
 	@echo "make test         everything, on real parts"
 	@echo "make lint         ruff and mypy"
+	@echo "make bench-NAME   what benchmarks/NAME.py measures, one JSON object per figure: slurm"
 	@echo "make environments the three Python environments: control plane, training, engine"
 
 demo: environments
@@ -40,6 +41,9 @@ lint: dev
 	@$(PYTHON_CONTROL) -m ruff check .
 	@$(PYTHON_CONTROL) -m ruff format --check .
 	@$(PYTHON_CONTROL) -m mypy
+
+bench-%: dev
+	@$(PYTHON_CONTROL) -m benchmarks.$* $(ARGS)
 
 clean:
 	rm -rf .venvs .headgate build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
