@@ -168,7 +168,7 @@ class CommandClient:
 
     def _sacct_words(self, columns: tables.Columns) -> list[str]:
         form = ",".join(column for _, column, _ in columns)
-        return ["sacct", "-n", "-P", "-D", f"--delimiter={self._separator}", "-o", form]
+        return ["sacct", "-n", "-P", "-D", "--noconvert", f"--delimiter={self._separator}", "-o", form]
 
     # What changes something.
 
