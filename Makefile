@@ -17,6 +17,7 @@ help:
 	@echo "make test         everything, on real parts"
 	@echo "make test-pyslurm slurm/ on Slurm 26.05, with pyslurm, in a chroot made for it (root)"
 	@echo "make lint         ruff and mypy"
+	@echo "make bench-NAME   what benchmarks/NAME.py measures, one JSON object per figure: slurm"
 	@echo "make environments the three Python environments: control plane, training, engine"
 
 demo: environments
@@ -45,6 +46,9 @@ lint: dev
 	@$(PYTHON_CONTROL) -m ruff check .
 	@$(PYTHON_CONTROL) -m ruff format --check .
 	@$(PYTHON_CONTROL) -m mypy
+
+bench-%: dev
+	@$(PYTHON_CONTROL) -m benchmarks.$* $(ARGS)
 
 clean:
 	rm -rf .venvs .headgate build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
