@@ -9,13 +9,15 @@ CLUSTER = tests/cluster/cluster
 export PYTHONDONTWRITEBYTECODE =
 export VENVS
 
-.PHONY: demo demo-slurm test lint environments control dev warm clean help
+.PHONY: demo demo-slurm test test-pyslurm lint environments control dev warm clean help
 
 help:
 	@echo "make demo         from raw text to a metered answer on this machine (ARGS=--once stops everything at the end)"
 	@echo "make demo-slurm   the same on a real, private Slurm cluster that is started for it (Debian, root to install it)"
 	@echo "make test         everything, on real parts"
+	@echo "make test-pyslurm slurm/ on Slurm 26.05, with pyslurm, in a chroot made for it (root)"
 	@echo "make lint         ruff and mypy"
+	@echo "make bench-NAME   what benchmarks/NAME.py measures, one JSON object per figure: slurm"
 	@echo "make environments the three Python environments: control plane, training, engine"
 
 demo: environments
@@ -34,12 +36,19 @@ control training engine dev: %:
 
 test: dev training engine
 	@tests/cluster/install || test $$? -eq 3
+	@$(if $(ARGS),true,tests/pyslurm/run)
 	@$(PYTHON_CONTROL) -m pytest $(ARGS)
+
+test-pyslurm:
+	@tests/pyslurm/run $(ARGS)
 
 lint: dev
 	@$(PYTHON_CONTROL) -m ruff check .
 	@$(PYTHON_CONTROL) -m ruff format --check .
 	@$(PYTHON_CONTROL) -m mypy
+
+bench-%: dev
+	@$(PYTHON_CONTROL) -m benchmarks.$* $(ARGS)
 
 clean:
 	rm -rf .venvs .headgate build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

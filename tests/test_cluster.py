@@ -53,6 +53,17 @@ def test_starting_a_running_cluster_changes_nothing(slurm_cluster: PrivateCluste
 
 
 @pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("words", "said"), [(("start", "--paper-nodes", "5"), "0 paper nodes; stop it"), (("fill", "1"), "no paper nodes")]
+)
+def test_a_cluster_that_runs_without_paper_nodes_gets_none_and_no_jobs_for_them(
+    slurm_cluster: PrivateCluster, words: tuple[str, ...], said: str
+) -> None:
+    done = cluster(*words, "--dir", str(slurm_cluster.root))
+    assert (done.returncode, said in done.stderr) == (1, True)
+
+
+@pytest.mark.slurm
 def test_env_is_for_a_shells_eval_and_status_says_what_runs(slurm_cluster: PrivateCluster) -> None:
     printed = cluster("env", "--dir", str(slurm_cluster.root)).stdout
     done = subprocess.run(
