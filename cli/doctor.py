@@ -60,12 +60,10 @@ def services(site: Site) -> Iterator[Finding]:
     except Refused as e:
         yield warning("controller", f"{path}: answers, and refuses this account: {e.message}", "ask its administrator")
     except Unreachable as e:
-        if path.exists() and not os.access(path, os.W_OK):
-            yield problem("controller", f"{path}: this account may not connect", "mode 0755 for state_dir")
-        elif path.exists() and "no controller" not in e.message:
-            yield problem("controller", e.message, "its log: `headgate logs controller`")
-        else:
+        if isinstance(e.__cause__, FileNotFoundError | ConnectionRefusedError):
             yield ok("controller", f"none runs; it would listen on {path}")
+        else:
+            yield problem("controller", e.message, "`headgate logs controller`; may this account write to the socket?")
     else:
         yield ok("controller", f"answers on {path}")
 

@@ -108,7 +108,7 @@ def slurm_findings(cluster: Cluster, site: Site) -> list[Finding]:
 def accounting_findings(cluster: Cluster) -> list[Finding]:
     config = cluster.config
     if config is None:
-        return [problem("accounting", "not asked for: slurmctld did not answer", "the one above, first")]
+        return [problem("accounting", "not asked for: slurmctld did not answer", "mend that first")]
     if not config.accounting:
         says = "none: what a job used is forgotten with the job, so that reports and quotas miss it"
         return [problem("accounting", says, "AccountingStorageType=accounting_storage/slurmdbd, with a slurmdbd")]
