@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -47,7 +46,6 @@ def doctor(context: Context, /, as_json: bool) -> None:
         name, sections = site.name, examine(site, os.environ, lambda: services(site))
     findings = [f for section in sections for f in section.findings]
     click.echo(as_document(name, sections) if as_json else page(name, sections, _width()))
-    sys.stdout.flush()
     raise SystemExit(int(worst(findings)))
 
 
