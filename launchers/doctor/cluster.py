@@ -82,7 +82,7 @@ def ask(client: SlurmClient, ahead_s: Callable[[], float]) -> Cluster:
 def ask_site(site: Site, environment: Mapping[str, str]) -> Cluster:
     """The site's Slurm, in an environment that points at it (`launchers.schedulers.slurm_environment`)."""
     timeout_s = min(site.scheduler.command_timeout_s, LONGEST_TIMEOUT_S)
-    client = connect(environment, timeout_s=timeout_s)
+    client = connect(environment, timeout_s=timeout_s, backend="commands")  # each question once: no worker for that
     return ask(client, lambda: clock.ahead_s(environment, timeout_s))
 
 
