@@ -184,7 +184,7 @@ def test_a_silent_slurmctld_is_asked_once_and_is_a_problem() -> None:
 
 # -- directories ----------------------------------------------------------------------------------------------------
 
-LOCAL = Directory(Path("/state"), True, "ext4", "/", 100 * GIB, None, 0.0)
+LOCAL = Directory(Path("/state"), True, "ext4", "/", 100 * GIB, None, None, 0.0)
 
 
 def looks(**changes: Any) -> Directory:
@@ -247,6 +247,14 @@ def test_a_directory_that_may_not_be_written_is_a_problem(tmp_path: Path) -> Non
 def test_a_directory_that_cannot_be_written_says_why() -> None:
     (finding,) = storage.judge_shared(storage.look(Path("/proc"), storage.mounts()), spread=False)
     assert finding.level is Level.PROBLEM and "cannot be written" in finding.says
+
+
+def test_a_state_dir_of_the_services_account_is_well_for_everybody_else() -> None:
+    theirs = looks(refusal="cannot be written: Permission denied", owner="headgate")
+    (finding,) = storage.judge_state(theirs)
+    assert (finding.level, "belongs to headgate" in finding.says) == (Level.OK, True)
+    (finding,) = storage.judge_state(dataclasses.replace(theirs, owner=None))
+    assert finding.level is Level.PROBLEM
 
 
 # -- environments ---------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def examine(site: Site, environ: Mapping[str, str], services: Callable[[], Itera
     """`services` looks at the gateway's port and the control socket. Writes nothing but a probe file, gone at once."""
     environment = slurm_environment(site, environ)
     mounted = storage.mounts()
-    state, shared = (begin(storage.look, path, mounted) for path in (site.state_dir, site.shared_dir))
+    state, shared = (begin(storage.look, path, mounted) for path in (site.state_dir, site.runs_dir))
     serving = begin(lambda: list(services()))
     running = begin(_environments, site, environment)
 
