@@ -90,7 +90,7 @@ def judge_state(seen: Directory) -> Iterator[Finding]:
 
 
 def judge_shared(seen: Directory, spread: bool) -> Iterator[Finding]:
-    """`runs/` in `shared_dir`, which whoever submits must be able to write; `spread`: jobs run on other hosts than this one."""
+    """`runs/` in `shared_dir`, where whoever submits must be able to write; `spread`: jobs run on other hosts."""
     if seen.refusal:
         yield problem("shared_dir", f"{seen.path}: {seen.refusal}", "give this account the right, or set shared_dir")
         return
