@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from launchers.scheduler import Scheduler
@@ -18,12 +19,18 @@ def scheduler_for(site: Site) -> Scheduler:
     from launchers.slurm_scheduler import SlurmScheduler
     from slurm.backend import connect
 
+    environment = slurm_environment(site, os.environ)
+    return SlurmScheduler(connect(environment, timeout_s=site.scheduler.command_timeout_s))
+
+
+def slurm_environment(site: Site, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which Slurm's commands speak to this site's cluster."""
     # sbatch exports its environment into the job, where the keys of other providers have no business.
     secret = {external.api_key_env for external in site.external.values()}
-    environment = {name: value for name, value in os.environ.items() if name not in secret}
+    environment = {name: value for name, value in environ.items() if name not in secret}
     if site.scheduler.slurm_conf is not None:
         environment["SLURM_CONF"] = str(site.scheduler.slurm_conf)
-    return SlurmScheduler(connect(environment, timeout_s=site.scheduler.command_timeout_s))
+    return environment
 
 
 def local_spool(site: Site) -> Path:
