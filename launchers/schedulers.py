@@ -7,6 +7,7 @@ from pathlib import Path
 
 from launchers.scheduler import Scheduler
 from registry.site import Site
+from slurm.client import SlurmClient
 
 
 def scheduler_for(site: Site) -> Scheduler:
@@ -16,6 +17,12 @@ def scheduler_for(site: Site) -> Scheduler:
 
         return LocalScheduler(local_spool(site))
     from launchers.slurm_scheduler import SlurmScheduler
+
+    return SlurmScheduler(slurm_client(site))
+
+
+def slurm_client(site: Site) -> SlurmClient:
+    """The site's Slurm."""
     from slurm.backend import connect
 
     # sbatch exports its environment into the job, where the keys of other providers have no business.
@@ -23,7 +30,7 @@ def scheduler_for(site: Site) -> Scheduler:
     environment = {name: value for name, value in os.environ.items() if name not in secret}
     if site.scheduler.slurm_conf is not None:
         environment["SLURM_CONF"] = str(site.scheduler.slurm_conf)
-    return SlurmScheduler(connect(environment, timeout_s=site.scheduler.command_timeout_s))
+    return connect(environment, timeout_s=site.scheduler.command_timeout_s)
 
 
 def local_spool(site: Site) -> Path:

@@ -67,6 +67,10 @@ class SlurmScheduler:
     def __init__(self, client: SlurmClient | None = None) -> None:
         self._client = connect() if client is None else client
 
+    @property
+    def client(self) -> SlurmClient:
+        return self._client
+
     @cached_property
     def cluster(self) -> str:
         with _in_protocol_words():
