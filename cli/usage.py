@@ -12,7 +12,7 @@ from cli.sight import footing, hidden, look
 from cli.table import json_option, table
 from launchers import direct
 
-LIMITS = ("of", "what", "limit", "used", "left", "slurm's word")
+LIMITS = ("of", "what", "limit", "used", "left", "in Slurm's words")
 FAIR_SHARE = ("of", "shares", "recent billing-hours", "fair-share")
 
 
@@ -30,7 +30,7 @@ def render(said: dict[str, Any]) -> str:
     lines = []
     if said["limits"]:
         rows = [
-            {**row, "limit": "none" if row["allowed"] is None else row["allowed"], "slurm's word": row["kind"]}
+            {**row, "limit": "none" if row["allowed"] is None else row["allowed"], "in Slurm's words": row["kind"]}
             for row in said["limits"]
         ]
         lines.append(table(rows, LIMITS))

@@ -9,12 +9,14 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from launchers import subjects, views
 from slurm import limits
 from slurm.client import SlurmClient
+from slurm.errors import SlurmUnavailable
 from slurm.model import JobState
 from slurm.picture import Picture
 from slurm.sight import HIDES, USE, Limits, Sight
@@ -47,7 +49,8 @@ class DirectSlurm:
         jobs = self._client.jobs(user=user)
         waiting = [j for j in jobs if j.state is JobState.PENDING]
         if not waiting:
-            return Sight(Picture(at, tuple(jobs), at, (), (), ()))
+            hidden = frozenset[str]() if user == subjects.user_name(os.getuid()) else self._hidden
+            return Sight(Picture(at, tuple(jobs), at, (), (), ()), None, hidden)
         if user is not None and any(j.reason == "Priority" for j in waiting):
             jobs = self._client.jobs()
         seen = replace(self.cluster(), limits=self._limits() if any(map(limits.meets_one, waiting)) else None)
@@ -55,21 +58,34 @@ class DirectSlurm:
 
     def cluster(self) -> Sight:
         at = self._now()
-        nodes, partitions = tuple(self._client.nodes()), tuple(self._client.partitions())
-        return Sight(Picture(at, (), at, nodes, partitions, tuple(self._client.reservations())), None, self._hidden())
+        nodes = () if "nodes" in self._hidden else tuple(self._client.nodes())  # not an empty answer, but a refusal
+        partitions = () if "partitions" in self._hidden else tuple(self._client.partitions())
+        return Sight(Picture(at, (), at, nodes, partitions, tuple(self._client.reservations())), None, self._hidden)
 
     def limits(self) -> Sight:
         at = self._now()
-        return Sight(Picture(at, (), at, (), (), ()), self._limits(), self._hidden())
+        return Sight(Picture(at, (), at, (), (), ()), self._limits(), self._hidden)
 
     def _limits(self) -> Limits:
-        return Limits(self._now(), tuple(self._client.associations()), tuple(self._client.qos()))
+        try:
+            return Limits(self._now(), tuple(self._client.associations()), tuple(self._client.qos()))
+        except SlurmUnavailable:
+            if "usage" not in self._hidden:
+                raise
+            return Limits(self._now(), (), ())  # 22.05 breaks its answer off for users without an association
 
+    @cached_property
     def _hidden(self) -> frozenset[str]:
         private = self._client.config().private_data
-        if not private or self._client.privileged():
+        if not private or self._privileged():
             return frozenset()
         return private & HIDES | ({"usage"} if private & USE else set())
+
+    def _privileged(self) -> bool:
+        try:
+            return self._client.privileged()
+        except SlurmUnavailable:
+            return False  # the same broken answer: no administrator gets it
 
 
 def queue(source: Source, runs_dir: Path, user: str | None) -> dict[str, Any]:

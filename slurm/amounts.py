@@ -32,12 +32,16 @@ def counted(count: int, noun: str) -> str:
 def tres(name: str, count: int) -> str:
     """An amount of a TRES of Slurm's, memory in bytes: "4 H100", "16 CPUs", "64 GiB of memory"."""
     if name == "mem":
-        return f"{_number(count / _GIB)} GiB of memory"
+        return f"{gib(count)} GiB of memory"
     if name.startswith("gres/gpu:"):
         return gpus(count, name.removeprefix("gres/gpu:"))
     if name.startswith("license/"):
         return f"{counted(count, 'license')} of {name.removeprefix('license/')}"
     return counted(count, _ONE[name]) if name in _ONE else f"{count:,} {name.removeprefix('gres/')}"
+
+
+def gib(count: int) -> str:
+    return _number(count / _GIB)
 
 
 def tres_hours(name: str, seconds: int) -> str:

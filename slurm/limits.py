@@ -62,13 +62,14 @@ def chain(limits: Limits, user: str, account: str, partition: str | None) -> lis
 
 
 def subject_to(job: Job, limits: Limits, partition_qos: str | None) -> Iterator[tuple[str, Limit]]:
-    """Every limit that counts for a job, with whose it is in plain words. Slurm asks a partition's QOS first."""
+    """Every limit that counts for a job, with who allows it to whom. Slurm asks a partition's QOS first."""
     for name in dict.fromkeys(filter(None, (partition_qos, job.qos))):
         for qos in limits.qos:
             if qos.name == name:
-                yield from ((f"QOS {name}", limit) for limit in qos.limits if _counts_for(job, limit))
+                yield from ((f"QOS {name} allows", limit) for limit in qos.limits if _counts_for(job, limit))
     for association in chain(limits, job.user, job.account, job.partitions[0]):
-        yield from ((whose(association), limit) for limit in association.limits)
+        to = f" {association.user}" if association.user else ""
+        yield from ((f"account {association.account} allows{to}", limit) for limit in association.limits)
 
 
 def _counts_for(job: Job, limit: Limit) -> bool:
@@ -93,13 +94,13 @@ def reached(job: Job, reason: str, limits: Limits | None, partition_qos: str | N
     if asked is None:
         return f"a limit of its account or its QOS is reached ({reason})" if re.match("QOS|Assoc", reason) else None
     candidates = [
-        (owner, limit)
-        for owner, limit in (subject_to(job, limits, partition_qos) if limits else ())
-        if owner.startswith("QOS ") == (asked.owner == "QOS") and _fits(asked, limit)
+        (allows, limit)
+        for allows, limit in (subject_to(job, limits, partition_qos) if limits else ())
+        if allows.startswith("QOS ") == (asked.owner == "QOS") and _fits(asked, limit)
     ]
     # Slurm names the kind alone. Where several are set, it is the one that this job would pass.
-    for owner, limit in candidates if len(candidates) == 1 else [c for c in candidates if _would_pass(c[1], job)]:
-        return sentence(owner, limit, job)
+    for allows, limit in candidates if len(candidates) == 1 else [c for c in candidates if _would_pass(c[1], job)]:
+        return sentence(allows, limit, job)
     owner = f"QOS {job.qos}" if asked.owner == "QOS" else f"account {job.account} or of one above it"
     return f"a limit of {owner} is reached ({reason})"
 
@@ -141,26 +142,25 @@ def amount_of(job: Job, tres: str) -> int:
     return known.get(tres, 0)
 
 
-def sentence(owner: str, limit: Limit, job: Job) -> str:
-    """One limit that a job has met: who may have how much, how much is used, what the job asks for."""
+def sentence(allows: str, limit: Limit, job: Job) -> str:
+    """One limit that a job has met: who allows how much, how much is used, what the job asks for."""
     assert limit.allowed is not None
     kind, used = limit.kind, limit.used
-    each = {"PU": " for each user", "PA": " for each account"}.get(kind[-2:], "")
-    allows, more = f"{owner} allows", spell(limit, asks(job, limit))
+    allowed, more = spell(limit, limit.allowed), spell(limit, asks(job, limit))
+    allows += {"PU": " each user", "PA": " each account"}.get(kind[-2:], "")
+    by = f" by {limit.holder}" if limit.holder else ""
     if "Jobs" in kind:
-        so_far = "" if used is None else f"; {limit.holder} has {used}" if limit.holder else f"; there are {used}"
         what = "in the queue" if "Submit" in kind else "gaining age" if "Accrue" in kind else "at once"
-        return f"{allows} {spell(limit, limit.allowed)} {what}{each}{so_far}"
+        return f"{allows} {allowed} {what}" + ("" if used is None else f"; {spell(limit, used)}{by} now")
     if kind.endswith(("PJ", "PN")):
         bound = "at least" if kind.startswith("Min") else "at most"
         where = "on each node" if kind.endswith("PN") else "for one job"
-        return f"{allows} {bound} {spell(limit, limit.allowed)} {where}; this one asks for {more}"
+        return f"{allows} {bound} {allowed} {where}; this one asks for {more}"
     how = " still to run" if "RunMins" in kind else " in all" if _is_time(kind) else " at once"
-    by = f" by {limit.holder}" if limit.holder else ""
     state = ("taken" if "Run" in kind else "used") if _is_time(kind) else "in use"
+    could = "could use" if _is_time(kind) else "asks for"
     so_far = "" if used is None else f"; {spell(limit, used)} {state}{by}"
-    could = "this job could use" if _is_time(kind) else "this job asks for"
-    return f"{allows} {spell(limit, limit.allowed)}{how}{each}{so_far}; {could} {more}"
+    return f"{allows} {allowed}{how}{so_far}; this job {could} {more}"
 
 
 def _is_time(kind: str) -> bool:

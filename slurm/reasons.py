@@ -113,7 +113,7 @@ class Reasons:
                 return f"partition {job.partition} is {state}"
             case "JobArrayTaskLimit":
                 most = (job.array_task or "").partition("%")[2]
-                return f"its array runs at most {most or 'so many'} tasks at once"
+                return f"its array runs {amounts.counted(int(most), 'task') if most else 'no more tasks'} at once"
             case "Licenses":
                 asked = [amounts.tres(k, n) for k, n in job.tres.others if k.startswith("license/")]
                 return f"waiting for {amounts.several(asked)}" if asked else "waiting for licenses"
@@ -160,7 +160,7 @@ class Reasons:
         if not asked and (more := cpus - sum(map(room.free_cpus, nodes))) > 0:
             return more, f"waiting for {more:,} more {'CPU' if more == 1 else 'CPUs'} in {where}"
         if not asked and (more_bytes := memory - sum(map(room.free_memory_bytes, nodes))) > 0:
-            return 0, f"waiting for {amounts.tres('mem', more_bytes).replace(' GiB', ' GiB more', 1)} in {where}"
+            return 0, f"waiting for {amounts.gib(more_bytes)} GiB more memory in {where}"
         count = job.node_count
         fits = [
             n for n in nodes

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from slurm.model import QOS, Association, Job
+from slurm.model import QOS, Association, Job, Limit
 from slurm.picture import Picture
 
 HIDES = frozenset({"jobs", "nodes", "partitions", "reservations"})
@@ -62,19 +62,13 @@ def _jobs(jobs: Iterable[Job], viewer: Viewer, own: Collection[str]) -> Iterable
 
 
 def _own_limits(limits: Limits, viewer: Viewer) -> Limits:
-    """Their own associations; of a QOS what is allowed, and of what is used only their own part."""
+    """Their own associations; of each QOS what is used in all, which Slurm shows anybody, and their own part of it."""
     return Limits(
         limits.at,
         tuple(a for a in limits.associations if a.user == viewer.user),
-        tuple(
-            dataclasses.replace(
-                qos,
-                limits=tuple(
-                    limit if limit.holder else dataclasses.replace(limit, used=None)
-                    for limit in qos.limits
-                    if limit.holder is None or (limit.holder == viewer.user and limit.kind.endswith("PU"))
-                ),
-            )
-            for qos in limits.qos
-        ),
+        tuple(dataclasses.replace(q, limits=tuple(x for x in q.limits if _shown(x, viewer))) for q in limits.qos),
     )
+
+
+def _shown(limit: Limit, viewer: Viewer) -> bool:
+    return limit.holder is None or (limit.holder == viewer.user and limit.kind.endswith("PU"))
