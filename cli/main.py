@@ -13,6 +13,7 @@ from cli.context import Context
 COMMANDS = {
     "up": ("cli.services", "up", "Start the gateway and the controller on this machine."),
     "down": ("cli.services", "down", "Stop them; what runs as local processes stops too."),
+    "doctor": ("cli.doctor", "doctor", "Whether this site can train, serve and count, and what to mend."),
     "status": ("cli.listing", "status", "Services, runs and deployments at a glance."),
     "train": ("cli.train", "train", "Submit a training run: RECIPE.toml becomes a job."),
     "publish": ("cli.train", "publish", "Convert a checkpoint and register it as a model."),

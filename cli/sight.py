@@ -44,7 +44,7 @@ def _source(site: Site) -> Source:
         return ThisMachine(local_spool(site))
     from launchers.schedulers import slurm_client
 
-    return DirectSlurm(slurm_client(site))
+    return DirectSlurm(slurm_client(site, backend="commands"))  # another takes longer to load than all of this
 
 
 def footing(said: dict[str, Any]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from launchers.scheduler import Scheduler
 from registry.site import Site
+from slurm.backend import Backend, connect
 from slurm.client import SlurmClient
 
 
@@ -21,16 +23,20 @@ def scheduler_for(site: Site) -> Scheduler:
     return SlurmScheduler(slurm_client(site))
 
 
-def slurm_client(site: Site) -> SlurmClient:
+def slurm_client(site: Site, backend: Backend = "auto") -> SlurmClient:
     """The site's Slurm."""
-    from slurm.backend import connect
+    environment = slurm_environment(site, os.environ)
+    return connect(environment, timeout_s=site.scheduler.command_timeout_s, backend=backend)
 
+
+def slurm_environment(site: Site, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which Slurm's commands speak to this site's cluster."""
     # sbatch exports its environment into the job, where the keys of other providers have no business.
     secret = {external.api_key_env for external in site.external.values()}
-    environment = {name: value for name, value in os.environ.items() if name not in secret}
+    environment = {name: value for name, value in environ.items() if name not in secret}
     if site.scheduler.slurm_conf is not None:
         environment["SLURM_CONF"] = str(site.scheduler.slurm_conf)
-    return connect(environment, timeout_s=site.scheduler.command_timeout_s)
+    return environment
 
 
 def local_spool(site: Site) -> Path:

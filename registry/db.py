@@ -201,11 +201,16 @@ def refuse_remote(path: Path, mounts: str | None = None) -> None:
         except OSError:
             return  # not Linux: nothing to judge by
     kind, point = file_system(path, mounts)
-    if kind in REMOTE_FILE_SYSTEMS or (kind.startswith("fuse.") and kind[5:] in REMOTE_FILE_SYSTEMS):
+    if remote(kind):
         raise StorageError(
             f"{path}: stands on {kind} (mounted at {point}), where SQLite's WAL mode is not safe; "
             "set state_dir to a directory on this host's own disk"
         )
+
+
+def remote(kind: str) -> bool:
+    """Whether a type of file system (as /proc/self/mounts spells it) is a network or parallel one."""
+    return kind.removeprefix("fuse.") in REMOTE_FILE_SYSTEMS
 
 
 def file_system(path: Path, mounts: str) -> tuple[str, str]:

@@ -37,6 +37,9 @@ class SlurmClient(Protocol):
     def privileged(self) -> bool:
         """Whether PrivateData hides nothing from us: root, SlurmUser, or an operator or administrator of Slurm's."""
 
+    def coordinated(self) -> frozenset[str]:
+        """The accounts whose jobs we see in the books in spite of PrivateData: we coordinate them, or one above."""
+
     def nodes(self) -> list[Node]: ...
 
     def partitions(self) -> list[Partition]: ...

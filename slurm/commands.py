@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from slurm import assoc_mgr, scontrol, tables
+from slurm import assoc_mgr, parse, scontrol, tables
 from slurm.errors import SlurmError, SlurmUnavailable
 from slurm.model import (
     QOS,
@@ -72,16 +72,20 @@ class CommandClient:
         return _understood("sacctmgr", scontrol.accounting_config, self._ask("sacctmgr", "show", "config"))
 
     def privileged(self) -> bool:
-        uid = os.getuid()
+        uid, user = os.getuid(), _our_name()
         if uid == 0:
             return True
-        try:
-            user = pwd.getpwuid(uid).pw_name
-        except KeyError:
+        if user is None:
             return False  # Slurm knows its administrators by name
         text = self._ask("scontrol", "-o", "show", "assoc_mgr", f"users={user}", "flags=users")
         level = assoc_mgr.admin_levels(text).get(user, "None")
         return level in ("Operator", "Administrator") or self.config().settings["SlurmUser"] == f"{user}({uid})"
+
+    def coordinated(self) -> frozenset[str]:
+        if (user := _our_name()) is None:
+            return frozenset()
+        argv = ["sacctmgr", "-n", "-P", "show", "user", user, "withcoord", "format=coordinators"]
+        return parse.flags(self._ask(*argv, nothing=_NO_ACCOUNTING).strip())
 
     def nodes(self) -> list[Node]:
         text = self._ask("sinfo", "-h", "-a", "-N", "-O", self._format(tables.SINFO))
@@ -225,6 +229,13 @@ class CommandClient:
             raise SlurmUnavailable(f"{shlex.join(argv[:1])} did not answer within {self._timeout_s:g} s") from e
         except OSError as e:
             raise SlurmUnavailable(f"{argv[0]} cannot be run: {e.strerror}") from e
+
+
+def _our_name() -> str | None:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return None
 
 
 def _words(program: str, done: Completed) -> str:

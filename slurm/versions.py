@@ -31,3 +31,10 @@ def preempt_sends_signal(settings: Mapping[str, str]) -> bool:
     old = settings.get("SlurmctldParameters", "").split(",")
     new = settings.get("PreemptParameters", "").split(",")
     return "preempt_send_user_signal" in old or "send_user_signal" in new
+
+
+def preempt_signal_setting(version: tuple[int, int]) -> str:
+    """The line of slurm.conf that lets preempted jobs have their signal."""
+    if version < (23, 2):
+        return "SlurmctldParameters=preempt_send_user_signal"
+    return "PreemptParameters=send_user_signal"

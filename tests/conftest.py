@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slurm")
 
 
-@pytest.fixture(scope="session")
-def slurm_cluster() -> Iterator[PrivateCluster]:
-    """Started once per session, stopped at its end. Skips where the packages are missing and may not be installed."""
+@contextmanager
+def private_cluster(*options: str) -> Iterator[PrivateCluster]:
+    """`cluster start` with these options; stopped at the end. Skips where Slurm is missing and may not be installed."""
     installed = subprocess.run([CLUSTER / "install"], text=True, check=False, capture_output=True)
     if installed.returncode == 3:
         pytest.skip(f"no private Slurm: {installed.stderr.strip()}")
@@ -50,7 +51,7 @@ def slurm_cluster() -> Iterator[PrivateCluster]:
     root = Path(tempfile.mkdtemp(prefix="headgate-slurm-"))
     command = [str(CLUSTER / "cluster"), "--dir", str(root)]
     try:
-        started = subprocess.run([*command, "start"], text=True, check=False, capture_output=True)
+        started = subprocess.run([*command, "start", *options], text=True, check=False, capture_output=True)
         assert started.returncode == 0, started.stderr
         outside = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
         yield PrivateCluster(root, {**outside, "SLURM_CONF": str(root / "etc" / "slurm.conf")})
@@ -58,6 +59,13 @@ def slurm_cluster() -> Iterator[PrivateCluster]:
         stopped = subprocess.run([*command, "stop"], text=True, check=False, capture_output=True)
         shutil.rmtree(root, ignore_errors=True)
         assert stopped.returncode == 0, stopped.stderr
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[PrivateCluster]:
+    """Started once per session, stopped at its end."""
+    with private_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
