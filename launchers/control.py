@@ -20,6 +20,7 @@ from launchers.control_cluster import CLUSTER, Cluster, Misdirected
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
 from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
+from launchers.schedulers import watch_for
 from registry import accounting, checkpoints, models, reports, runs, tenants
 from registry.access import Forbidden, Principal
 from registry.db import Conflict, NotFound, RegistryError, StorageError, open_reader, open_writer
@@ -34,7 +35,7 @@ STATUS = {Forbidden: 403, NotFound: 404, Conflict: 409, Misdirected: 421, Storag
 
 def make_app(site: Site, scheduler: Scheduler) -> web.Application:
     """All wiring on one screen. Raises StorageError when the registry cannot be opened as its writer."""
-    controller = Controller(site, open_writer(site.registry_db, MIGRATIONS), scheduler)
+    controller = Controller(site, open_writer(site.registry_db, MIGRATIONS), scheduler, watch_for(site, scheduler))
     app = web.Application(middlewares=[identify, explain], client_max_size=1 << 20)
     app[CONTROLLER] = controller
     app[CLUSTER] = Cluster(controller)
@@ -68,20 +69,25 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
 
 
 async def turning(app: web.Application) -> Any:
-    """The controller's loop, for as long as the API is served."""
+    """The controller's loop, and the watch that it follows, for as long as the API is served."""
     controller = app[CONTROLLER]
-    loop = asyncio.create_task(controller.run())
-    loop.add_done_callback(_loop_ended)
+    loops = [asyncio.create_task(controller.run())]
+    if controller.watch is not None:
+        loops.append(asyncio.create_task(controller.watch.run()))
+        loops.append(asyncio.create_task(controller.follow(controller.watch)))
+    for loop in loops:
+        loop.add_done_callback(_loop_ended)
     yield
-    loop.cancel()
-    await asyncio.gather(loop, return_exceptions=True)
+    for loop in loops:
+        loop.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
     controller.close()
 
 
 def _loop_ended(loop: asyncio.Task[None]) -> None:
-    """A controller that stopped turning must not go on answering as if it did."""
+    """A controller that stopped turning, or watching, must not go on answering as if it did."""
     if not loop.cancelled() and loop.exception() is not None:
-        log.critical("the controller's loop failed", exc_info=loop.exception())
+        log.critical("one of the controller's loops failed", exc_info=loop.exception())
         os.kill(os.getpid(), signal.SIGTERM)
 
 
