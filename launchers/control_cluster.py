@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from registry import accounting, deployments, runs
 from registry.access import Principal
 from registry.db import Database
 from slurm import limits
+from slurm.changes import Silence
 from slurm.client import SlurmClient
 from slurm.errors import SlurmError
 from slurm.picture import Picture
@@ -31,7 +33,8 @@ from slurm.sight import Limits, Sight, Viewer, sight
 T = TypeVar("T")
 
 LIMITS_S = 30.0  # how old limits and their use may be; they are asked for when somebody wants to know
-PRIVATE_DATA_S = 300.0  # the same of slurm.conf's PrivateData
+PRIVILEGE_S = 300.0  # the same of whether Slurm hides anything from us
+FIRST_PICTURE_S = 15.0  # less than a caller waits
 
 
 class Misdirected(Exception):
@@ -39,68 +42,78 @@ class Misdirected(Exception):
 
 
 class Cluster:
-    """What the handlers know of the cluster. However many callers ask, Slurm is asked once in a while."""
+    """What the handlers know of the cluster: the watch's picture, and what it lacks, asked rarely and for everyone."""
 
     def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+        self._controller, self._watch = controller, controller.watch
         scheduler = controller.scheduler
         self._client: SlurmClient | None = scheduler.client if isinstance(scheduler, SlurmScheduler) else None
-        self._kept: dict[str, tuple[float, Any]] = {}
+        self._kept: dict[str, tuple[float, Any]] = {}  # by what was asked: when, by the monotonic clock, and the answer
         self._asking = asyncio.Lock()
 
     async def seen_by(
         self, principal: Principal, subjects: dict[str, Subject], *, with_limits: Callable[[Picture], bool]
-    ) -> tuple[Sight, tuple[datetime, str] | None]:
+    ) -> tuple[Sight, Silence | None]:
         """What this principal may see, and since when Slurm is silent. Raises SchedulerUnavailable, Misdirected."""
-        picture, silence = await self._picture()
+        picture = await self._picture()
         private, privileged = await self._private_data()
         if private and not privileged and principal.uid != os.getuid():
-            raise Misdirected(f"PrivateData={','.join(sorted(private))} hides your jobs from this controller")
+            raise Misdirected(f"Slurm hides your part from this controller (PrivateData={','.join(sorted(private))})")
         wanted = await self._limits() if with_limits(picture) else None
         own = {job for s in subjects.values() if s.owner == principal.name for job in s.jobs}
         viewer = Viewer(principal.name, principal.admin and privileged)
-        return sight(picture, wanted, private, viewer, own), silence
+        return sight(picture, wanted, private, viewer, own), None if self._watch is None else self._watch.silence
 
-    async def _picture(self) -> tuple[Picture, tuple[datetime, str] | None]:
-        if self._client is None:
+    async def _picture(self) -> Picture:
+        """The latest, however old: its age is told."""
+        if self._watch is None:
             spool = local_spool(self._controller.site)
-            return await asyncio.to_thread(picture_of_this_machine, spool, datetime.now(UTC)), None
-        client = self._client
-
-        def ask() -> Picture:
-            now = datetime.now(UTC)
-            jobs, nodes = tuple(client.jobs()), tuple(client.nodes())
-            return Picture(now, jobs, now, nodes, tuple(client.partitions()), tuple(client.reservations()))
-
-        return await self._once("picture", 5.0, ask), None
+            return await asyncio.to_thread(picture_of_this_machine, spool, datetime.now(UTC))
+        if self._watch.latest is not None:
+            return self._watch.latest
+        try:
+            async with asyncio.timeout(FIRST_PICTURE_S):
+                return await self._watch.look()
+        except SlurmError as e:
+            raise SchedulerUnavailable(str(e)) from e
+        except TimeoutError as e:
+            raise SchedulerUnavailable(f"Slurm has not answered within {FIRST_PICTURE_S:g} s") from e
 
     async def _private_data(self) -> tuple[frozenset[str], bool]:
         """What slurmctld hides from ordinary users, and whether we are none of them."""
-        if self._client is None:
-            return frozenset(), True
         client = self._client
-        return await self._once("private", PRIVATE_DATA_S, lambda: (client.config().private_data, client.privileged()))
+        if client is None:
+            return frozenset(), True
+        config = self._watch.config if self._watch else None
+        if config is None:
+            config = await self._once("config", PRIVILEGE_S, client.config)
+        if not config.private_data:
+            return frozenset(), True
+        return config.private_data, await self._once("privileged", PRIVILEGE_S, client.privileged)
 
     async def _limits(self) -> Limits:
-        if self._client is None:
-            return Limits(datetime.now(UTC), (), ())
         client = self._client
-        return await self._once(
-            "limits", LIMITS_S, lambda: Limits(datetime.now(UTC), tuple(client.associations()), tuple(client.qos()))
-        )
+        if client is None:
+            return Limits(datetime.now(UTC), (), ())
+
+        def ask() -> Limits:
+            now = datetime.now(UTC)
+            return Limits(now, tuple(client.associations()), tuple(client.qos()))
+
+        return await self._once("limits", LIMITS_S, ask)
 
     async def _once(self, what: str, most_s: float, ask: Callable[[], T]) -> T:
-        """The answer as it was last given, unless that is too long ago."""
+        """The answer as it was last given, unless that is too long ago; also then, while Slurm does not answer."""
         async with self._asking:
-            at, kept = self._kept.get(what, (0.0, None))
-            if what in self._kept and time.monotonic() - at < most_s:
-                return kept  # type: ignore[no-any-return]  # each name has one type
-            try:
-                found = await asyncio.to_thread(ask)
-            except SlurmError as e:
-                raise SchedulerUnavailable(str(e)) from e
-            self._kept[what] = time.monotonic(), found
-            return found
+            at, kept = self._kept.get(what, (-math.inf, None))
+            if time.monotonic() - at >= most_s:
+                try:
+                    kept = await asyncio.to_thread(ask)
+                    self._kept[what] = time.monotonic(), kept
+                except SlurmError as e:
+                    if what not in self._kept:
+                        raise SchedulerUnavailable(str(e)) from e
+            return kept  # type: ignore[no-any-return]  # what is kept under a name is what its question gave
 
 
 CLUSTER = web.AppKey("cluster", Cluster)
@@ -146,8 +159,10 @@ async def nodes(request: web.Request) -> web.Response:
     asked = query_of(request, "partition")
     seen, silence = await request.app[CLUSTER].seen_by(request[PRINCIPAL], {}, with_limits=lambda _: False)
     now = datetime.now(UTC)
-    heading = views.heading(seen.picture.cluster_at, now, seen, silence)
-    return answer(heading | views.nodes(seen, asked.get("partition"), now))
+    at = seen.picture.cluster_at
+    if at is None:
+        raise SchedulerUnavailable("Slurm has told of its jobs, but not yet of its nodes")
+    return answer(views.heading(at, now, seen, silence) | views.nodes(seen, asked.get("partition"), now))
 
 
 async def usage(request: web.Request) -> web.Response:

@@ -90,10 +90,6 @@ class SlurmScheduler:
         self._books: dict[JobRef, list[model.JobUsage]] = {}
         self._books_for: Picture | None = None
 
-    @property
-    def client(self) -> SlurmClient:
-        return self._client
-
     @cached_property
     def cluster(self) -> str:
         self._picture()  # where the watch hears nothing, nobody has to wait for the same

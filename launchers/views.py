@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launchers.subjects import Subject, subject_of
 from slurm import amounts, limits, room
@@ -16,14 +16,17 @@ from slurm.model import Association, Job, JobState
 from slurm.reasons import Reasons, condition
 from slurm.sight import Limits, Sight
 
+if TYPE_CHECKING:
+    from slurm.changes import Silence
 
-def heading(at: datetime, now: datetime, seen: Sight, silence: tuple[datetime, str] | None = None) -> dict[str, Any]:
+
+def heading(at: datetime, now: datetime, seen: Sight, silence: Silence | None = None) -> dict[str, Any]:
     """How old an answer is, since when (and in which words) Slurm has not answered, and what it hides."""
     return {
         "at": amounts.moment(at),
         "age_s": round((now - at).total_seconds(), 1),
-        "silent_since": amounts.moment(silence[0]) if silence else None,
-        "silence": silence[1] if silence else None,
+        "silent_since": amounts.moment(silence.since) if silence else None,
+        "silence": silence.words if silence else None,
         "hidden": sorted(seen.hidden),
     }
 

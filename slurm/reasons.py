@@ -135,7 +135,7 @@ class Reasons:
         """How much is missing, and the sentence. What is enough in all but not on the same nodes counts as little."""
         asked = {k: n for k, n in job.tres.gpus_of_each_type.items() if n}
         wanted = amounts.several(amounts.gpus(n, k) for k, n in asked.items())
-        if "nodes" in self.seen.hidden:
+        if not self.seen.picture.nodes:  # hidden, or not told yet
             what = wanted or amounts.counted(job.tres.cpus, "CPU")
             return 0, f"waiting for {what} in {partition}"
         nodes = room.open_to(job, partition, self.seen.picture)

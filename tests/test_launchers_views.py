@@ -10,6 +10,7 @@ from slurm_records import GIB, NOW, after, association, gpus, job, node, partiti
 from launchers import views
 from launchers.subjects import Subject
 from slurm import amounts, parse
+from slurm.changes import Silence
 from slurm.model import JobState, Limit, NodeState
 from slurm.sight import Limits, Sight
 
@@ -190,7 +191,7 @@ def test_somebody_without_an_association_sees_what_each_qos_limits() -> None:
 
 
 def test_the_age_of_an_answer_is_told_and_since_when_slurm_is_silent() -> None:
-    said = views.heading(NOW, after(seconds=4), Sight(picture()), (after(seconds=1), "squeue did not answer"))
+    said = views.heading(NOW, after(seconds=4), Sight(picture()), Silence(after(seconds=1), "squeue did not answer", 2))
     assert said == {
         "at": "2026-03-02T12:00:00Z",
         "age_s": 4.0,
