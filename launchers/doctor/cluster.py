@@ -82,7 +82,7 @@ def ask(client: SlurmClient, ahead_s: Callable[[], float]) -> Cluster:
 def ask_site(site: Site, environment: Mapping[str, str]) -> Cluster:
     """The site's Slurm, in an environment that points at it (`launchers.schedulers.slurm_environment`)."""
     timeout_s = min(site.scheduler.command_timeout_s, LONGEST_TIMEOUT_S)
-    client = connect(environment, timeout_s=timeout_s)
+    client = connect(environment, timeout_s=timeout_s, backend="commands")  # each question once: no worker for that
     return ask(client, lambda: clock.ahead_s(environment, timeout_s))
 
 
@@ -108,7 +108,7 @@ def slurm_findings(cluster: Cluster, site: Site) -> list[Finding]:
 def accounting_findings(cluster: Cluster) -> list[Finding]:
     config = cluster.config
     if config is None:
-        return [problem("accounting", "not asked for: slurmctld did not answer", "the one above, first")]
+        return [problem("accounting", "not asked for: slurmctld did not answer", "mend that first")]
     if not config.accounting:
         says = "none: what a job used is forgotten with the job, so that reports and quotas miss it"
         return [problem("accounting", says, "AccountingStorageType=accounting_storage/slurmdbd, with a slurmdbd")]
