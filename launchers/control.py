@@ -15,10 +15,12 @@ from typing import Any
 
 from aiohttp import web
 
-from launchers import control_deployments, control_tenants
+from launchers import control_cluster, control_deployments, control_tenants
+from launchers.control_cluster import CLUSTER, Cluster, Misdirected
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
 from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
+from launchers.schedulers import watch_for
 from registry import accounting, checkpoints, models, reports, runs, tenants
 from registry.access import Forbidden, Principal
 from registry.db import Conflict, NotFound, RegistryError, StorageError, open_reader, open_writer
@@ -28,14 +30,15 @@ from registry.site import Site
 log = logging.getLogger(__name__)
 
 BOOKS_WAIT_S = 20.0  # how long a report waits for the scheduler's books
-STATUS = {Forbidden: 403, NotFound: 404, Conflict: 409, StorageError: 503, SchedulerUnavailable: 503}
+STATUS = {Forbidden: 403, NotFound: 404, Conflict: 409, Misdirected: 421, StorageError: 503, SchedulerUnavailable: 503}
 
 
 def make_app(site: Site, scheduler: Scheduler) -> web.Application:
     """All wiring on one screen. Raises StorageError when the registry cannot be opened as its writer."""
-    controller = Controller(site, open_writer(site.registry_db, MIGRATIONS), scheduler)
+    controller = Controller(site, open_writer(site.registry_db, MIGRATIONS), scheduler, watch_for(site, scheduler))
     app = web.Application(middlewares=[identify, explain], client_max_size=1 << 20)
     app[CONTROLLER] = controller
+    app[CLUSTER] = Cluster(controller)
     app.router.add_routes(
         [
             web.get("/v1/status", status),
@@ -55,6 +58,9 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             web.post("/v1/keys", control_tenants.create_key),
             web.post("/v1/keys/{id}/revoke", control_tenants.revoke_key),
             web.get("/v1/report/usage", report_usage),
+            web.get("/v1/queue", control_cluster.queue),
+            web.get("/v1/nodes", control_cluster.nodes),
+            web.get("/v1/limits", control_cluster.usage),
             web.post("/v1/poke", poke),
         ]
     )
@@ -63,20 +69,25 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
 
 
 async def turning(app: web.Application) -> Any:
-    """The controller's loop, for as long as the API is served."""
+    """The controller's loop, and the watch that it follows, for as long as the API is served."""
     controller = app[CONTROLLER]
-    loop = asyncio.create_task(controller.run())
-    loop.add_done_callback(_loop_ended)
+    loops = [asyncio.create_task(controller.run())]
+    if controller.watch is not None:
+        loops.append(asyncio.create_task(controller.watch.run()))
+        loops.append(asyncio.create_task(controller.follow(controller.watch)))
+    for loop in loops:
+        loop.add_done_callback(_loop_ended)
     yield
-    loop.cancel()
-    await asyncio.gather(loop, return_exceptions=True)
+    for loop in loops:
+        loop.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
     controller.close()
 
 
 def _loop_ended(loop: asyncio.Task[None]) -> None:
-    """A controller that stopped turning must not go on answering as if it did."""
+    """A controller that stopped turning, or watching, must not go on answering as if it did."""
     if not loop.cancelled() and loop.exception() is not None:
-        log.critical("the controller's loop failed", exc_info=loop.exception())
+        log.critical("one of the controller's loops failed", exc_info=loop.exception())
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -105,7 +116,7 @@ async def explain(request: web.Request, handler: Callable[[web.Request], Awaitab
     """Our own errors as JSON with a status; anything else is a bug and stays aiohttp's 500."""
     try:
         return await handler(request)
-    except (Forbidden, RegistryError, SchedulerError, ValueError) as e:
+    except (Forbidden, Misdirected, RegistryError, SchedulerError, ValueError) as e:
         status = next((code for kind, code in STATUS.items() if isinstance(e, kind)), 400)
         return web.json_response({"error": {"type": type(e).__name__, "message": str(e)}}, status=status)
 

@@ -2,6 +2,7 @@
 
 The registry has one writer thread, and the scheduler's commands run in another, so a slow `squeue` never keeps the
 control API waiting. A scheduler that does not answer changes nothing: replicas keep serving, nothing is resubmitted.
+On Slurm one watch serves the turns and whoever else asks for its picture; what it sees of our jobs begins a turn.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from registry import accounting, clock, deployments, runs
 from registry.db import Database, RegistryError
 from registry.deployments import Deployment, DeploymentState, ReplicaState
 from registry.site import Site
+from slurm.changes import JobChange
+from slurm.watch import Watch, pause
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,8 +39,8 @@ CANCEL_AGAIN_S = 60.0  # how much longer than its drain may take a job has, befo
 
 
 class Controller:
-    def __init__(self, site: Site, db: Database, scheduler: Scheduler) -> None:
-        self.site, self.db, self.scheduler = site, db, scheduler
+    def __init__(self, site: Site, db: Database, scheduler: Scheduler, watch: Watch | None = None) -> None:
+        self.site, self.db, self.scheduler, self.watch = site, db, scheduler, watch
         self._writer = ThreadPoolExecutor(1, "registry")
         self._commands = ThreadPoolExecutor(1, "scheduler")
         self._poke = asyncio.Event()
@@ -73,10 +76,13 @@ class Controller:
                 await self.turn()
             except (RegistryError, OSError) as e:
                 log.error("this turn was given up, the next one tries again: %s", e)
-            try:
-                await asyncio.wait_for(self._poke.wait(), self.site.controller.poll_s)
-            except TimeoutError:
-                pass
+            await pause(self._poke, self.site.controller.poll_s)
+
+    async def follow(self, watch: Watch) -> None:
+        """Begin a turn when one of our jobs changed, or whenever Slurm fell silent or answers again."""
+        async for change in watch.changes():
+            if not isinstance(change, JobChange) or change.job.comment in self._specs:
+                self.poke()
 
     async def turn(self) -> None:
         await self.write(self._adopt)

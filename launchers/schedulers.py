@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launchers.scheduler import Scheduler
 from registry.site import Site
+from slurm.backend import Backend, connect
+from slurm.client import SlurmClient
+
+if TYPE_CHECKING:
+    from slurm.watch import Watch
 
 
 def scheduler_for(site: Site) -> Scheduler:
@@ -17,10 +23,26 @@ def scheduler_for(site: Site) -> Scheduler:
 
         return LocalScheduler(local_spool(site))
     from launchers.slurm_scheduler import SlurmScheduler
-    from slurm.backend import connect
 
+    return SlurmScheduler(slurm_client(site))
+
+
+def slurm_client(site: Site, backend: Backend = "auto") -> SlurmClient:
+    """The site's Slurm."""
     environment = slurm_environment(site, os.environ)
-    return SlurmScheduler(connect(environment, timeout_s=site.scheduler.command_timeout_s))
+    return connect(environment, timeout_s=site.scheduler.command_timeout_s, backend=backend)
+
+
+def watch_for(site: Site, scheduler: Scheduler) -> Watch | None:
+    """What a service runs so that everyone in it, this scheduler too, shares one poll of Slurm. None without Slurm."""
+    from launchers.slurm_scheduler import SlurmScheduler
+    from slurm.watch import Watch
+
+    if not isinstance(scheduler, SlurmScheduler):
+        return None
+    pace = site.scheduler
+    scheduler.watch = Watch(scheduler.client, least_s=pace.min_poll_s, most_s=pace.max_poll_s)
+    return scheduler.watch
 
 
 def slurm_environment(site: Site, environ: Mapping[str, str]) -> dict[str, str]:

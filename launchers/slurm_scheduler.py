@@ -1,12 +1,19 @@
-"""The scheduler protocol over Slurm: the queue for jobs it still knows, accounting for the others."""
+"""The scheduler protocol over Slurm: the queue for jobs it still knows, accounting for the others.
+
+Where a watch runs, the queue is its latest picture, and Slurm's silence is what the watch says: questions about jobs
+then cost slurmctld nothing, however many are asked.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import pwd
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from launchers import submit
 from launchers.scheduler import (
@@ -19,9 +26,16 @@ from launchers.scheduler import (
     SchedulerUnavailable,
 )
 from slurm import model
+from slurm.attempts import attempts
 from slurm.backend import connect
 from slurm.client import SlurmClient
 from slurm.errors import SlurmError, SlurmUnavailable
+from slurm.picture import Picture
+
+if TYPE_CHECKING:
+    from slurm.watch import Watch
+
+log = logging.getLogger(__name__)
 
 FIND = timedelta(days=7)  # how far back in accounting a lost submission is looked for
 
@@ -57,27 +71,37 @@ STATES = {
     model.JobState.SUSPENDED: JobState.SUSPENDED,
     model.JobState.TIMEOUT: JobState.TIMEOUT,
 }
-# An attempt that ended so may be followed by another of the same job.
-REQUEUEABLE = frozenset({model.JobState.REQUEUED, model.JobState.PREEMPTED, model.JobState.NODE_FAIL})
+_Queue = Mapping[tuple[str, datetime], model.Job]
 
 
 class SlurmScheduler:
-    """Over the cluster that `client` speaks for; by default the one this process's environment points at."""
+    """Over the cluster that `client` speaks for; by default the one this process's environment points at.
+
+    `watch` is that cluster's, where somebody runs one.
+    """
+
+    watch: Watch | None = None
 
     def __init__(self, client: SlurmClient | None = None) -> None:
-        self._client = connect() if client is None else client
+        self.client = connect() if client is None else client
+        self._acted_at = datetime.min.replace(tzinfo=UTC)  # when we last changed the queue, or tried to
+        self._resubmitted: dict[JobRef, datetime] = {}  # of jobs that were requeued: their newest submit time
+        # What accounting said of jobs that this picture does not show, so that it is asked once for each picture.
+        self._books: dict[JobRef, list[model.JobUsage]] = {}
+        self._books_for: Picture | None = None
 
     @cached_property
     def cluster(self) -> str:
+        self._picture()  # where the watch hears nothing, nobody has to wait for the same
         with _in_protocol_words():
-            return self._client.config().name
+            return self.client.config().name
 
     def submit(self, request: JobRequest) -> JobRef:
         """Raises SchedulerUnavailable also when the job was submitted and Slurm then fell silent: see `find`."""
         cluster = self.cluster  # asked first: without an answer there is nothing to submit to
-        with _in_protocol_words():
-            job_id = submit.submit_to_slurm(request, self._client)
-            for job in self._client.jobs([job_id]):
+        with self._acting():
+            job_id = submit.submit_to_slurm(request, self.client)
+            for job in self.client.jobs([job_id]):
                 return JobRef(cluster, job.id, job.submitted_at)
         raise SchedulerUnavailable(f"job {job_id} was submitted, and the queue does not know it")
 
@@ -85,41 +109,41 @@ class SlurmScheduler:
         return submit.script(request)
 
     def find(self, key: str) -> JobRef | None:
+        picture = self._picture()
+        us = str(os.getuid())
+        found: Sequence[model.Job | model.JobUsage] = []
+        if picture is not None:
+            found = [j for j in picture.jobs if j.comment == key and j.user == _name(us)]
         with _in_protocol_words():
-            us = str(os.getuid())
-            found: Sequence[model.Job | model.JobUsage] = [j for j in self._client.jobs(user=us) if j.comment == key]
+            if not found:  # whoever submitted it may have done so since the picture
+                found = [j for j in self.client.jobs(user=us) if j.comment == key]
             if not found:
                 now = datetime.now(UTC)
-                books = self._client.accounting_between(now - FIND, now, user=us)
+                books = self.client.accounting_between(now - FIND, now, user=us)
                 found = [attempt for attempt in books if attempt.carries(key)]
         newest = max(found, key=lambda job: job.submitted_at, default=None)
         return None if newest is None else JobRef(self.cluster, newest.id, newest.submitted_at)
 
     def states(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobStatus]:
-        asked = list(refs)
-        with _in_protocol_words():
-            queue = {(job.id, job.submitted_at): job for job in self._client.jobs(ref.job_id for ref in asked)}
-            others = [ref for ref in asked if (ref.job_id, ref.submitted_at) not in queue]
-            # A job that the queue has under another submit time was requeued, or has only our job's id: accounting
-            # tells the two apart. It runs behind the queue, so the queue's word counts where it has one.
-            books = self._client.accounting(ref.job_id for ref in others)
-        return {ref: _status(ref, queue, attempts(books, ref)) for ref in asked}
+        """Jobs that only accounting could tell of are absent when it does not answer, unless no job is left then."""
+        return self._states(list(refs), self._picture())
 
     def cancel(self, ref: JobRef) -> None:
         """The supervisor gets SIGTERM, and SIGKILL after the cluster's KillWait (30 s by default)."""
-        state = self.states([ref])[ref].state  # scancel knows only the id, which may be somebody else's job by now
+        # Looked at now: scancel knows only the id, which may be somebody else's job by now.
+        state = self._states([ref], None)[ref].state
         if not state.ended and state is not JobState.UNKNOWN:
-            with _in_protocol_words():
-                self._client.cancel(ref.job_id)
+            with self._acting():
+                self.client.cancel(ref.job_id)
 
     def drain(self, ref: JobRef) -> None:
         """No KillWait; and the seconds in which it drains are in the books, which scancel alone would close at once."""
-        state = self.states([ref])[ref].state
+        state = self._states([ref], None)[ref].state
         if state is not JobState.RUNNING:
             self.cancel(ref)  # nothing that waits can drain
             return
-        with _in_protocol_words():
-            self._client.signal(ref.job_id, "TERM")
+        with self._acting():
+            self.client.signal(ref.job_id, "TERM")
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         """Elapsed time is summed over a job's attempts; the allocation is the largest that any of them had.
@@ -128,33 +152,91 @@ class SlurmScheduler:
         """
         asked = list(refs)
         with _in_protocol_words():
-            books = self._client.accounting(ref.job_id for ref in asked)
-        return {ref: _usage(ref, mine) for ref in asked if (mine := attempts(books, ref))}
+            books = self.client.accounting(ref.job_id for ref in asked)
+        return {ref: _usage(ref, mine) for ref in asked if self._ours(ref) and (mine := attempts_of(ref, books))}
+
+    def _picture(self) -> Picture | None:
+        """The watch's, if it shows all that we did ourselves. None: the queue has to be asked.
+
+        Raises SchedulerUnavailable while the watch gets no answer: it asks again in good time, and nobody else need.
+        """
+        if self.watch is None or not self.watch.running:
+            return None
+        latest, silence = self.watch.latest, self.watch.silence
+        if silence is not None:
+            raise SchedulerUnavailable(silence.words)
+        return latest if latest is not None and latest.at > self._acted_at else None
+
+    @contextmanager
+    def _acting(self) -> Iterator[None]:
+        """Around what changes the queue: older pictures do not count any more, and a newer one is wanted soon."""
+        try:
+            with _in_protocol_words():
+                yield
+        finally:
+            self._acted_at = datetime.now(UTC)
+            if self.watch is not None:
+                self.watch.hurry()
+
+    def _ours(self, ref: JobRef) -> bool:
+        """Another cluster's ids mean nothing here."""
+        return ref.cluster == self.cluster
+
+    def _states(self, refs: Sequence[JobRef], picture: Picture | None) -> dict[JobRef, JobStatus]:
+        ids = {ref.job_id for ref in refs}
+        with _in_protocol_words():
+            jobs = self.client.jobs(ids) if picture is None else [job for job in picture.jobs if job.id in ids]
+        asked = [ref for ref in refs if self._ours(ref)]
+        queue = {(job.id, job.submitted_at): job for job in jobs}
+        known = {ref: job for ref in asked if (job := queue.get(self._now_called(ref))) is not None}
+        # A job that the queue has under another submit time was requeued, or has only our job's id: accounting
+        # tells the two apart. It runs behind the queue, so the queue's word counts where it has one.
+        others = [ref for ref in asked if ref not in known]
+        try:
+            with _in_protocol_words():
+                books = self._attempts(others, picture)
+        except SchedulerUnavailable as e:
+            if not known:
+                raise
+            log.warning("%d jobs that the queue does not show remain as they were: %s", len(others), e)
+            books, others = {}, []
+        for ref in others:
+            if books[ref] and (job := queue.get((ref.job_id, books[ref][-1].submitted_at))) is not None:
+                self._resubmitted[ref] = job.submitted_at
+                known[ref] = job
+        strangers = {ref: JobStatus(ref, JobState.UNKNOWN) for ref in refs if not self._ours(ref)}
+        booked = {ref: _booked(ref, books[ref]) for ref in others if ref not in known}
+        return strangers | booked | {ref: _queued(ref, job) for ref, job in known.items()}
+
+    def _now_called(self, ref: JobRef) -> tuple[str, datetime]:
+        return ref.job_id, self._resubmitted.get(ref, ref.submitted_at)
+
+    def _attempts(self, refs: Sequence[JobRef], picture: Picture | None) -> Mapping[JobRef, list[model.JobUsage]]:
+        if picture is None or picture is not self._books_for:
+            self._books, self._books_for = {}, picture
+        new = [ref for ref in refs if ref not in self._books]
+        books = self.client.accounting(ref.job_id for ref in new)
+        self._books |= {ref: attempts_of(ref, books) for ref in new}
+        return self._books
 
 
-def attempts(books: Sequence[model.JobUsage], ref: JobRef) -> list[model.JobUsage]:
-    """A job's attempts, oldest first: the one submitted when `ref` says, and those that requeued it.
-
-    A requeue gives the job a new submit time, just as a recycled job id does; but it follows an attempt that ended in
-    a requeueable state, and keeps the job's name and user.
-    """
-    mine: list[model.JobUsage] = []
-    for attempt in sorted((a for a in books if a.id == ref.job_id), key=lambda a: a.submitted_at):
-        if not mine:
-            if attempt.submitted_at == ref.submitted_at:
-                mine.append(attempt)
-        elif mine[-1].state in REQUEUEABLE and (attempt.name, attempt.user) == (mine[0].name, mine[0].user):
-            mine.append(attempt)
-        else:
-            break
-    return mine
+def attempts_of(ref: JobRef, books: Sequence[model.JobUsage]) -> list[model.JobUsage]:
+    """A job's attempts, oldest first."""
+    return attempts((attempt for attempt in books if attempt.id == ref.job_id), ref.submitted_at)
 
 
-def _status(ref: JobRef, queue: Mapping[tuple[str, datetime], model.Job], mine: Sequence[model.JobUsage]) -> JobStatus:
-    job = queue.get((ref.job_id, mine[-1].submitted_at if mine else ref.submitted_at))
-    if job is not None:
-        state = STATES[job.state]
-        return JobStatus(ref, state, job.reason, job.nodes, job.started_at, job.ended_at)
+def _name(uid: str) -> str:
+    try:
+        return pwd.getpwuid(int(uid)).pw_name
+    except KeyError:
+        return uid  # as squeue has it
+
+
+def _queued(ref: JobRef, job: model.Job) -> JobStatus:
+    return JobStatus(ref, STATES[job.state], job.reason, job.nodes, job.started_at, job.ended_at)
+
+
+def _booked(ref: JobRef, mine: Sequence[model.JobUsage]) -> JobStatus:
     if not mine:
         return JobStatus(ref, JobState.UNKNOWN)
     last = mine[-1]

@@ -43,7 +43,7 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Controller:
-    poll_s: float = field(default=2.0, metadata=_DURATION)  # between two looks at the scheduler
+    poll_s: float = field(default=2.0, metadata=_DURATION)  # between two looks at the run folders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,8 @@ class Scheduler:
     kind: Literal["local", "slurm"]
     slurm_conf: Path | None = field(default=None, metadata={"must_exist": True})  # exported as SLURM_CONF
     command_timeout_s: float = field(default=30.0, metadata=_DURATION)  # of one squeue, sbatch, ...
+    min_poll_s: float = field(default=2.0, metadata=_DURATION)  # between two looks at Slurm's queue: never less,
+    max_poll_s: float = field(default=30.0, metadata=_DURATION)  # and this when nothing happens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +266,9 @@ def _problems(site: Site) -> Iterator[tuple[str, str]]:
             f"{site.control_socket} is {socket} bytes long, and a Unix socket's path holds {SOCKET_PATH_BYTES}; "
             "choose a shorter directory",
         )
+    if site.scheduler.min_poll_s > site.scheduler.max_poll_s:
+        lowest = f"{site.scheduler.min_poll_s:g} s (scheduler.min_poll)"
+        yield "scheduler.max_poll", f"must be at least {lowest}, not {site.scheduler.max_poll_s:g} s"
     for name, environment in (("training", site.environments.training), ("engine", site.environments.engine)):
         if environment is not None:
             yield from _environment_problems(f"environments.{name}", environment)

@@ -12,9 +12,9 @@ from slurm.model import Job, Node, Partition, Reservation
 class Picture:
     """The queue as Slurm answered at one moment, and the cluster as it answered then or somewhat earlier."""
 
-    at: datetime
+    at: datetime  # when it was asked: whatever had happened by then is in it
     jobs: tuple[Job, ...]
-    cluster_at: datetime  # nodes change more slowly than jobs, and are asked for less often
+    cluster_at: datetime | None  # nodes change more slowly, and are asked for less often; None: not answered yet
     nodes: tuple[Node, ...]
     partitions: tuple[Partition, ...]
     reservations: tuple[Reservation, ...]

@@ -14,7 +14,7 @@ from typing import TypeVar
 from launchers.supervisor import KILL_AFTER_S
 from registry.site import Site
 from slurm import checkup, clock
-from slurm.backend import connect
+from slurm.backend import choose, connect, installed
 from slurm.client import SlurmClient
 from slurm.errors import SlurmUnavailable
 from slurm.findings import Finding, ok, problem, warning
@@ -147,7 +147,11 @@ def kill_wait(config: ClusterConfig, site: Site) -> Finding:
 
 def backend(environment: Mapping[str, str]) -> Finding:
     """Which back end speaks to Slurm, and why."""
-    return ok("back end", "commands (squeue, sacct, ...): pyslurm is not supported yet")
+    choice = choose(environment)
+    says = f"{choice.backend}: {choice.why}"
+    if choice.backend == "commands" and installed():
+        return warning("back end", says, "install the pyslurm of this Slurm's release, or none: the commands will do")
+    return ok("back end", says)
 
 
 # -- this host's side of it -----------------------------------------------------------------------------------------
