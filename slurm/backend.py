@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from slurm.native import NativeClient
 
 Backend = Literal["auto", "commands", "pyslurm"]
-PROBE_TIMEOUT_S = 10.0  # slurmctld's own MessageTimeout, unless a site sets another
+PROBE_TIMEOUT_S = 5.0  # a slurmctld that takes longer is asked by the commands, which wait as long as they are told to
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def connect(
     commands = CommandClient(environment=environment, timeout_s=timeout_s)
     if backend == "commands":
         return commands
-    choice, native = _probe(environment, timeout_s)
+    choice, native = _probe(environment, timeout_s, timeout_s if backend == "pyslurm" else PROBE_TIMEOUT_S)
     if native is None and backend == "pyslurm":
         raise SlurmUnavailable(choice.why)
     return native or commands
@@ -44,20 +44,22 @@ def connect(
 
 def choose(environment: Mapping[str, str] | None = None) -> Choice:
     """What "auto" means here: pyslurm if it, in a process of its own, reads this cluster's nodes from slurmctld."""
-    choice, native = _probe(environment, TIMEOUT_S)
+    choice, native = _probe(environment, TIMEOUT_S, PROBE_TIMEOUT_S)
     if native is not None:
         native.close()
     return choice
 
 
-def _probe(environment: Mapping[str, str] | None, timeout_s: float) -> tuple[Choice, NativeClient | None]:
+def _probe(
+    environment: Mapping[str, str] | None, timeout_s: float, patience_s: float
+) -> tuple[Choice, NativeClient | None]:
     if not installed():
         return Choice("commands", f"pyslurm is not installed for {sys.executable}"), None
     from slurm.native import NativeClient
 
     client = NativeClient(environment=environment, timeout_s=timeout_s)
     try:
-        pyslurm, slurm = client.probe(min(timeout_s, PROBE_TIMEOUT_S))
+        pyslurm, slurm = client.probe(min(timeout_s, patience_s))
     except SlurmUnavailable as e:
         client.close()
         return Choice("commands", f"pyslurm is installed but does not work here: {e}"), None
