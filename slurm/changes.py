@@ -1,6 +1,6 @@
 """What happened between two looks at the queue. Pure.
 
-A job is (cluster, raw id, submit time); a watch is of one cluster. A requeue keeps the job: its restarts grow, though
+A job is (cluster, raw id, submit time); a watch is of one cluster. A requeue keeps the job: it has restarts then, though
 its submit time changes. A recycled id is another job.
 """
 
@@ -87,7 +87,9 @@ def same_job(before: Job, after: Job) -> bool:
     """Whether two records under one raw id are the same job's."""
     if before.submitted_at == after.submitted_at:
         return True
-    return after.restarts > before.restarts and (before.name, before.user) == (after.name, after.user)
+    # The restart is counted while the old attempt is COMPLETING; the submit time changes only afterwards.
+    requeued = after.restarts >= max(before.restarts, 1)
+    return requeued and (before.name, before.user) == (after.name, after.user)
 
 
 def compare(
