@@ -71,7 +71,10 @@ class CommandClient:
     def accounting_config(self) -> AccountingConfig | None:
         if not self.config().accounting:
             return None
-        return _understood("sacctmgr", scontrol.accounting_config, self._ask("sacctmgr", "show", "config"))
+        text = self._ask("sacctmgr", "show", "config")
+        if "SlurmDBD configuration" not in text:  # it exits with 0 all the same
+            raise SlurmUnavailable("slurmdbd did not answer: sacctmgr show config has only Slurm's own configuration")
+        return _understood("sacctmgr", scontrol.accounting_config, text)
 
     def privileged(self) -> bool:
         uid, user = os.getuid(), _our_name()
