@@ -2,6 +2,7 @@
 
     make bench-slurm                                    10,000 pending jobs on 1,000 nodes, a cluster started for it
     make bench-slurm ARGS="--jobs 1000 --rounds 3"      less of it, sooner
+    make bench-pyslurm                                  the same on Slurm 26.05, where pyslurm is a back end too (root)
 
 Wall and CPU (of this process and of the commands it ran) are medians of interleaved rounds after a first one. What a
 command prints is thrown away when it is the peer, and read into typed records when it is ours.
@@ -21,11 +22,14 @@ import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from benchmarks.figures import cost, interleaved, show, show_costs
 from slurm import tables
+from slurm.backend import installed
 from slurm.commands import CommandClient
+from slurm.native import NativeClient
 from slurm.process import Completed, run_process
 
 CLUSTER = Path(__file__).resolve().parent.parent / "tests" / "cluster"
@@ -37,6 +41,7 @@ LETTERS = {
     "time_limit_s": "%l", "time_left_s": "%L", "nodes": "%N", "node_count": "%D", "tres": "%C %m %b", "priority": "%Q",
     "dependency": "%E", "reservation": "%v",
 }  # fmt: skip
+SAME = "|".join(LETTERS.get(field, "") for field, _, _ in tables.SQUEUE)
 # slurmdbd's own table is told that the jobs which wait in vain had run: sacct then has times, nodes and resources to
 # print. Amounts stand there as id=count: 1 CPU, 2 memory, 4 nodes, 5 billing, 1001 GPUs, 1002 those of type h100.
 PRETEND_THEY_RAN = """
@@ -86,11 +91,10 @@ def poll_of_jobs(client: CommandClient, recorder: Recorder, jobs: int, rounds: i
     tracemalloc.stop()
     assert len(found) == jobs, f"{len(found)} jobs were found, not {jobs}"
     del found
-    same = "|".join(LETTERS.get(field, "") for field, _, _ in tables.SQUEUE)
     costs = interleaved(
         {
             "typed": client.jobs,
-            "squeue -h -o": lambda: recorder.again("squeue", "-h", "-a", "-t", "all", "-o", same),
+            "squeue -h -o": lambda: recorder.again("squeue", "-h", "-a", "-t", "all", "-o", SAME),
             "squeue -h -O, the call we make": recorder.again,
         },
         rounds,
@@ -105,6 +109,18 @@ def poll_of_nodes(client: CommandClient, recorder: Recorder, nodes: int, rounds:
     assert len(found) >= nodes, f"{len(found)} nodes were found, not {nodes}"
     costs = interleaved({"typed": client.nodes, "sinfo -h -N -O, the call we make": recorder.again}, rounds)
     show_costs(f"poll of {nodes:,} nodes", costs)
+
+
+def polls_by_pyslurm(client: NativeClient, recorder: Recorder, jobs: int, nodes: int, rounds: int) -> None:
+    """Wall only: its work is done in a process that lives on, whose CPU nobody has waited for."""
+    for what, ours, peer, expected in (
+        ("jobs", client.jobs, ("squeue", "-h", "-a", "-t", "all", "-o", SAME), jobs),
+        ("nodes", client.nodes, ("sinfo", "-h", "-a", "-N", "-o", "%N %T %c %m %G %f %e %O %v %P %E"), nodes),
+    ):
+        assert len(ours()) >= expected
+        costs = interleaved({"ours": ours, "theirs": partial(recorder.again, *peer)}, rounds)
+        figure = f"poll of {expected:,} {what}: typed, by pyslurm, wall"
+        show(figure, costs["ours"].wall_s, "s", f"{peer[0]} -h -o", costs["theirs"].wall_s)
 
 
 def accounting(client: CommandClient, recorder: Recorder, root: Path, jobs: int, rounds: int) -> None:
@@ -143,6 +159,10 @@ def main() -> int:
         client = CommandClient(recorder, {**os.environ, "SLURM_CONF": str(root / "etc" / "slurm.conf")})
         poll_of_jobs(client, recorder, options.jobs, options.rounds)
         poll_of_nodes(client, recorder, options.nodes, options.rounds)
+        if installed():
+            native = NativeClient(recorder.environment)
+            polls_by_pyslurm(native, recorder, options.jobs, options.nodes, options.rounds)
+            native.close()
         accounting(client, recorder, root, options.jobs, options.rounds)
     return 0
 

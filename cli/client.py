@@ -39,11 +39,13 @@ class Control:
     def __init__(self, path: Path, timeout_s: float = 60.0) -> None:
         self.path, self.timeout_s = path, timeout_s
 
-    def get(self, path: str) -> Any:
-        return self._call("GET", path, None)
+    def get(self, path: str, **query: str | None) -> Any:
+        """Parameters that are None are left out."""
+        asked = urllib.parse.urlencode({k: v for k, v in query.items() if v is not None})
+        return self._call("GET", urllib.parse.quote(path) + (f"?{asked}" if asked else ""), None)
 
     def post(self, path: str, **body: Any) -> Any:
-        return self._call("POST", path, {k: v for k, v in body.items() if v is not None})
+        return self._call("POST", urllib.parse.quote(path), {k: v for k, v in body.items() if v is not None})
 
     def poke(self) -> bool:
         """Tell the controller to look now. False when there is none: it will look when it is back."""
@@ -53,10 +55,10 @@ class Control:
             return False
         return True
 
-    def _call(self, method: str, path: str, body: object) -> Any:
+    def _call(self, method: str, target: str, body: object) -> Any:
         connection = _Connection(self.path, self.timeout_s)
         try:
-            connection.request(method, urllib.parse.quote(path), None if body is None else json.dumps(body))
+            connection.request(method, target, None if body is None else json.dumps(body))
             response = connection.getresponse()
             raw = response.read()
         except (FileNotFoundError, ConnectionRefusedError) as e:

@@ -15,7 +15,8 @@ from typing import Any
 
 from aiohttp import web
 
-from launchers import control_deployments, control_tenants
+from launchers import control_cluster, control_deployments, control_tenants
+from launchers.control_cluster import CLUSTER, Cluster, Misdirected
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
 from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
@@ -29,7 +30,7 @@ from registry.site import Site
 log = logging.getLogger(__name__)
 
 BOOKS_WAIT_S = 20.0  # how long a report waits for the scheduler's books
-STATUS = {Forbidden: 403, NotFound: 404, Conflict: 409, StorageError: 503, SchedulerUnavailable: 503}
+STATUS = {Forbidden: 403, NotFound: 404, Conflict: 409, Misdirected: 421, StorageError: 503, SchedulerUnavailable: 503}
 
 
 def make_app(site: Site, scheduler: Scheduler) -> web.Application:
@@ -37,6 +38,7 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
     controller = Controller(site, open_writer(site.registry_db, MIGRATIONS), scheduler, watch_for(site, scheduler))
     app = web.Application(middlewares=[identify, explain], client_max_size=1 << 20)
     app[CONTROLLER] = controller
+    app[CLUSTER] = Cluster(controller)
     app.router.add_routes(
         [
             web.get("/v1/status", status),
@@ -56,6 +58,9 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             web.post("/v1/keys", control_tenants.create_key),
             web.post("/v1/keys/{id}/revoke", control_tenants.revoke_key),
             web.get("/v1/report/usage", report_usage),
+            web.get("/v1/queue", control_cluster.queue),
+            web.get("/v1/nodes", control_cluster.nodes),
+            web.get("/v1/limits", control_cluster.usage),
             web.post("/v1/poke", poke),
         ]
     )
@@ -111,7 +116,7 @@ async def explain(request: web.Request, handler: Callable[[web.Request], Awaitab
     """Our own errors as JSON with a status; anything else is a bug and stays aiohttp's 500."""
     try:
         return await handler(request)
-    except (Forbidden, RegistryError, SchedulerError, ValueError) as e:
+    except (Forbidden, Misdirected, RegistryError, SchedulerError, ValueError) as e:
         status = next((code for kind, code in STATUS.items() if isinstance(e, kind)), 400)
         return web.json_response({"error": {"type": type(e).__name__, "message": str(e)}}, status=status)
 

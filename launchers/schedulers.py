@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from launchers.scheduler import Scheduler
 from registry.site import Site
+from slurm.backend import Backend, connect
+from slurm.client import SlurmClient
 
 if TYPE_CHECKING:
     from slurm.watch import Watch
@@ -21,10 +23,14 @@ def scheduler_for(site: Site) -> Scheduler:
 
         return LocalScheduler(local_spool(site))
     from launchers.slurm_scheduler import SlurmScheduler
-    from slurm.backend import connect
 
+    return SlurmScheduler(slurm_client(site))
+
+
+def slurm_client(site: Site, backend: Backend = "auto") -> SlurmClient:
+    """The site's Slurm."""
     environment = slurm_environment(site, os.environ)
-    return SlurmScheduler(connect(environment, timeout_s=site.scheduler.command_timeout_s))
+    return connect(environment, timeout_s=site.scheduler.command_timeout_s, backend=backend)
 
 
 def watch_for(site: Site, scheduler: Scheduler) -> Watch | None:

@@ -77,7 +77,9 @@ class CommandClient:
             return True
         if user is None:
             return False  # Slurm knows its administrators by name
-        text = self._ask("scontrol", "-o", "show", "assoc_mgr", f"users={user}", "flags=users")
+        # Of somebody who has no association, a slurmctld with PrivateData=users or usage answers half a message.
+        argv = ["scontrol", "-o", "show", "assoc_mgr", f"users={user}", "flags=users"]
+        text = self._ask(*argv, nothing="Malformed RPC")
         level = assoc_mgr.admin_levels(text).get(user, "None")
         return level in ("Operator", "Administrator") or self.config().settings["SlurmUser"] == f"{user}({uid})"
 

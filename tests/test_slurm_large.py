@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from conftest import CLUSTER, PrivateCluster, private_cluster
+from conftest import CLUSTER, ROOT, PrivateCluster, private_cluster
 
 from slurm.client import SlurmClient
 from slurm.commands import CommandClient
@@ -67,3 +69,16 @@ def test_every_one_of_a_thousand_nodes_is_answered_once(client: SlurmClient) -> 
         (NodeState.UNKNOWN, (("h100", 8),), 0)
     }
     assert not any(node.available for node in nodes), "nobody has heard of them"
+
+
+def test_the_benchmark_runs_on_it_and_prints_a_figure_on_every_line(large_cluster: PrivateCluster) -> None:
+    argv = [sys.executable, "-m", "benchmarks.slurm", "--cluster", large_cluster.root, "--rounds", "1"]
+    done = subprocess.run(argv, cwd=ROOT, env=large_cluster.env, stdout=subprocess.PIPE, text=True, check=True)
+    figures = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {key for figure in figures for key in figure} == {"figure", "value", "unit", "peer", "peer_value", "ratio"}
+    compared = {figure["figure"] for figure in figures if figure["ratio"] is not None}
+    assert {
+        "poll of 10,000 jobs: typed, CPU",
+        "poll of 1,000 nodes: typed, CPU",
+        "accounting of 10,000 jobs: typed, CPU",
+    } <= compared

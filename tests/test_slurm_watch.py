@@ -152,6 +152,7 @@ async def test_a_watch_that_ended_keeps_nobody_waiting() -> None:
     assert not watch.running
     with pytest.raises(SlurmUnavailable, match="the watch has ended"):
         await asyncio.wait_for(waiting, 5)
+    await Reader(watch).ends()
     watch.hurry()  # harmless
 
 

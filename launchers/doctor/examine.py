@@ -6,7 +6,8 @@ it, and this must still say so.
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -37,7 +38,7 @@ def examine(site: Site, environ: Mapping[str, str], services: Callable[[], Itera
     """`services` looks at the gateway's port and the control socket. Writes nothing but a probe file, gone at once."""
     environment = slurm_environment(site, environ)
     mounted = storage.mounts()
-    state, shared = (begin(storage.look, path, mounted) for path in (site.state_dir, site.shared_dir))
+    state, shared = (begin(storage.look, path, mounted) for path in (site.state_dir, site.runs_dir))
     serving = begin(lambda: list(services()))
     running = begin(_environments, site, environment)
 
@@ -91,7 +92,7 @@ def _no_slurm() -> list[Section]:
 
 
 def _slurm(site: Site, environment: Mapping[str, str]) -> tuple[list[Section], bool]:
-    """The sections on Slurm, and whether its nodes are other hosts than this one."""
+    """The sections on Slurm, and whether its nodes are other hosts than this one (as far as it answered)."""
     asking = begin(cluster.ask_site, site, environment)
     choosing = begin(cluster.backend, environment)
     having = begin(cluster.commands, environment)
@@ -107,9 +108,17 @@ def _slurm(site: Site, environment: Mapping[str, str]) -> tuple[list[Section], b
         *cluster.slurm_findings(answers, site),
     ]
     sections = [Section("Slurm", tuple(slurm)), Section("Accounting", tuple(cluster.accounting_findings(answers)))]
-    if wanted := tuple(asks(site, answers, getpass.getuser())):
+    if wanted := tuple(asks(site, answers, _user())):
         sections.append(Section("What jobs ask for", wanted))
-    return sections, not answers.on_this_host_only
+    return sections, answers.config is not None and not answers.on_this_host_only
+
+
+def _user() -> str:
+    """Ours as Slurm knows it: by uid, whatever $USER says."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _reach(site: Site, spread: bool) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ class Directory:
     point: str
     free_bytes: int
     refusal: str | None  # why nothing can be written there
+    owner: str | None = None  # whose it is, if not ours
     ahead_s: float | None = None  # the stamp of a file written just now, before our clock; None: not written
 
 
@@ -56,8 +57,18 @@ def look(path: Path, mounted: str) -> Directory:
             stamp = os.stat(probe.name).st_mtime
         after = time.time()
     except OSError as e:
-        return Directory(path, True, kind, point, free, f"cannot be written: {e.strerror}")
-    return Directory(path, True, kind, point, free, None, max(0.0, stamp - after) or min(0.0, stamp - before))
+        return Directory(path, True, kind, point, free, f"cannot be written: {e.strerror}", _owner(path))
+    ahead_s = max(0.0, stamp - after) or min(0.0, stamp - before)
+    return Directory(path, True, kind, point, free, None, _owner(path), ahead_s)
+
+
+def _owner(path: Path) -> str | None:
+    if path.stat().st_uid == os.getuid():
+        return None
+    try:
+        return path.owner()
+    except KeyError:
+        return f"uid {path.stat().st_uid}"
 
 
 def judge_state(seen: Directory) -> Iterator[Finding]:
@@ -65,6 +76,9 @@ def judge_state(seen: Directory) -> Iterator[Finding]:
     if remote(seen.kind):
         says = f"{seen.path}: stands on {seen.kind} (mounted at {seen.point}), where the registry is not safe"
         yield problem("state_dir", says, OWN_DISK)
+        return
+    if seen.refusal and seen.owner:
+        yield ok("state_dir", f"{seen.path}: belongs to {seen.owner}, under whose account the services run")
         return
     if seen.refusal:
         yield problem("state_dir", f"{seen.path}: {seen.refusal}", "give this account the right, or set state_dir")
@@ -76,7 +90,7 @@ def judge_state(seen: Directory) -> Iterator[Finding]:
 
 
 def judge_shared(seen: Directory, spread: bool) -> Iterator[Finding]:
-    """`shared_dir`; `spread`: jobs run on other hosts than this one."""
+    """`runs/` in `shared_dir`, where whoever submits must be able to write; `spread`: jobs run on other hosts."""
     if seen.refusal:
         yield problem("shared_dir", f"{seen.path}: {seen.refusal}", "give this account the right, or set shared_dir")
         return

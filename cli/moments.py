@@ -1,0 +1,56 @@
+"""Instants as people type them."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import click
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+ALLOWED = "2026-11, 2026-11-24, 2026-11-24T14:20, now, today, or how long ago: 90m, 12h, 7d, 2w"
+
+
+class Moment(click.ParamType[datetime]):
+    """A month's or a day's start, an instant (without a zone: this machine's), or so long ago."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        moment = parse(str(value), datetime.now().astimezone())
+        if moment is None:
+            self.fail(f"{value!r} is no time; allowed: {ALLOWED}", param, ctx)
+        return moment
+
+
+def parse(text: str, now: datetime) -> datetime | None:
+    """None for what is no time. What says no zone is of `now`'s."""
+    if text == "now":
+        return now
+    if text == "today":
+        return now.replace(hour=0, minute=0, second=0, microsecond=0)
+    try:
+        if match := re.fullmatch(r"(\d{1,6})([mhdw])", text):
+            return now - timedelta(**{_UNITS[match[2]]: int(match[1])})
+        found = datetime.fromisoformat(f"{text}-01" if re.fullmatch(r"\d{4}-\d\d", text) else text)
+        # The zone as it was then, not as it is now: summer time has passed in between.
+        return found.astimezone() if found.tzinfo is None else found
+    except (ValueError, OverflowError):
+        return None
+
+
+def local_zone() -> tzinfo:
+    """This machine's zone with its summer times, which an instant's own zone does not know."""
+    try:
+        if name := os.environ.get("TZ", "").removeprefix(":"):
+            return ZoneInfo(name)
+        with Path("/etc/localtime").open("rb") as f:
+            return ZoneInfo.from_file(f)
+    except (OSError, ValueError):  # no such zone, or none set
+        return datetime.now().astimezone().tzinfo or UTC

@@ -1,0 +1,182 @@
+"""The control API's handlers for the cluster itself: the queue, the nodes, the limits, as far as the caller may see."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from launchers import views
+from launchers.control_http import PRINCIPAL, answer, reading
+from launchers.controller import Controller
+from launchers.scheduler import SchedulerUnavailable
+from launchers.schedulers import local_spool
+from launchers.slurm_scheduler import SlurmScheduler
+from launchers.subjects import WHAT, Subject
+from launchers.this_machine import picture as picture_of_this_machine
+from registry import accounting, deployments, runs
+from registry.access import Principal
+from registry.db import Database
+from slurm import limits
+from slurm.changes import Silence
+from slurm.client import SlurmClient
+from slurm.errors import SlurmError
+from slurm.picture import Picture
+from slurm.sight import Limits, Sight, Viewer, sight
+
+T = TypeVar("T")
+
+LIMITS_S = 30.0  # how old limits and their use may be; they are asked for when somebody wants to know
+PRIVILEGE_S = 300.0  # the same of whether Slurm hides anything from us
+FIRST_PICTURE_S = 15.0  # less than a caller waits
+
+
+class Misdirected(Exception):
+    """Slurm hides from this controller what the caller may see: they must ask Slurm themselves."""
+
+
+class Cluster:
+    """What the handlers know of the cluster: the watch's picture, and what it lacks, asked rarely and for everyone."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller, self._watch = controller, controller.watch
+        scheduler = controller.scheduler
+        self._client: SlurmClient | None = scheduler.client if isinstance(scheduler, SlurmScheduler) else None
+        self._kept: dict[str, tuple[float, Any]] = {}  # by what was asked: when, by the monotonic clock, and the answer
+        self._asking = asyncio.Lock()
+
+    async def seen_by(
+        self, principal: Principal, subjects: dict[str, Subject], *, with_limits: Callable[[Picture], bool]
+    ) -> tuple[Sight, Silence | None]:
+        """What this principal may see, and since when Slurm is silent. Raises SchedulerUnavailable, Misdirected."""
+        picture = await self._picture()
+        private, privileged = await self._private_data()
+        if private and not privileged and principal.uid != os.getuid():
+            raise Misdirected(f"Slurm hides your part from this controller (PrivateData={','.join(sorted(private))})")
+        wanted = await self._limits() if with_limits(picture) else None
+        own = {job for s in subjects.values() if s.owner == principal.name for job in s.jobs}
+        viewer = Viewer(principal.name, principal.admin and privileged)
+        return sight(picture, wanted, private, viewer, own), None if self._watch is None else self._watch.silence
+
+    async def _picture(self) -> Picture:
+        """The latest, however old: its age is told."""
+        if self._watch is None:
+            spool = local_spool(self._controller.site)
+            return await asyncio.to_thread(picture_of_this_machine, spool, datetime.now(UTC))
+        if self._watch.latest is not None:
+            return self._watch.latest
+        try:
+            async with asyncio.timeout(FIRST_PICTURE_S):
+                return await self._watch.look()
+        except SlurmError as e:
+            raise SchedulerUnavailable(str(e)) from e
+        except TimeoutError as e:
+            raise SchedulerUnavailable(f"Slurm has not answered within {FIRST_PICTURE_S:g} s") from e
+
+    async def _private_data(self) -> tuple[frozenset[str], bool]:
+        """What slurmctld hides from ordinary users, and whether we are none of them."""
+        client = self._client
+        if client is None:
+            return frozenset(), True
+        config = self._watch.config if self._watch else None
+        if config is None:
+            config = await self._once("config", PRIVILEGE_S, client.config)
+        if not config.private_data:
+            return frozenset(), True
+        return config.private_data, await self._once("privileged", PRIVILEGE_S, client.privileged)
+
+    async def _limits(self) -> Limits:
+        client = self._client
+        if client is None:
+            return Limits(datetime.now(UTC), (), ())
+
+        def ask() -> Limits:
+            now = datetime.now(UTC)
+            return Limits(now, tuple(client.associations()), tuple(client.qos()))
+
+        return await self._once("limits", LIMITS_S, ask)
+
+    async def _once(self, what: str, most_s: float, ask: Callable[[], T]) -> T:
+        """The answer as it was last given, unless that is too long ago; also then, while Slurm does not answer."""
+        async with self._asking:
+            at, kept = self._kept.get(what, (-math.inf, None))
+            if time.monotonic() - at >= most_s:
+                try:
+                    kept = await asyncio.to_thread(ask)
+                    self._kept[what] = time.monotonic(), kept
+                except SlurmError as e:
+                    if what not in self._kept:
+                        raise SchedulerUnavailable(str(e)) from e
+            return kept  # type: ignore[no-any-return]  # what is kept under a name is what its question gave
+
+
+CLUSTER = web.AppKey("cluster", Cluster)
+
+
+def known_subjects(db: Database) -> dict[str, Subject]:
+    """Every run and replica that may still have a job, by id."""
+    jobs: dict[str, set[str]] = {}
+    users: dict[str, str] = {}
+    for job in accounting.unsettled(db):
+        jobs.setdefault(job.subject, set()).add(job.job_id)
+        users[job.subject] = job.owner
+    found = {}
+    for run in runs.everything(db):
+        if not run.state.ended or run.id in jobs:
+            found[run.id] = Subject(
+                run.id, WHAT[run.kind], run.name, run.owner, run.owner, frozenset(jobs.get(run.id, ()))
+            )
+    for replica in deployments.replicas(db):
+        if not replica.state.ended or replica.id in jobs:
+            user = users.get(replica.id, "")
+            found[replica.id] = Subject(
+                replica.id, WHAT["serve"], replica.deployment, replica.owner, user, frozenset(jobs.get(replica.id, ()))
+            )
+    return found
+
+
+async def queue(request: web.Request) -> web.Response:
+    controller, principal = reading(request, "job"), request[PRINCIPAL]
+    asked = query_of(request, "user", "all")
+    user = None if asked.get("all") else asked.get("user", principal.name)
+    subjects = await controller.write(known_subjects, controller.db)
+    seen, silence = await request.app[CLUSTER].seen_by(
+        principal, subjects, with_limits=lambda picture: any(map(limits.meets_one, picture.jobs))
+    )
+    now = datetime.now(UTC)
+    rows = await asyncio.to_thread(views.queue, seen, subjects, user, now)  # a long queue takes a while
+    return answer(views.heading(seen.picture.at, now, seen, silence) | {"jobs": rows})
+
+
+async def nodes(request: web.Request) -> web.Response:
+    reading(request, "node")
+    asked = query_of(request, "partition")
+    seen, silence = await request.app[CLUSTER].seen_by(request[PRINCIPAL], {}, with_limits=lambda _: False)
+    now = datetime.now(UTC)
+    at = seen.picture.cluster_at
+    if at is None:
+        raise SchedulerUnavailable("Slurm has told of its jobs, but not yet of its nodes")
+    return answer(views.heading(at, now, seen, silence) | views.nodes(seen, asked.get("partition"), now))
+
+
+async def usage(request: web.Request) -> web.Response:
+    reading(request, "limit")
+    asked, principal = query_of(request, "account"), request[PRINCIPAL]
+    seen, silence = await request.app[CLUSTER].seen_by(principal, {}, with_limits=lambda _: True)
+    assert seen.limits is not None
+    heading = views.heading(seen.limits.at, datetime.now(UTC), seen, silence)
+    return answer(heading | views.usage(seen.limits, principal.name, asked.get("account"), seen.hidden))
+
+
+def query_of(request: web.Request, *allowed: str) -> dict[str, str]:
+    """The request's parameters. Raises ValueError for one that is unknown."""
+    for key in request.query:
+        if key not in allowed:
+            raise ValueError(f"parameter {key!r} is unknown; allowed: {', '.join(allowed)}")
+    return dict(request.query)
