@@ -1,7 +1,7 @@
 """What happened between two looks at the queue. Pure.
 
-A job is (cluster, raw id, submit time); a watch is of one cluster. A requeue keeps the job: it has restarts then, though
-its submit time changes. A recycled id is another job.
+A job is (cluster, raw id, submit time); a watch is of one cluster. A requeue keeps the job, though it changes the
+submit time: its restarts are counted. A recycled id is another job.
 """
 
 from __future__ import annotations
