@@ -198,7 +198,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--cluster", type=Path, metavar="DIR", help="one that runs and holds just these; it runs on")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the cluster is stopped on the way out
+    for ends in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ends, lambda signum, _: sys.exit(128 + signum))  # the cluster is stopped on the way out
     started = large_cluster(options.nodes, options.jobs) if options.cluster is None else nullcontext(options.cluster)
     with started as root:
         recorder = Recorder()
