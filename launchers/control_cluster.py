@@ -28,6 +28,7 @@ from slurm.changes import Silence
 from slurm.client import SlurmClient
 from slurm.errors import SlurmError
 from slurm.picture import Picture
+from slurm.room import up_to_date
 from slurm.sight import Limits, Sight, Viewer, sight
 
 T = TypeVar("T")
@@ -57,6 +58,8 @@ class Cluster:
         """What this principal may see, and since when Slurm is silent. Raises SchedulerUnavailable, Misdirected."""
         picture = await self._picture()
         private, privileged = await self._private_data()
+        if privileged or "jobs" not in private:
+            picture = up_to_date(picture)  # all that hold something are in it
         if private and not privileged and principal.uid != os.getuid():
             raise Misdirected(f"Slurm hides your part from this controller (PrivateData={','.join(sorted(private))})")
         wanted = await self._limits() if with_limits(picture) else None

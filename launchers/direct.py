@@ -58,7 +58,8 @@ class DirectSlurm:
 
     def cluster(self) -> Sight:
         at = self._now()
-        nodes = () if "nodes" in self._hidden else tuple(self._client.nodes())  # not an empty answer, but a refusal
+        # What is hidden is not left out of an answer: the question is refused.
+        nodes = () if "nodes" in self._hidden else tuple(self._client.nodes())
         partitions = () if "partitions" in self._hidden else tuple(self._client.partitions())
         return Sight(Picture(at, (), at, nodes, partitions, tuple(self._client.reservations())), None, self._hidden)
 
@@ -79,7 +80,8 @@ class DirectSlurm:
         private = self._client.config().private_data
         if not private or self._privileged():
             return frozenset()
-        return private & HIDES | ({"usage"} if private & USE else set())
+        nodes = {"nodes"} if "partitions" in private else set()  # sinfo, which tells of nodes, wants both
+        return private & HIDES | nodes | ({"usage"} if private & USE else set())
 
     def _privileged(self) -> bool:
         try:

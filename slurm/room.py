@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 
-from slurm.model import Job, Node, Reservation
+from slurm.model import TRES, Job, Node, Reservation
 from slurm.picture import Picture
 
 
@@ -94,3 +95,41 @@ def free_gpus(nodes: Sequence[Node], kind: str) -> list[int]:
 def shares(total: int, nodes: int) -> int:
     """What each of a job's nodes must have at least, were it spread evenly."""
     return -(-total // max(1, nodes))
+
+
+def up_to_date(picture: Picture) -> Picture:
+    """With what the jobs hold now, on nodes where one began or ended since the nodes were asked.
+
+    Of a job on several nodes each is taken to hold the same share, which what the nodes themselves say need not be.
+    """
+    if picture.cluster_at is None or picture.cluster_at >= picture.at:
+        return picture
+    asked = picture.cluster_at.replace(microsecond=0)  # Slurm's times are whole seconds
+    moved = {name for job in picture.jobs if _moved_since(job, asked) for name in job.nodes}
+    held: dict[str, list[Job]] = {name: [] for name in moved}
+    for job in picture.jobs:
+        if not job.state.pending and not job.state.ended:
+            for name in moved.intersection(job.nodes):
+                held[name].append(job)
+    return replace(picture, nodes=tuple(_holding(n, held[n.name]) if n.name in moved else n for n in picture.nodes))
+
+
+def _moved_since(job: Job, asked: datetime) -> bool:
+    return any(at is not None and at >= asked for at in (job.started_at, job.ended_at))
+
+
+def _holding(node: Node, jobs: Sequence[Job]) -> Node:
+    by_type: dict[str, int] = {}
+    for job in jobs:
+        kinds = job.tres.gpus_of_each_type
+        if len(node.tres.gpus_by_type) == 1:  # a cluster need not track types, but the node has only this one
+            kinds = {node.tres.gpus_by_type[0][0]: job.tres.gpus}
+        for kind, count in kinds.items():
+            by_type[kind] = by_type.get(kind, 0) + count // job.node_count
+    allocated = TRES(
+        cpus=min(node.tres.cpus, sum(j.tres.cpus // j.node_count for j in jobs)),
+        memory_bytes=min(node.tres.memory_bytes, sum(j.tres.memory_bytes // j.node_count for j in jobs)),
+        gpus=min(node.tres.gpus, sum(by_type.values())),
+        gpus_by_type=tuple((kind, count) for kind, count in sorted(by_type.items()) if kind and count),
+    )
+    return replace(node, allocated=allocated)

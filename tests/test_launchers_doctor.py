@@ -206,6 +206,26 @@ def test_a_shared_directory_on_a_local_disk_is_well_only_where_jobs_run_here() -
     assert spread.level is Level.WARNING and "nodes do not see" in spread.says
 
 
+def test_a_python_that_other_nodes_do_not_see_is_a_warning_only_where_jobs_run_there() -> None:
+    engine = Environment(kind="venv", python="/sw/engine/bin/python")
+    site = site_with(environments=Environments(engine=engine))
+    mounted = "/dev/vda / ext4 rw 0 0\nserver:/sw /sw nfs4 rw 0 0\n"
+    (own,) = storage.judge_interpreters(site, mounted, spread=True)
+    assert (own.subject, own.level) == ("control Python", Level.WARNING)
+    assert "ext4 of this host" in own.says
+    assert worst(storage.judge_interpreters(site, mounted, spread=False)) is Level.OK
+    local = storage.judge_interpreters(site, "/dev/vda / ext4 rw 0 0\n", spread=True)
+    assert [f.subject for f in local] == ["control Python", "engine Python"]
+
+
+def test_the_file_systems_that_may_not_hold_the_registry_are_listed() -> None:
+    mounted = "/dev/vda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\nmds:/s /scratch\\040space lustre rw 0 0\n"
+    assert storage.network(mounted).says.endswith("never state_dir: /home (nfs4), /scratch space (lustre)")
+    assert storage.network("/dev/vda / ext4 rw 0 0\n").says == "none on this host"
+    many = storage.network("".join(f"server:/{i} /home/{i} nfs4 rw 0 0\n" for i in range(20)))
+    assert many.says.endswith("/home/7 (nfs4) and 12 more")
+
+
 def test_a_registry_in_memory_is_a_warning() -> None:
     *_, finding = storage.judge_state(looks(kind="tmpfs"))
     assert finding.level is Level.WARNING and "after a reboot" in finding.says

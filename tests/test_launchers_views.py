@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from slurm_records import GIB, NOW, after, association, gpus, job, node, partiti
 
 from launchers import views
 from launchers.subjects import Subject
-from slurm import amounts, parse
+from slurm import amounts, parse, room
 from slurm.changes import Silence
 from slurm.model import JobState, Limit, NodeState
 from slurm.sight import Limits, Sight
@@ -247,3 +248,27 @@ def test_untyped_gpus_are_not_counted_as_a_type() -> None:
     (room,) = views.nodes(Sight(picture(nodes=[untyped])), None, NOW)["partitions"]
     assert (room["gpu"], room["gpus"], room["gpus_free"]) == ("", 4, 3)
     assert parse.tres("gres/gpu=4").gpus_of_each_type == {"": 4}
+
+
+def test_nodes_asked_a_while_ago_are_brought_up_to_date_by_what_jobs_did_since() -> None:
+    before, ran = after(hours=-1), {"state": JobState.COMPLETED}
+    old = picture(
+        jobs=[
+            job(1, gpus(12, nodes=2), state=JobState.RUNNING, starts_at=after(seconds=-30), nodes=("g1", "g2")),
+            job(2, gpus(2), **ran, starts_at=before, ends_at=after(seconds=-10), nodes=("g1",)),
+            job(3, gpus(1), state=JobState.RUNNING, starts_at=before, nodes=("g2",)),  # counted already
+            job(4, gpus(4), **ran, starts_at=after(seconds=-40), ends_at=after(seconds=-20), nodes=("g2",)),
+            job(5, gpus(1, kind=""), state=JobState.RUNNING, starts_at=after(seconds=-5), nodes=("g3", "gone")),
+            job(6, gpus(8), reason="Resources", starts_at=after(hours=1)),
+        ],
+        nodes=[
+            node("g1", "cpu=1,mem=1G,gres/gpu=2,gres/gpu:h100=2"),
+            node("g2", "cpu=1,mem=1G,gres/gpu=1,gres/gpu:h100=1"),
+            node("g3"),
+        ],
+    )  # fmt: skip
+    asked_a_minute_ago = dataclasses.replace(old, cluster_at=after(minutes=-1))
+    found = room.up_to_date(asked_a_minute_ago).nodes
+    assert [n.free_gpus_by_type for n in found] == [{"h100": 2}, {"h100": 1}, {"h100": 7}]
+    assert [n.allocated.cpus for n in found] == [1, 2, 1]
+    assert room.up_to_date(old) is old

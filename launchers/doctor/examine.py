@@ -25,7 +25,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 LOOK_S = 10.0  # at a directory or a port
 SLURM_S = 5 * cluster.LONGEST_TIMEOUT_S
-ENVIRONMENT_S = programs.RUNTIME_TIMEOUT_S + programs.IMPORT_TIMEOUT_S + LOOK_S
+ENVIRONMENT_S = programs.IMPORT_TIMEOUT_S + LOOK_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,15 @@ def examine(site: Site, environ: Mapping[str, str], services: Callable[[], Itera
     host = [
         *found("state_dir", LOOK_S, state, storage.judge_state),
         *found("shared_dir", LOOK_S, shared, lambda seen: storage.judge_shared(seen, spread)),
-        *storage.judge_interpreter(storage.OWN_PYTHON, mounted, spread, "control Python"),
-        *found("gateway", LOOK_S, serving, lambda findings: findings),
+        storage.network(mounted),
+        *found("interpreters", LOOK_S, begin(storage.judge_interpreters, site, mounted, spread), as_found),
+        *found("gateway", LOOK_S, serving, as_found),
         *_reach(site, spread),
     ]
     return [
         *sections,
         Section("This host", tuple(host)),
-        Section("Environments", tuple(found("environments", ENVIRONMENT_S, running, lambda findings: findings))),
+        Section("Environments", tuple(found("environments", 2 * ENVIRONMENT_S, running, as_found))),
     ]
 
 
@@ -84,6 +85,11 @@ def found(
         yield problem(subject, f"cannot be looked at: {e}", "let this account read it")
     else:
         yield from judge(seen)
+
+
+def as_found(findings: Iterable[Finding]) -> Iterable[Finding]:
+    """For a probe that judges by itself."""
+    return findings
 
 
 def _no_slurm() -> list[Section]:
@@ -131,5 +137,8 @@ def _reach(site: Site, spread: bool) -> Iterator[Finding]:
 def _environments(site: Site, environment: Mapping[str, str]) -> list[Finding]:
     here = programs.runtimes(environment)
     names: tuple[programs.Name, ...] = ("training", "engine")
-    looking = [begin(programs.check, site, name, here, environment) for name in names]
-    return [programs.runtimes_finding(here), *(f for look in looking for f in look.result())]
+    looking = [(name, begin(programs.check, site, name, here, environment)) for name in names]
+    return [
+        programs.runtimes_finding(here),
+        *(f for name, look in looking for f in found(name, ENVIRONMENT_S, look, as_found)),
+    ]
