@@ -67,6 +67,8 @@ class Reasons:
     seen: Sight
     now: datetime
     _lines: dict[str, _Line] = field(default_factory=dict, init=False)
+    _nodes: dict[tuple[str, str | None], list[Node]] = field(default_factory=dict, init=False)
+    _free: dict[tuple[str, str | None, str], list[int]] = field(default_factory=dict, init=False)
 
     def why(self, job: Job) -> str | None:
         """Why a job waits, and when Slurm expects it to start. None for one that does not wait."""
@@ -138,10 +140,10 @@ class Reasons:
         if not self.seen.picture.nodes:  # hidden, or not told yet
             what = wanted or amounts.counted(job.tres.cpus, "CPU")
             return 0, f"waiting for {what} in {partition}"
-        nodes = room.open_to(job, partition, self.seen.picture)
+        nodes = self._open_to(job, partition)
         where = partition if job.reservation is None else f"{partition} (reservation {job.reservation})"
         for kind, count in asked.items():
-            free = room.free_gpus(nodes, kind)
+            free = self._free_gpus(job, partition, kind)
             if (more := count - sum(free)) > 0:
                 return (
                     more,
@@ -152,6 +154,18 @@ class Reasons:
                 most = f"at most {max(free, default=0)} on one node"
                 return 0, f"waiting for {amounts.gpus(count, kind)}{spread}; {sum(free)} are free, {most}"
         return self._short_of_cpus(job, where, nodes, asked, wanted)
+
+    def _open_to(self, job: Job, partition: str) -> list[Node]:
+        key = partition, job.reservation
+        if key not in self._nodes:
+            self._nodes[key] = room.open_to(job, partition, self.seen.picture)
+        return self._nodes[key]
+
+    def _free_gpus(self, job: Job, partition: str, kind: str) -> list[int]:
+        key = partition, job.reservation, kind
+        if key not in self._free:
+            self._free[key] = room.free_gpus(self._open_to(job, partition), kind)
+        return self._free[key]
 
     def _short_of_cpus(
         self, job: Job, where: str, nodes: list[Node], asked: Mapping[str, int], wanted: str
