@@ -9,7 +9,7 @@ CLUSTER = tests/cluster/cluster
 export PYTHONDONTWRITEBYTECODE =
 export VENVS
 
-.PHONY: demo demo-slurm test test-pyslurm lint environments control dev warm clean help
+.PHONY: demo demo-slurm test test-pyslurm bench-pyslurm lint environments control dev warm clean help
 
 help:
 	@echo "make demo         from raw text to a metered answer on this machine (ARGS=--once stops everything at the end)"
@@ -17,7 +17,7 @@ help:
 	@echo "make test         everything, on real parts"
 	@echo "make test-pyslurm slurm/ on Slurm 26.05, with pyslurm, in a chroot made for it (root)"
 	@echo "make lint         ruff and mypy"
-	@echo "make bench-NAME   what benchmarks/NAME.py measures, one JSON object per figure: slurm"
+	@echo "make bench-NAME   what benchmarks/NAME.py measures, one JSON object per figure: slurm, pyslurm"
 	@echo "make environments the three Python environments: control plane, training, engine"
 
 demo: environments
@@ -36,16 +36,19 @@ control training engine dev: %:
 
 test: dev training engine
 	@tests/cluster/install || test $$? -eq 3
-	@$(if $(ARGS),true,tests/pyslurm/run)
+	@$(if $(ARGS),true,tests/chroot/run)
 	@$(PYTHON_CONTROL) -m pytest $(ARGS)
 
 test-pyslurm:
-	@tests/pyslurm/run $(ARGS)
+	@tests/chroot/run $(if $(ARGS),python -m pytest -p no:cacheprovider $(ARGS))
 
 lint: dev
 	@$(PYTHON_CONTROL) -m ruff check .
 	@$(PYTHON_CONTROL) -m ruff format --check .
 	@$(PYTHON_CONTROL) -m mypy
+
+bench-pyslurm:
+	@tests/chroot/run python -m benchmarks.slurm $(ARGS)
 
 bench-%: dev
 	@$(PYTHON_CONTROL) -m benchmarks.$* $(ARGS)

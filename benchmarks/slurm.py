@@ -2,15 +2,18 @@
 
     make bench-slurm                                    10,000 pending jobs on 1,000 nodes, a cluster started for it
     make bench-slurm ARGS="--jobs 1000 --rounds 3"      less of it, sooner
+    make bench-pyslurm                                  the same on Slurm 26.05, where pyslurm is a back end too (root)
 
-Wall and CPU (of this process and of the commands it ran) are medians of interleaved rounds after a first one. What a
-command prints is thrown away when it is the peer, and read into typed records when it is ours.
+Wall and CPU (of this process and of its children) are medians of interleaved rounds after a first one. What a command
+prints is thrown away when it is the peer, and read into typed records when it is ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,17 +21,24 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
+from benchmarks import calls
 from benchmarks.figures import cost, interleaved, show, show_costs
-from slurm import tables
+from slurm import backend, tables
 from slurm.commands import CommandClient
+from slurm.native import NativeClient
 from slurm.process import Completed, run_process
 
-CLUSTER = Path(__file__).resolve().parent.parent / "tests" / "cluster"
+Run = Callable[[], object]
+Clients = Mapping[str, CommandClient]
+REPOSITORY = Path(__file__).resolve().parent.parent
+CLUSTER = REPOSITORY / "tests" / "cluster"
 MIB = 1024**2
 # squeue -o's letters for the fields that we read with -O. Trackable resources as such it does not have.
 LETTERS = {
@@ -37,6 +47,8 @@ LETTERS = {
     "time_limit_s": "%l", "time_left_s": "%L", "nodes": "%N", "node_count": "%D", "tres": "%C %m %b", "priority": "%Q",
     "dependency": "%E", "reservation": "%v",
 }  # fmt: skip
+SQUEUE = "|".join(LETTERS.get(field, "") for field, _, _ in tables.SQUEUE)
+SINFO = "%N|%T|%E|%P|%C|%m|%e|%G|%f|%O|%v"  # -o has no memory in use, and no GPUs in use
 # slurmdbd's own table is told that the jobs which wait in vain had run: sacct then has times, nodes and resources to
 # print. Amounts stand there as id=count: 1 CPU, 2 memory, 4 nodes, 5 billing, 1001 GPUs, 1002 those of type h100.
 PRETEND_THEY_RAN = """
@@ -78,36 +90,42 @@ class Recorder:
         subprocess.run(argv or self.argv, env=self.environment, stdout=subprocess.DEVNULL, check=True)
 
 
-def poll_of_jobs(client: CommandClient, recorder: Recorder, jobs: int, rounds: int) -> None:
-    first = cost(lambda: client.jobs())
-    tracemalloc.start()
-    found = client.jobs()
-    used, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(found) == jobs, f"{len(found)} jobs were found, not {jobs}"
-    del found
-    same = "|".join(LETTERS.get(field, "") for field, _, _ in tables.SQUEUE)
-    costs = interleaved(
-        {
-            "typed": client.jobs,
-            "squeue -h -o": lambda: recorder.again("squeue", "-h", "-a", "-t", "all", "-o", same),
-            "squeue -h -O, the call we make": recorder.again,
-        },
-        rounds,
-    )
-    show_costs(f"poll of {jobs:,} jobs", costs)
-    show(f"the first poll of {jobs:,} jobs in a process, CPU", first.cpu_s, "s")
-    show(f"memory of {jobs:,} typed jobs", used / MIB, "MiB")
+def polls(figure: str, ours: Mapping[str, Run], peers: Mapping[str, Run], rounds: int) -> None:
+    costs = interleaved({**ours, **peers}, rounds)
+    for name in ours:
+        show_costs(f"{figure} {name}", costs[name], {peer: costs[peer] for peer in peers})
 
 
-def poll_of_nodes(client: CommandClient, recorder: Recorder, nodes: int, rounds: int) -> None:
-    found = client.nodes()
-    assert len(found) >= nodes, f"{len(found)} nodes were found, not {nodes}"
-    costs = interleaved({"typed": client.nodes, "sinfo -h -N -O, the call we make": recorder.again}, rounds)
-    show_costs(f"poll of {nodes:,} nodes", costs)
+def polls_of_jobs(slurm: str, clients: Clients, recorder: Recorder, jobs: int, rounds: int) -> None:
+    figure = f"{slurm}: poll of {jobs:,} jobs"
+    for name, client in clients.items():
+        first = cost(client.jobs)
+        tracemalloc.start()
+        found = client.jobs()
+        used, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(found) == jobs, f"{len(found)} jobs were found {name}, not {jobs}"
+        del found
+        show(f"{figure} {name}, the first of a process, CPU", first.cpu_s, "s")
+        show(f"{figure} {name}, memory of the records", used / MIB, "MiB")
+    peers = {
+        "squeue -h -o": partial(recorder.again, "squeue", "-h", "-a", "-t", "all", "-o", SQUEUE),
+        "squeue -h -O, the call we make": recorder.again,
+    }
+    polls(figure, {name: client.jobs for name, client in clients.items()}, peers, rounds)
 
 
-def accounting(client: CommandClient, recorder: Recorder, root: Path, jobs: int, rounds: int) -> None:
+def polls_of_nodes(slurm: str, clients: Clients, recorder: Recorder, nodes: int, rounds: int) -> None:
+    for name, client in clients.items():
+        assert (found := len(client.nodes())) >= nodes, f"{found} nodes were found {name}, not {nodes}"
+    peers = {
+        "sinfo -h -N -o": partial(recorder.again, "sinfo", "-h", "-a", "-N", "-o", SINFO),
+        "sinfo -h -N -O, the call we make": recorder.again,
+    }
+    polls(f"{slurm}: poll of {nodes:,} nodes", {n: client.nodes for n, client in clients.items()}, peers, rounds)
+
+
+def accounting(slurm: str, client: CommandClient, recorder: Recorder, root: Path, jobs: int, rounds: int) -> None:
     def in_the_books() -> int:
         return int(mariadb(root, "select count(*) from `headgate-test_job_table` where `partition` = 'paper'"))
 
@@ -120,8 +138,52 @@ def accounting(client: CommandClient, recorder: Recorder, root: Path, jobs: int,
         return len(client.accounting_between(now - timedelta(days=1), now))
 
     assert (found := ask()) == jobs, f"{found} jobs were in the books, not {jobs}"
-    costs = interleaved({"typed": ask, "sacct -n -P -X -D -o, the call we make": recorder.again}, rounds)
-    show_costs(f"accounting of {jobs:,} jobs", costs)
+    peers = {"sacct -n -P -X -D -o, the call we make": recorder.again}
+    polls(f"{slurm}: accounting of {jobs:,} jobs", {"by commands": ask}, peers, rounds)
+
+
+def calls_per_hour(slurm: str, environment: Mapping[str, str]) -> None:
+    """What each command prints is asked for once: an hour of the watch then takes seconds. A few jobs will do."""
+    printed: dict[tuple[str, ...], Completed] = {}
+
+    def answer(argv: Sequence[str], of: Mapping[str, str], timeout_s: float) -> Completed:
+        if (asked := tuple(argv)) not in printed:
+            done = run_process(argv, {**environment, **of}, timeout_s)
+            lines = done.stdout.splitlines(keepends=True)
+            printed[asked] = replace(done, stdout="".join(lines[:100])) if argv[0] == "squeue" else done
+        return printed[asked]
+
+    for what, reads in (("what is known", calls.the_latest), ("what is newer than the question", calls.a_newer_one)):
+        for readers in (1, 10, 100):
+            figure = (
+                f"{slurm}: commands per hour, {readers} read {what} once a minute and {readers} follow what changes"
+            )
+            show(figure, calls.per_hour(readers, reads, answer), "calls", "squeue by each of the readers", 60 * readers)
+
+
+def headgate_queue(slurm: str, environment: Mapping[str, str], root: Path, jobs: int, rounds: int) -> None:
+    """As typed where no controller runs. It starts anew each time, and asks for whatever explains why jobs wait."""
+    if importlib.util.find_spec("click") is None:
+        sys.stderr.write("headgate queue is left out: this Python has nothing of the control environment\n")
+        return
+    site = root / "site.toml"
+    site.write_text(
+        f'name = "bench"\nstate_dir = "{root}/none"\nshared_dir = "{root}/none"\n[scheduler]\nkind = "slurm"\n'
+    )
+
+    def typed(*words: str) -> None:
+        argv = [sys.executable, "-m", "cli.main", "--site", site, "queue", *words]
+        subprocess.run(argv, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, check=True)
+
+    def squeue(*words: str) -> None:
+        subprocess.run(["squeue", "-h", *words], env=environment, stdout=subprocess.DEVNULL, check=True)
+
+    for figure, ours, theirs in (
+        ("of somebody without a job", ("-u", "mail"), ("-u", "mail")),
+        (f"of all {jobs:,} jobs", ("--all",), ("-o", SQUEUE)),
+    ):
+        peers = {shlex.join(["squeue", "-h", *theirs[:1]]): partial(squeue, *theirs)}
+        polls(f"{slurm}: headgate queue", {figure: partial(typed, *ours)}, peers, rounds)
 
 
 def mariadb(root: Path, statement: str) -> str:
@@ -136,14 +198,24 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--cluster", type=Path, metavar="DIR", help="one that runs and holds just these; it runs on")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the cluster is stopped on the way out
+    for ends in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ends, lambda signum, _: sys.exit(128 + signum))  # the cluster is stopped on the way out
     started = large_cluster(options.nodes, options.jobs) if options.cluster is None else nullcontext(options.cluster)
     with started as root:
         recorder = Recorder()
-        client = CommandClient(recorder, {**os.environ, "SLURM_CONF": str(root / "etc" / "slurm.conf")})
-        poll_of_jobs(client, recorder, options.jobs, options.rounds)
-        poll_of_nodes(client, recorder, options.nodes, options.rounds)
-        accounting(client, recorder, root, options.jobs, options.rounds)
+        environment = {**os.environ, "SLURM_CONF": str(root / "etc" / "slurm.conf")}
+        client = CommandClient(recorder, environment)
+        slurm = f"Slurm {client.config().version_text}"
+        clients: dict[str, CommandClient] = {"by commands": client}
+        if backend.installed():
+            clients["by pyslurm"] = NativeClient(environment)
+        else:
+            sys.stderr.write("pyslurm is not installed for this Python: make bench-pyslurm has its figures\n")
+        polls_of_jobs(slurm, clients, recorder, options.jobs, options.rounds)
+        headgate_queue(slurm, recorder.environment, root, options.jobs, options.rounds)
+        polls_of_nodes(slurm, clients, recorder, options.nodes, options.rounds)
+        accounting(slurm, client, recorder, root, options.jobs, options.rounds)
+        calls_per_hour(slurm, environment)
     return 0
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -47,7 +46,6 @@ def doctor(context: Context, /, as_json: bool) -> None:
         name, sections = site.name, examine(site, os.environ, lambda: services(site))
     findings = [f for section in sections for f in section.findings]
     click.echo(as_document(name, sections) if as_json else page(name, sections, _width()))
-    sys.stdout.flush()
     raise SystemExit(int(worst(findings)))
 
 
@@ -56,16 +54,14 @@ def services(site: Site) -> Iterator[Finding]:
     yield gateway_port(site)
     path = site.control_socket
     try:
-        Control(path, timeout_s=5).get("/v1/status")
+        Control(path, timeout_s=3).get("/v1/status")
     except Refused as e:
         yield warning("controller", f"{path}: answers, and refuses this account: {e.message}", "ask its administrator")
     except Unreachable as e:
-        if path.exists() and not os.access(path, os.W_OK):
-            yield problem("controller", f"{path}: this account may not connect", "mode 0755 for state_dir")
-        elif path.exists() and "no controller" not in e.message:
-            yield problem("controller", e.message, "its log: `headgate logs controller`")
-        else:
+        if isinstance(e.__cause__, FileNotFoundError | ConnectionRefusedError):
             yield ok("controller", f"none runs; it would listen on {path}")
+        else:
+            yield problem("controller", e.message, "`headgate logs controller`; may this account write to the socket?")
     else:
         yield ok("controller", f"answers on {path}")
 

@@ -17,7 +17,7 @@ from launchers import direct
 from launchers.subjects import user_name
 from registry.site import Site
 from slurm import amounts
-from slurm.errors import SlurmError
+from slurm.errors import SlurmError, SlurmUnavailable
 
 if TYPE_CHECKING:
     from slurm.accounting import By, Total, Usage
@@ -103,9 +103,9 @@ def books(
             known = sorted({a.account for a in client.associations()})
             if known and account not in known:
                 raise ValueError(f"no account is called {account!r}; you may see: {', '.join(known)}")
-    except SlurmError as e:
+    except SlurmUnavailable as e:
         raise click.ClickException(f"Slurm did not answer: {e}") from e
-    except ValueError as e:
+    except (SlurmError, ValueError) as e:
         raise click.ClickException(str(e)) from e
     of = f"account {account}" if account else whose or "everybody"
     click.echo(json.dumps(as_document(found, by, of), indent=2) if as_json else books_table(found, by, of))

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,19 +213,28 @@ def remote(kind: str) -> bool:
     return kind.removeprefix("fuse.") in REMOTE_FILE_SYSTEMS
 
 
+def remote_mounts(mounts: str) -> list[tuple[str, str]]:
+    """(type, mount point) of every mount that may hold no registry."""
+    return [(kind, point) for kind, point in _mounted(mounts) if remote(kind)]
+
+
 def file_system(path: Path, mounts: str) -> tuple[str, str]:
     """(type, mount point) of the mount that holds `path`, by the longest mount point above it."""
     target = os.path.realpath(path)
     best = ("unknown", "")
-    for line in mounts.splitlines():
-        fields = line.split(" ")
-        if len(fields) < 3:
-            continue
-        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[1])  # /proc writes a space as \040
+    for kind, point in _mounted(mounts):
         inside = target == point or target.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best[1]):
-            best = (fields[2], point)
+            best = (kind, point)
     return best
+
+
+def _mounted(mounts: str) -> Iterator[tuple[str, str]]:
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if len(fields) >= 3:
+            # /proc writes a space as \040
+            yield fields[2], re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[1])
 
 
 def row(db: Database, sql: str, *args: Any) -> sqlite3.Row | None:

@@ -2,8 +2,10 @@
 
 Counted as slurmdbd's rollup does it (as_mysql_rollup.c), so that over whole hours the totals are sreport's, to the
 second. An attempt holds what it was allocated from its start to its end; while it is suspended it gives its CPUs back,
-and nothing else. Two things differ from sreport: it also charges the idle time of a reservation to the accounts that
-may use it, and it counts an account together with the accounts below it, where a total here is of that account alone.
+and nothing else (when that was, is sometimes an estimate: `Usage.estimated`). Three things differ from sreport: it
+also charges the idle time of a reservation to the accounts that may use it; it counts an account together with the
+accounts below it, where a total here is of that account alone; and of a job that was resized it counts the time before
+the resize twice, once with the new size.
 
 Pure, but for `usage`, which asks a client.
 """
@@ -209,8 +211,10 @@ def _s(moment: datetime) -> int:
 
 
 def _began(attempt: JobUsage) -> int:
+    """A job that was resized goes on under another record, whose submission is the resize, and whose start is still the
+    job's: what it held until then is on the earlier record."""
     assert attempt.started_at is not None
-    return _s(attempt.started_at)
+    return max(_s(attempt.started_at), _s(attempt.submitted_at))
 
 
 def _over(attempt: JobUsage, now: int) -> int:

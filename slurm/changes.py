@@ -1,7 +1,7 @@
 """What happened between two looks at the queue. Pure.
 
-A job is (cluster, raw id, submit time); a watch is of one cluster. A requeue keeps the job: its restarts grow, though
-its submit time changes. A recycled id is another job.
+A job is (cluster, raw id, submit time); a watch is of one cluster. A requeue keeps the job, though it changes the
+submit time: its restarts are counted. A recycled id is another job.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def same_job(before: Job, after: Job) -> bool:
     """Whether two records under one raw id are the same job's."""
     if before.submitted_at == after.submitted_at:
         return True
-    return after.restarts > before.restarts and (before.name, before.user) == (after.name, after.user)
+    # The restart is counted while the old attempt is COMPLETING; the submit time changes only afterwards.
+    requeued = after.restarts >= max(before.restarts, 1)
+    return requeued and (before.name, before.user) == (after.name, after.user)
 
 
 def compare(

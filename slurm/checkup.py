@@ -199,16 +199,18 @@ def tracked(config: ClusterConfig, nodes: Iterable[Node]) -> Finding:
     types = sorted({kind for node in nodes for kind in node.tres.gpus_of_each_type})
     if not types:
         return ok("AccountingStorageTRES", "no node has GPUs")
-    counted = "gres/gpu" in words
-    missing = [f"gres/gpu:{kind}" for kind in types if kind and f"gres/gpu:{kind}" not in words]
+    missing = [kind for kind in types if not kind or f"gres/gpu:{kind}" not in words]
     remedy = f"AccountingStorageTRES={','.join(['gres/gpu', *(f'gres/gpu:{kind}' for kind in types if kind)])}"
-    if not counted and len(missing) == len(types):
-        says = "the books do not count GPUs: every report would say that none were used"
+    if missing and "gres/gpu" not in words:
+        says = f"the books do not count GPUs ({_kinds(missing)}): every report would say that none were used"
         return problem("AccountingStorageTRES", says, remedy)
     if missing and len(types) > 1:
-        says = f"the books do not tell apart {', '.join(kind or 'GPUs without a type' for kind in types)}"
-        return warning("AccountingStorageTRES", says, remedy)
-    return ok("AccountingStorageTRES", f"GPUs are counted ({', '.join(kind or 'no type' for kind in types)})")
+        return warning("AccountingStorageTRES", f"the books do not tell apart {_kinds(types)}", remedy)
+    return ok("AccountingStorageTRES", f"GPUs are counted ({_kinds(types)})")
+
+
+def _kinds(types: Sequence[str]) -> str:
+    return ", ".join(kind or "without a type" for kind in types)
 
 
 def comments(config: ClusterConfig) -> Finding:

@@ -40,6 +40,8 @@ _NO_ANSWER = re.compile(
     r"|configuration (file|source)|Problem talking to the database|Unable to connect to database",
     re.IGNORECASE,
 )
+# Words of a daemon that understood the question and will not answer it, however often it is asked.
+_NO_SUCH_QUESTION = re.compile(r"Invalid user id|Too wide of a date range", re.IGNORECASE)
 _NO_ACCOUNTING = (
     r"accounting storage is disabled|only supported with slurmdbd|not running a supported accounting_storage"
 )
@@ -69,7 +71,10 @@ class CommandClient:
     def accounting_config(self) -> AccountingConfig | None:
         if not self.config().accounting:
             return None
-        return _understood("sacctmgr", scontrol.accounting_config, self._ask("sacctmgr", "show", "config"))
+        text = self._ask("sacctmgr", "show", "config")
+        if "SlurmDBD configuration" not in text:  # it exits with 0 all the same
+            raise SlurmUnavailable("slurmdbd did not answer: sacctmgr show config has only Slurm's own configuration")
+        return _understood("sacctmgr", scontrol.accounting_config, text)
 
     def privileged(self) -> bool:
         uid, user = os.getuid(), _our_name()
@@ -77,7 +82,9 @@ class CommandClient:
             return True
         if user is None:
             return False  # Slurm knows its administrators by name
-        text = self._ask("scontrol", "-o", "show", "assoc_mgr", f"users={user}", "flags=users")
+        # Of somebody who has no association, a slurmctld with PrivateData=users or usage answers half a message.
+        argv = ["scontrol", "-o", "show", "assoc_mgr", f"users={user}", "flags=users"]
+        text = self._ask(*argv, nothing="Malformed RPC")
         level = assoc_mgr.admin_levels(text).get(user, "None")
         return level in ("Operator", "Administrator") or self.config().settings["SlurmUser"] == f"{user}({uid})"
 
@@ -212,14 +219,16 @@ class CommandClient:
     def _ask(self, *argv: str, nothing: str | None = None) -> str:
         """What a command that only reads printed. Times come as seconds since the epoch, so no zone is guessed.
 
-        A command that failed with words like `nothing` says that there is nothing; any other failure is no answer.
+        A command that failed with words like `nothing` says that there is nothing. Any other failure is no answer, but
+        for the few that say no.
         """
         done = self._run(argv, {"SLURM_TIME_FORMAT": "%s"})
         if done.returncode == 0:
             return done.stdout
         if nothing is not None and re.search(nothing, done.stderr):
             return ""
-        raise SlurmUnavailable(_words(argv[0], done))
+        words = _words(argv[0], done)
+        raise SlurmError(words) if _NO_SUCH_QUESTION.search(words) else SlurmUnavailable(words)
 
     def _run(self, argv: Sequence[str], settings: Mapping[str, str]) -> Completed:
         base = os.environ if self._environment is None else self._environment

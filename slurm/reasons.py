@@ -69,6 +69,7 @@ class Reasons:
     _lines: dict[str, _Line] = field(default_factory=dict, init=False)
     _nodes: dict[tuple[str, str | None], list[Node]] = field(default_factory=dict, init=False)
     _free: dict[tuple[str, str | None, str], list[int]] = field(default_factory=dict, init=False)
+    _closed: dict[tuple[str, str], str] = field(default_factory=dict, init=False)
 
     def why(self, job: Job) -> str | None:
         """Why a job waits, and when Slurm expects it to start. None for one that does not wait."""
@@ -236,13 +237,19 @@ class Reasons:
 
     def _out(self, job: Job, names: str = "") -> str:
         """The nodes that are closed, each with its state and why, as far as they may be seen."""
+        asked = job.partition, names
+        if asked not in self._closed:
+            self._closed[asked] = self._closed_nodes(frozenset(job.partitions), names)
+        return self._closed[asked]
+
+    def _closed_nodes(self, partitions: frozenset[str], names: str) -> str:
         try:
             listed = set(parse.nodes(names))
         except ValueError:
             listed = set()
         nodes = [
             n for n in self.seen.picture.nodes
-            if not n.available and (n.name in listed if listed else set(n.partitions) & set(job.partitions))
+            if not n.available and (n.name in listed if listed else partitions.intersection(n.partitions))
         ]  # fmt: skip
         if not nodes:
             return f": {amounts.several(sorted(listed))}" if listed else ""

@@ -167,7 +167,9 @@ class Watch:
     async def changes(self) -> AsyncIterator[Change]:
         """From now on, until the watch ends. After LookAtLatest, `latest` and `silence` say what the events did not."""
         reader = _Reader()
-        if self.latest is not None or self.silence is not None:
+        if self._over:
+            reader.end()
+        elif self.latest is not None or self.silence is not None:
             reader.tell([LookAtLatest()])
         self._readers.add(reader)
         try:
@@ -193,7 +195,7 @@ class Watch:
             self._over = True
             self._polled.set()
             for reader in self._readers:
-                reader.tell([None])
+                reader.end()
 
     async def _poll(self, thread: ThreadPoolExecutor) -> None:
         at, began = self._now(), self._clock()
@@ -328,11 +330,15 @@ class _Reader:
         self._pending: deque[Change | None] = deque()
         self._some = asyncio.Event()
 
-    def tell(self, changes: Sequence[Change | None]) -> None:
+    def tell(self, changes: Sequence[Change]) -> None:
         if len(self._pending) + len(changes) > KEPT:
             self._pending.clear()
             changes = [LookAtLatest()]
         self._pending.extend(changes)
+        self._some.set()
+
+    def end(self) -> None:
+        self._pending.append(None)
         self._some.set()
 
     async def next(self) -> Change | None:

@@ -1,14 +1,17 @@
-"""Records of Slurm's as tests make them up, and a client that answers as it is told."""
+"""Records of Slurm's as tests make them up, a client that answers as it is told, and a watch over it."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from slurm.errors import SlurmUnavailable
 from slurm.model import TRES, ClusterConfig, Job, JobState, JobUsage
+from slurm.watch import Watch
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -86,5 +89,25 @@ class ScriptedSlurm:
 
     def accounting(self, ids: Iterable[str]) -> list[JobUsage]:
         wanted = set(ids)
+        if not wanted:
+            return []  # as every back end has it: no ids, no question
         self._answer(f"accounting {','.join(sorted(wanted))}", self.books_silent)
         return [r for r in self.books if str(r.raw_id) in wanted]
+
+    def cancel(self, job_id: str) -> None:
+        self._answer(f"cancel {job_id}", self.silent)
+
+    def signal(self, job_id: str, name: str) -> None:
+        self._answer(f"signal {job_id} {name}", self.silent)
+
+
+@asynccontextmanager
+async def watching(slurm: Any, **settings: Any) -> AsyncIterator[Watch]:
+    """A running watch, as quick as a test wants it."""
+    watch = Watch(slurm, **({"least_s": 0.01, "most_s": 0.02} | settings))
+    task = asyncio.create_task(watch.run())
+    try:
+        yield watch
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

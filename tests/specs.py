@@ -41,5 +41,7 @@ def folder_of(spec: Spec, runs: Path) -> RunFolder:
     """A run folder that holds the spec, as a launch leaves it."""
     folder = RunFolder(runs / spec.id)
     folder.create()
-    folder.spec.write_text(specs.dump(spec))
+    whole = folder.root / "spec.whole"
+    whole.write_text(specs.dump(spec))
+    whole.rename(folder.spec)  # as a launch does it: a controller may be looking
     return folder

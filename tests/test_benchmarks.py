@@ -33,19 +33,23 @@ def test_everyone_takes_turns_and_the_first_round_does_not_count() -> None:
     assert costs["ours"].wall_s < 0.1
 
 
-def test_the_cpu_of_commands_counts_and_waiting_does_not() -> None:
+def test_the_cpu_of_children_counts_and_waiting_does_not() -> None:
     busy = cost(lambda: subprocess.run(["sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"], check=True))
     assert busy.cpu_s > 0.01
+    with subprocess.Popen(["sh", "-c", "i=0; while :; do i=$((i+1)); done"]) as runs_on:
+        busy = cost(lambda: time.sleep(0.2))
+        runs_on.kill()
+    assert busy.cpu_s > 0.02
     asleep = cost(lambda: time.sleep(0.1))
     assert asleep.cpu_s < 0.05 < asleep.wall_s
 
 
-def test_the_first_is_compared_with_each_of_the_others(capsys: pytest.CaptureFixture[str]) -> None:
-    show_costs("poll", {"typed": Cost(3, 2), "squeue": Cost(2, 1), "scontrol": Cost(6, 4)})
+def test_wall_and_cpu_are_compared_with_each_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    show_costs("poll", Cost(3, 2), {"squeue": Cost(2, 1), "scontrol": Cost(6, 4)})
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["figure"], line["peer"], line["ratio"]) for line in lines] == [
-        ("poll: typed, wall", "squeue", 1.5),
-        ("poll: typed, CPU", "squeue", 2.0),
-        ("poll: typed, wall", "scontrol", 0.5),
-        ("poll: typed, CPU", "scontrol", 0.5),
+        ("poll, wall", "squeue", 1.5),
+        ("poll, CPU", "squeue", 2.0),
+        ("poll, wall", "scontrol", 0.5),
+        ("poll, CPU", "scontrol", 0.5),
     ]

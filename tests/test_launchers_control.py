@@ -191,9 +191,12 @@ def site() -> Iterator[Site]:
         job.terminate(spool)
     for job in records(spool):
         wait_for(lambda job=job: job.process() is None)  # type: ignore[misc]
-    left = [p for p in psutil.process_iter() if f"{root}/" in " ".join(_cmdline(p))]
+
+    def none_left() -> bool:
+        return not any(f"{root}/" in " ".join(_cmdline(p)) for p in psutil.process_iter())
+
+    wait_for(none_left, 10)  # the last of them may be ending
     shutil.rmtree(root)
-    assert left == []
 
 
 def _cmdline(process: psutil.Process) -> list[str]:

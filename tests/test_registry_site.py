@@ -195,6 +195,11 @@ def test_a_state_directory_too_long_for_a_socket_is_refused_with_the_limit(small
     assert load_site(small(), {}, ["state_dir=/" + "d" * 93])
 
 
+def test_a_longest_wait_for_slurm_below_the_shortest_is_refused(small):
+    said = refused(small(), {}, ("scheduler.min_poll=40s",))
+    assert "scheduler.max_poll: must be at least 40 s (scheduler.min_poll), not 30 s" in said
+
+
 def test_a_key_in_place_of_its_variables_name_is_refused_without_being_printed(small):
     message = refused(small('[external.claude]\nmodel = "anthropic/x"\napi_key_env = "sk-secret-123"\n'))
     assert message.startswith("small.toml:13: external.claude.api_key_env: names the environment variable")

@@ -55,6 +55,8 @@ def test_a_missing_job_that_the_queue_shows_again_was_never_away() -> None:
 def test_a_requeued_job_is_the_same_job() -> None:
     before, after = job(1), job(1, PENDING, submitted_at=LATER, restarts=1)
     assert compare(by_id(before), [], by_id(after)) == ([JobChanged(before, after)], [])
+    ending = job(1, JobState.COMPLETING, restarts=1)  # counted already, under the old submit time
+    assert compare(by_id(ending), [], by_id(after)) == ([JobChanged(ending, after)], [])
     done, again = job(1, COMPLETED), job(1, PENDING, submitted_at=LATER, restarts=1)
     assert compare(by_id(done), [], by_id(again)) == ([JobChanged(done, again)], [])
 

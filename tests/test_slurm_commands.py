@@ -75,6 +75,16 @@ def test_a_refusal_is_told_from_silence(tmp_path: Path) -> None:
         CommandClient(failing(silent)).submit(tmp_path / "job.sh", "key")
 
 
+@pytest.mark.parametrize(
+    "stderr", ["sacct: error: Invalid user id: nosuch", "sacct: error: Too wide of a date range in query"]
+)
+def test_a_question_that_slurm_will_not_answer_is_refused_and_not_silence(stderr: str) -> None:
+    now = datetime.now(UTC)
+    with pytest.raises(SlurmError) as e:
+        CommandClient(failing(stderr)).accounting_between(now - timedelta(days=1), now, user="nosuch")
+    assert (not isinstance(e.value, SlurmUnavailable), str(e.value)) == (True, stderr)
+
+
 def test_cancelling_a_job_that_is_gone_is_not_an_error_and_a_refusal_is() -> None:
     CommandClient(
         failing("scancel: error: Kill job error on job id 1: Job/step already completing or completed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import uuid
@@ -14,7 +13,7 @@ import pytest
 from conftest import PrivateCluster
 from waiting import wait_for
 
-from slurm.backend import connect
+from slurm.backend import connect, installed
 from slurm.client import SlurmClient
 from slurm.errors import SlurmError, SlurmUnavailable
 from slurm.model import Job, JobState, NodeState
@@ -22,7 +21,7 @@ from slurm.model import Job, JobState, NodeState
 HEADER = "#!/bin/bash\n#SBATCH --output=/dev/null --time=10\n"
 
 
-BACKENDS = ["commands", *(["pyslurm"] if importlib.util.find_spec("pyslurm") else [])]
+BACKENDS = ["commands", *(["pyslurm"] if installed() else [])]
 
 
 @pytest.fixture(params=BACKENDS)

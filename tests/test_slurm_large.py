@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from conftest import CLUSTER, PrivateCluster, private_cluster
+from conftest import CLUSTER, ROOT, PrivateCluster, private_cluster
 
 from slurm.client import SlurmClient
 from slurm.commands import CommandClient
@@ -67,3 +69,28 @@ def test_every_one_of_a_thousand_nodes_is_answered_once(client: SlurmClient) -> 
         (NodeState.UNKNOWN, (("h100", 8),), 0)
     }
     assert not any(node.available for node in nodes), "nobody has heard of them"
+
+
+@pytest.fixture(scope="module")
+def figures(large_cluster: PrivateCluster) -> dict[str, dict[str, object]]:
+    argv = [sys.executable, "-m", "benchmarks.slurm", "--cluster", large_cluster.root, "--rounds", "1"]
+    done = subprocess.run(argv, cwd=ROOT, env=large_cluster.env, stdout=subprocess.PIPE, text=True, check=True)
+    return {line["figure"].partition(": ")[2]: line for line in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "poll of 10,000 jobs by commands, CPU",
+        "poll of 1,000 nodes by commands, CPU",
+        "accounting of 10,000 jobs by commands, CPU",
+        "headgate queue of somebody without a job, CPU",
+    ],
+)
+def test_the_benchmark_compares_with_slurms_own_commands(figures: dict[str, dict[str, object]], figure: str) -> None:
+    assert figures[figure]["ratio"], figures[figure]
+
+
+def test_slurmctld_is_asked_as_often_for_a_hundred_readers_as_for_one(figures: dict[str, dict[str, object]]) -> None:
+    calls = [line["value"] for figure, line in figures.items() if "read what is known" in figure]
+    assert (len(calls), len(set(calls))) == (3, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta, timezone
 from typing import Any
 
@@ -383,6 +384,23 @@ def test_reasons_in_plain_words(changed: dict[str, Any], sentence: str) -> None:
         reservations=[MAINT, reservation("later", ["g1"], flags=frozenset())],
     )
     assert why(job(1, **changed), seen) == sentence
+
+
+def test_jobs_that_wait_for_the_same_closed_nodes_share_one_look_at_the_nodes() -> None:
+    looks = 0
+
+    class Nodes(tuple[Any, ...]):
+        def __iter__(self) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().__iter__()
+
+    seen = replace(picture(), nodes=Nodes([node("g1", flags=frozenset({"DRAIN"})), node("c1", partitions=("cpu",))]))
+    reasons = Reasons(Sight(seen, None, frozenset()), NOW)
+    told = {reasons.why(job(i, reason="ReqNodeNotAvail, UnavailableNodes:")) for i in range(100)}
+    assert (told, looks) == ({"nodes it needs are not available: g1 (drained)"}, 1)
+    in_cpu = reasons.why(job(100, partition="cpu", reason="ReqNodeNotAvail, UnavailableNodes:c1,g1"))
+    assert in_cpu == "nodes it needs are not available: g1 (drained)"
 
 
 def test_maintenance_that_has_begun_says_until_when() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from slurm_fixtures import NOON, ScriptedSlurm, config, job, record
+from slurm_fixtures import NOON, ScriptedSlurm, config, job, record, watching
 from waiting import eventually
 
 from slurm import watch as watches
@@ -30,18 +29,6 @@ from slurm.watch import Watch
 
 PENDING, RUNNING, COMPLETED = JobState.PENDING, JobState.RUNNING, JobState.COMPLETED
 LATER = NOON + timedelta(hours=1)
-
-
-@asynccontextmanager
-async def watching(slurm: Any, **settings: Any) -> AsyncIterator[Watch]:
-    """A running watch, as quick as a test wants it."""
-    watch = Watch(slurm, **({"least_s": 0.01, "most_s": 0.02} | settings))
-    task = asyncio.create_task(watch.run())
-    try:
-        yield watch
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 class Reader:
@@ -165,6 +152,7 @@ async def test_a_watch_that_ended_keeps_nobody_waiting() -> None:
     assert not watch.running
     with pytest.raises(SlurmUnavailable, match="the watch has ended"):
         await asyncio.wait_for(waiting, 5)
+    await Reader(watch).ends()
     watch.hurry()  # harmless
 
 

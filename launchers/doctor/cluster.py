@@ -14,7 +14,7 @@ from typing import TypeVar
 from launchers.supervisor import KILL_AFTER_S
 from registry.site import Site
 from slurm import checkup, clock
-from slurm.backend import connect
+from slurm.backend import choose, connect, installed
 from slurm.client import SlurmClient
 from slurm.errors import SlurmUnavailable
 from slurm.findings import Finding, ok, problem, warning
@@ -82,7 +82,7 @@ def ask(client: SlurmClient, ahead_s: Callable[[], float]) -> Cluster:
 def ask_site(site: Site, environment: Mapping[str, str]) -> Cluster:
     """The site's Slurm, in an environment that points at it (`launchers.schedulers.slurm_environment`)."""
     timeout_s = min(site.scheduler.command_timeout_s, LONGEST_TIMEOUT_S)
-    client = connect(environment, timeout_s=timeout_s)
+    client = connect(environment, timeout_s=timeout_s, backend="commands")  # each question once: no worker for that
     return ask(client, lambda: clock.ahead_s(environment, timeout_s))
 
 
@@ -108,7 +108,7 @@ def slurm_findings(cluster: Cluster, site: Site) -> list[Finding]:
 def accounting_findings(cluster: Cluster) -> list[Finding]:
     config = cluster.config
     if config is None:
-        return [problem("accounting", "not asked for: slurmctld did not answer", "the one above, first")]
+        return [problem("accounting", "not asked for: slurmctld did not answer", "mend that first")]
     if not config.accounting:
         says = "none: what a job used is forgotten with the job, so that reports and quotas miss it"
         return [problem("accounting", says, "AccountingStorageType=accounting_storage/slurmdbd, with a slurmdbd")]
@@ -147,7 +147,11 @@ def kill_wait(config: ClusterConfig, site: Site) -> Finding:
 
 def backend(environment: Mapping[str, str]) -> Finding:
     """Which back end speaks to Slurm, and why."""
-    return ok("back end", "commands (squeue, sacct, ...): pyslurm is not supported yet")
+    choice = choose(environment)
+    says = f"{choice.backend}: {choice.why}"
+    if choice.backend == "commands" and installed():
+        return warning("back end", says, "install the pyslurm of this Slurm's release, or none: the commands will do")
+    return ok("back end", says)
 
 
 # -- this host's side of it -----------------------------------------------------------------------------------------

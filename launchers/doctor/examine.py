@@ -6,7 +6,8 @@ it, and this must still say so.
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -24,7 +25,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 LOOK_S = 10.0  # at a directory or a port
 SLURM_S = 5 * cluster.LONGEST_TIMEOUT_S
-ENVIRONMENT_S = programs.RUNTIME_TIMEOUT_S + programs.IMPORT_TIMEOUT_S + LOOK_S
+ENVIRONMENT_S = programs.IMPORT_TIMEOUT_S + LOOK_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def examine(site: Site, environ: Mapping[str, str], services: Callable[[], Itera
     """`services` looks at the gateway's port and the control socket. Writes nothing but a probe file, gone at once."""
     environment = slurm_environment(site, environ)
     mounted = storage.mounts()
-    state, shared = (begin(storage.look, path, mounted) for path in (site.state_dir, site.shared_dir))
+    state, shared = (begin(storage.look, path, mounted) for path in (site.state_dir, site.runs_dir))
     serving = begin(lambda: list(services()))
     running = begin(_environments, site, environment)
 
@@ -45,14 +46,15 @@ def examine(site: Site, environ: Mapping[str, str], services: Callable[[], Itera
     host = [
         *found("state_dir", LOOK_S, state, storage.judge_state),
         *found("shared_dir", LOOK_S, shared, lambda seen: storage.judge_shared(seen, spread)),
-        *storage.judge_interpreter(storage.OWN_PYTHON, mounted, spread, "control Python"),
-        *found("gateway", LOOK_S, serving, lambda findings: findings),
+        storage.network(mounted),
+        *found("interpreters", LOOK_S, begin(storage.judge_interpreters, site, mounted, spread), as_found),
+        *found("gateway", LOOK_S, serving, as_found),
         *_reach(site, spread),
     ]
     return [
         *sections,
         Section("This host", tuple(host)),
-        Section("Environments", tuple(found("environments", ENVIRONMENT_S, running, lambda findings: findings))),
+        Section("Environments", tuple(found("environments", 2 * ENVIRONMENT_S, running, as_found))),
     ]
 
 
@@ -85,13 +87,18 @@ def found(
         yield from judge(seen)
 
 
+def as_found(findings: Iterable[Finding]) -> Iterable[Finding]:
+    """For a probe that judges by itself."""
+    return findings
+
+
 def _no_slurm() -> list[Section]:
     says = "not used: scheduler.kind is local, so jobs are processes of this machine"
     return [Section("Slurm", (ok("scheduler", says),))]
 
 
 def _slurm(site: Site, environment: Mapping[str, str]) -> tuple[list[Section], bool]:
-    """The sections on Slurm, and whether its nodes are other hosts than this one."""
+    """The sections on Slurm, and whether its nodes are other hosts than this one (as far as it answered)."""
     asking = begin(cluster.ask_site, site, environment)
     choosing = begin(cluster.backend, environment)
     having = begin(cluster.commands, environment)
@@ -107,9 +114,17 @@ def _slurm(site: Site, environment: Mapping[str, str]) -> tuple[list[Section], b
         *cluster.slurm_findings(answers, site),
     ]
     sections = [Section("Slurm", tuple(slurm)), Section("Accounting", tuple(cluster.accounting_findings(answers)))]
-    if wanted := tuple(asks(site, answers, getpass.getuser())):
+    if wanted := tuple(asks(site, answers, _user())):
         sections.append(Section("What jobs ask for", wanted))
-    return sections, not answers.on_this_host_only
+    return sections, answers.config is not None and not answers.on_this_host_only
+
+
+def _user() -> str:
+    """Ours as Slurm knows it: by uid, whatever $USER says."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _reach(site: Site, spread: bool) -> Iterator[Finding]:
@@ -122,5 +137,8 @@ def _reach(site: Site, spread: bool) -> Iterator[Finding]:
 def _environments(site: Site, environment: Mapping[str, str]) -> list[Finding]:
     here = programs.runtimes(environment)
     names: tuple[programs.Name, ...] = ("training", "engine")
-    looking = [begin(programs.check, site, name, here, environment) for name in names]
-    return [programs.runtimes_finding(here), *(f for look in looking for f in look.result())]
+    looking = [(name, begin(programs.check, site, name, here, environment)) for name in names]
+    return [
+        programs.runtimes_finding(here),
+        *(f for name, look in looking for f in found(name, ENVIRONMENT_S, look, as_found)),
+    ]

@@ -95,8 +95,10 @@ def _check(site: Site, name: Name, here: Runtimes, environ: Mapping[str, str], r
 
 def _absent(name: Name, environment: Environment, here: Runtimes) -> Iterator[Finding]:
     """What can be told without starting anything."""
-    if environment.kind == "venv":
-        yield from _no_program(name, environment)
+    if environment.kind == "venv":  # whose interpreter is there, else the settings had been refused
+        program = environment.command[0].replace("{python}", environment.python) if environment.command else None
+        if program and shutil.which(program) is None:
+            yield problem(name, f"there is no program {program}", f"environments.{name}.command")
         return
     if environment.kind not in here.found:
         remedy = "install Apptainer" if environment.kind == "apptainer" else "install enroot and Pyxis (plugstack.conf)"
@@ -112,17 +114,6 @@ def _absent(name: Name, environment: Environment, here: Runtimes) -> Iterator[Fi
             yield warning(f"{name} mounts", says, f"environments.{name}.mounts")
     if not is_file and environment.kind == "apptainer":
         yield ok(f"{name} image", f"{image}: fetched by whoever uses it first")
-
-
-def _no_program(name: Name, environment: Environment) -> Iterator[Finding]:
-    for word, key in (
-        (environment.python, "python"),
-        (environment.command[0] if environment.command else "", "command"),
-    ):
-        program = word.replace("{python}", environment.python)
-        if program and shutil.which(program) is None:
-            yield problem(name, f"there is no program {program}", f"environments.{name}.{key}, or `make environments`")
-            return
 
 
 def _look_into(

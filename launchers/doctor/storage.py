@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.db import MIN_FREE_BYTES, file_system, remote
+from registry.db import MIN_FREE_BYTES, file_system, remote, remote_mounts
+from registry.site import Site
 from slurm.checkup import GOOD_SKEW_S
 from slurm.findings import Finding, ok, problem, warning
 
 LITTLE_STATE_BYTES = 1 << 30
 LITTLE_SHARED_BYTES = 20 << 30  # one checkpoint of a model with a billion parameters is some 14 GB
+MOST_MOUNTS = 8  # to show: a host may have hundreds, by automount
 FLEETING = frozenset({"tmpfs", "ramfs"})
-OWN_PYTHON = Path(sys.executable)  # the supervisor in each job runs on it
+OWN_PYTHON = Path(sys.executable)
 OWN_DISK = "set state_dir to a directory on this host's own disk"
 
 
@@ -32,6 +34,7 @@ class Directory:
     point: str
     free_bytes: int
     refusal: str | None  # why nothing can be written there
+    owner: str | None = None  # whose it is, if not ours
     ahead_s: float | None = None  # the stamp of a file written just now, before our clock; None: not written
 
 
@@ -56,8 +59,18 @@ def look(path: Path, mounted: str) -> Directory:
             stamp = os.stat(probe.name).st_mtime
         after = time.time()
     except OSError as e:
-        return Directory(path, True, kind, point, free, f"cannot be written: {e.strerror}")
-    return Directory(path, True, kind, point, free, None, max(0.0, stamp - after) or min(0.0, stamp - before))
+        return Directory(path, True, kind, point, free, f"cannot be written: {e.strerror}", _owner(path))
+    ahead_s = max(0.0, stamp - after) or min(0.0, stamp - before)
+    return Directory(path, True, kind, point, free, None, _owner(path), ahead_s)
+
+
+def _owner(path: Path) -> str | None:
+    if path.stat().st_uid == os.getuid():
+        return None
+    try:
+        return path.owner()
+    except KeyError:
+        return f"uid {path.stat().st_uid}"
 
 
 def judge_state(seen: Directory) -> Iterator[Finding]:
@@ -65,6 +78,9 @@ def judge_state(seen: Directory) -> Iterator[Finding]:
     if remote(seen.kind):
         says = f"{seen.path}: stands on {seen.kind} (mounted at {seen.point}), where the registry is not safe"
         yield problem("state_dir", says, OWN_DISK)
+        return
+    if seen.refusal and seen.owner:
+        yield ok("state_dir", f"{seen.path}: belongs to {seen.owner}, under whose account the services run")
         return
     if seen.refusal:
         yield problem("state_dir", f"{seen.path}: {seen.refusal}", "give this account the right, or set state_dir")
@@ -76,7 +92,7 @@ def judge_state(seen: Directory) -> Iterator[Finding]:
 
 
 def judge_shared(seen: Directory, spread: bool) -> Iterator[Finding]:
-    """`shared_dir`; `spread`: jobs run on other hosts than this one."""
+    """`runs/` in `shared_dir`, where whoever submits must be able to write; `spread`: jobs run on other hosts."""
     if seen.refusal:
         yield problem("shared_dir", f"{seen.path}: {seen.refusal}", "give this account the right, or set shared_dir")
         return
@@ -104,11 +120,26 @@ def _room(name: str, seen: Directory, least: int, little: int) -> Iterator[Findi
     yield ok(name, f"{seen.path}: {seen.kind}, {room}{there}")
 
 
-def judge_interpreter(python: Path, mounted: str, spread: bool, name: str) -> Iterator[Finding]:
-    """A program that jobs start must be where they run. Its folder is judged: the file may link to /usr/bin."""
-    kind, point = file_system(python.parent, mounted)
-    if spread and not remote(kind):
-        says = f"{python} stands on {kind} of this host (mounted at {point}): jobs on other nodes may not find it"
-        yield warning(name, says, "install it on the parallel file system, or at the same path on every node")
-    else:
-        yield ok(name, f"{python}: what the supervisor in each job runs on")
+def network(mounted: str) -> Finding:
+    """Which of this host's file systems may hold shared files, and never the registry."""
+    found = [f"{point} ({kind})" for kind, point in remote_mounts(mounted)]
+    if not found:
+        return ok("network disks", "none on this host")
+    shown = ", ".join(found[:MOST_MOUNTS]) + (f" and {len(found) - MOST_MOUNTS} more" if found[MOST_MOUNTS:] else "")
+    return ok("network disks", f"may hold shared_dir, never state_dir: {shown}")
+
+
+def judge_interpreters(site: Site, mounted: str, spread: bool) -> list[Finding]:
+    """What jobs start must be where they run. A program's folder is judged: the file itself may link to /usr/bin."""
+    pythons = {"control": OWN_PYTHON}  # the supervisor in each job runs on it
+    for name, environment in (("training", site.environments.training), ("engine", site.environments.engine)):
+        if environment is not None and environment.kind == "venv":
+            pythons[name] = Path(shutil.which(environment.python) or environment.python)
+    findings = []
+    for name, python in pythons.items():
+        kind, point = file_system(python.parent, mounted)
+        if spread and not remote(kind):
+            says = f"{python} stands on {kind} of this host (mounted at {point}): jobs on other nodes may not find it"
+            remedy = "install it on the parallel file system, or at the same path on every node"
+            findings.append(warning(f"{name} Python", says, remedy))
+    return findings or [ok("control Python", f"{OWN_PYTHON}: the supervisor in each job runs on it")]
