@@ -81,8 +81,8 @@ class Reasons:
 
     def _expected(self, job: Job, word: str) -> str:
         at = job.expected_start_at
-        if word == "BeginTime" or job.priority == 0:
-            return ""
+        if word == "BeginTime" or job.priority == 0 or limits.meets_one(job):
+            return ""  # it is said already, or there is none: the estimate of a job at a limit was made without it
         if at is None:
             return "; no estimate yet" if word in ("Resources", "Priority") else ""
         return f"; Slurm expects {amounts.moment(at)}" if at > self.now else "; Slurm expects it any moment"
