@@ -77,6 +77,14 @@ def _cpu_s() -> float:
 
 def _ticks_of_live_children() -> int:
     """RUSAGE_CHILDREN has those that have ended. Of those that run on, the kernel tells hundredths of a second."""
-    children = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
-    stats = (Path("/proc", pid, "stat").read_text().rpartition(")")[2].split() for pid in children)
+    children = [pid for task in Path("/proc/self/task").iterdir() for pid in _text(task / "children").split()]
+    stats = (_text(Path("/proc", pid, "stat")).rpartition(")")[2].split() for pid in children)
     return sum(int(ticks) for stat in stats for ticks in stat[11:15])  # user, system, and of children it waited for
+
+
+def _text(path: Path) -> str:
+    """Nothing of a thread or a process that has just ended."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -52,5 +52,5 @@ def local_zone() -> tzinfo:
             return ZoneInfo(name)
         with Path("/etc/localtime").open("rb") as f:
             return ZoneInfo.from_file(f)
-    except (OSError, ValueError):  # no such zone, or none set
+    except (OSError, KeyError, ValueError):  # no such zone, or none set
         return datetime.now().astimezone().tzinfo or UTC

@@ -82,9 +82,10 @@ class CommandClient:
             return True
         if user is None:
             return False  # Slurm knows its administrators by name
-        # Of somebody who has no association, a slurmctld with PrivateData=users or usage answers half a message.
+        # Of somebody who has no association, a slurmctld with PrivateData=users or usage answers half a message, and
+        # that of 26.05 that there is no such user.
         argv = ["scontrol", "-o", "show", "assoc_mgr", f"users={user}", "flags=users"]
-        text = self._ask(*argv, nothing="Malformed RPC")
+        text = self._ask(*argv, nothing="Malformed RPC|Invalid user id")
         level = assoc_mgr.admin_levels(text).get(user, "None")
         return level in ("Operator", "Administrator") or self.config().settings["SlurmUser"] == f"{user}({uid})"
 

@@ -158,6 +158,8 @@ def sentence(allows: str, limit: Limit, job: Job) -> str:
         return f"{allows} {bound} {allowed} {where}; this one asks for {more}"
     how = " still to run" if "RunMins" in kind else " in all" if _is_time(kind) else " at once"
     state = ("taken" if "Run" in kind else "used") if _is_time(kind) else "in use"
+    if asks(job, limit) > limit.allowed and not _is_time(kind):
+        return f"{allows} {allowed}{how}; this job asks for {more}, so it can never start"
     could = "could use" if _is_time(kind) else "asks for"
     so_far = "" if used is None else f"; {spell(limit, used)} {state}{by}"
     return f"{allows} {allowed}{how}{so_far}; this job {could} {more}"

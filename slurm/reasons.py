@@ -67,6 +67,8 @@ class Reasons:
     seen: Sight
     now: datetime
     _lines: dict[str, _Line] = field(default_factory=dict, init=False)
+    _nodes: dict[tuple[str, str | None], list[Node]] = field(default_factory=dict, init=False)
+    _free: dict[tuple[str, str | None, str], list[int]] = field(default_factory=dict, init=False)
     _closed: dict[tuple[str, str], str] = field(default_factory=dict, init=False)
 
     def why(self, job: Job) -> str | None:
@@ -79,8 +81,8 @@ class Reasons:
 
     def _expected(self, job: Job, word: str) -> str:
         at = job.expected_start_at
-        if word == "BeginTime" or job.priority == 0:
-            return ""
+        if word == "BeginTime" or job.priority == 0 or limits.meets_one(job):
+            return ""  # it is said already, or there is none: the estimate of a job at a limit was made without it
         if at is None:
             return "; no estimate yet" if word in ("Resources", "Priority") else ""
         return f"; Slurm expects {amounts.moment(at)}" if at > self.now else "; Slurm expects it any moment"
@@ -139,10 +141,10 @@ class Reasons:
         if not self.seen.picture.nodes:  # hidden, or not told yet
             what = wanted or amounts.counted(job.tres.cpus, "CPU")
             return 0, f"waiting for {what} in {partition}"
-        nodes = room.open_to(job, partition, self.seen.picture)
+        nodes = self._open_to(job, partition)
         where = partition if job.reservation is None else f"{partition} (reservation {job.reservation})"
         for kind, count in asked.items():
-            free = room.free_gpus(nodes, kind)
+            free = self._free_gpus(job, partition, kind)
             if (more := count - sum(free)) > 0:
                 return (
                     more,
@@ -153,6 +155,18 @@ class Reasons:
                 most = f"at most {max(free, default=0)} on one node"
                 return 0, f"waiting for {amounts.gpus(count, kind)}{spread}; {sum(free)} are free, {most}"
         return self._short_of_cpus(job, where, nodes, asked, wanted)
+
+    def _open_to(self, job: Job, partition: str) -> list[Node]:
+        key = partition, job.reservation
+        if key not in self._nodes:
+            self._nodes[key] = room.open_to(job, partition, self.seen.picture)
+        return self._nodes[key]
+
+    def _free_gpus(self, job: Job, partition: str, kind: str) -> list[int]:
+        key = partition, job.reservation, kind
+        if key not in self._free:
+            self._free[key] = room.free_gpus(self._open_to(job, partition), kind)
+        return self._free[key]
 
     def _short_of_cpus(
         self, job: Job, where: str, nodes: list[Node], asked: Mapping[str, int], wanted: str

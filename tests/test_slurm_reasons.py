@@ -237,6 +237,12 @@ def test_a_limit_says_whose_it_is_how_much_is_used_and_what_is_asked_for(reason:
     assert why(job(1, gpus(4), reason=reason, time_limit_s=5 * HOUR), limits=LIMITS) == sentence
 
 
+def test_a_job_that_asks_for_more_than_is_allowed_can_never_start_whatever_slurm_expects() -> None:
+    one = job(1, gpus(20), reason="AssocGrpGRES", starts_at=after(hours=1))
+    sentence = "account physics allows 16 GPUs at once; this job asks for 20 GPUs, so it can never start"
+    assert why(one, limits=LIMITS) == sentence
+
+
 def test_the_limit_that_the_job_would_pass_is_the_one_meant() -> None:
     """Slurm says AssocGrpGRES for any account above; the account's own has room, the one above it has not."""
     seen = Limits(

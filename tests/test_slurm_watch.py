@@ -181,9 +181,12 @@ async def test_a_silence_keeps_the_picture_and_says_since_when_and_why() -> None
 
 
 async def test_a_watch_that_begins_in_a_silence_has_no_picture_and_says_so() -> None:
-    slurm = ScriptedSlurm(silent="Unable to contact slurm controller")
+    read = threading.Event()
+    slurm = ScriptedSlurm(silent="Unable to contact slurm controller", before_answer=lambda: read.wait(10) and None)
     async with watching(slurm) as watch:
         reader = Reader(watch)
+        await asyncio.sleep(0)  # it reads before Slurm is silent
+        read.set()
         await reader.of(Silent)
         with pytest.raises(SlurmUnavailable, match="Unable to contact"):
             await watch.look()
