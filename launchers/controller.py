@@ -90,9 +90,9 @@ class Controller:
         open_jobs = await self.write(accounting.unsettled, self.db)
         try:
             self.cluster = self.cluster or await self.ask(lambda: self.scheduler.cluster)
-            lost = await self._find_lost()
             statuses = await self.ask(self.scheduler.states, [ref_of(j) for j in open_jobs]) if open_jobs else {}
-            await self.write(self._observe, statuses, lost)
+            await self.write(self._observe, statuses)
+            await self.write(self._note_found, await self._find_lost())
             await self.settle(running=self._turns % RUNNING_USAGE_TURNS == 0)
             self.scheduler_error = None
         except SchedulerError as e:
@@ -202,7 +202,7 @@ class Controller:
         except OSError as e:
             log.warning("%s: cannot be read now: %s", folder.root, e)
 
-    def _observe(self, statuses: Mapping[JobRef, JobStatus], found: Mapping[str, JobRef | None]) -> None:
+    def _observe(self, statuses: Mapping[JobRef, JobStatus]) -> None:
         accounting.observe(
             self.db,
             [
@@ -215,6 +215,8 @@ class Controller:
             status = statuses.get(ref_of(job))
             if status is not None and status.state.ended:
                 self._job_is_over(job, status.state, status.reason)
+
+    def _note_found(self, found: Mapping[str, JobRef | None]) -> None:
         for subject, ref in found.items():
             if ref is None:
                 self._submission_was_lost(subject)
