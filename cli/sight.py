@@ -12,7 +12,7 @@ from cli.client import Control, Refused, Unreachable
 from launchers.direct import DirectSlurm, Source
 from registry.site import Site
 from slurm import amounts
-from slurm.errors import SlurmError
+from slurm.errors import SlurmError, SlurmUnavailable
 
 ANSWER_S = 20.0  # longer than a controller takes that is well
 MISDIRECTED = 421  # the controller may not see what the caller may
@@ -30,8 +30,10 @@ def look(site: Site, path: str, directly: Callable[[Source], dict[str, Any]], **
         why = e.message
     try:
         return {"asked": site.scheduler.kind, "not_the_controller": why, **directly(_source(site))}
-    except SlurmError as e:
+    except SlurmUnavailable as e:
         raise click.ClickException(f"Slurm did not answer: {e}") from e
+    except SlurmError as e:
+        raise click.ClickException(f"Slurm refuses: {e}") from e
     except ValueError as e:
         raise click.ClickException(str(e)) from e
 

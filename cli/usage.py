@@ -105,7 +105,9 @@ def books(
                 raise ValueError(f"no account is called {account!r}; you may see: {', '.join(known)}")
     except SlurmUnavailable as e:
         raise click.ClickException(f"Slurm did not answer: {e}") from e
-    except (SlurmError, ValueError) as e:
+    except SlurmError as e:
+        raise click.ClickException(f"Slurm refuses: {e}") from e
+    except ValueError as e:
         raise click.ClickException(str(e)) from e
     of = f"account {account}" if account else whose or "everybody"
     click.echo(json.dumps(as_document(found, by, of), indent=2) if as_json else books_table(found, by, of))

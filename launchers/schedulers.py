@@ -27,10 +27,11 @@ def scheduler_for(site: Site) -> Scheduler:
     return SlurmScheduler(slurm_client(site))
 
 
-def slurm_client(site: Site, backend: Backend = "auto") -> SlurmClient:
-    """The site's Slurm."""
+def slurm_client(site: Site, backend: Backend | None = None) -> SlurmClient:
+    """The site's Slurm, by its own choice of back end or another."""
     environment = slurm_environment(site, os.environ)
-    return connect(environment, timeout_s=site.scheduler.command_timeout_s, backend=backend)
+    wanted = site.scheduler.backend if backend is None else backend
+    return connect(environment, timeout_s=site.scheduler.command_timeout_s, backend=wanted)
 
 
 def watch_for(site: Site, scheduler: Scheduler) -> Watch | None:

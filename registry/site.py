@@ -50,6 +50,7 @@ class Controller:
 class Scheduler:
     kind: Literal["local", "slurm"]
     slurm_conf: Path | None = field(default=None, metadata={"must_exist": True})  # exported as SLURM_CONF
+    backend: Literal["auto", "commands"] = "auto"  # auto: pyslurm where it works, else Slurm's commands
     command_timeout_s: float = field(default=30.0, metadata=_DURATION)  # of one squeue, sbatch, ...
     min_poll_s: float = field(default=2.0, metadata=_DURATION)  # between two looks at Slurm's queue: never less,
     max_poll_s: float = field(default=30.0, metadata=_DURATION)  # and this when nothing happens

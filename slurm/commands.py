@@ -41,7 +41,7 @@ _NO_ANSWER = re.compile(
     re.IGNORECASE,
 )
 # Words of a daemon that understood the question and will not answer it, however often it is asked.
-_NO_SUCH_QUESTION = re.compile(r"Invalid user id|Too wide of a date range", re.IGNORECASE)
+_REFUSED = re.compile(r"Access/permission denied|Invalid user id|Too wide of a date range", re.IGNORECASE)
 _NO_ACCOUNTING = (
     r"accounting storage is disabled|only supported with slurmdbd|not running a supported accounting_storage"
 )
@@ -229,7 +229,7 @@ class CommandClient:
         if nothing is not None and re.search(nothing, done.stderr):
             return ""
         words = _words(argv[0], done)
-        raise SlurmError(words) if _NO_SUCH_QUESTION.search(words) else SlurmUnavailable(words)
+        raise SlurmError(words) if _REFUSED.search(words) else SlurmUnavailable(words)
 
     def _run(self, argv: Sequence[str], settings: Mapping[str, str]) -> Completed:
         base = os.environ if self._environment is None else self._environment

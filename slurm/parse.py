@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -100,7 +101,8 @@ def nodes(text: str) -> tuple[str, ...]:
         if any("[" in p or "]" in p for p in parts):
             raise ValueError(f"not a node list: {text!r}")
         choices = [list(_indices(p)) if i % 2 else [p] for i, p in enumerate(parts)]
-        names.extend("".join(choice) for choice in itertools.product(*choices))
+        # Interned, because the same thousand names stand in thousands of lists.
+        names.extend(sys.intern("".join(choice)) for choice in itertools.product(*choices))
     return tuple(names)
 
 

@@ -246,9 +246,9 @@ class Watch:
             return _Cluster(
                 at,
                 self._client.config(),
-                tuple(self._client.nodes()),
-                tuple(self._client.partitions()),
-                tuple(self._client.reservations()),
+                _as_far_as_shown(self._client.nodes),
+                _as_far_as_shown(self._client.partitions),
+                _as_far_as_shown(self._client.reservations),
             )
         except SlurmError as e:
             log.warning("slurmctld did not say how its nodes and partitions are: %s", e)
@@ -346,6 +346,17 @@ class _Reader:
             self._some.clear()
             await self._some.wait()
         return self._pending.popleft()
+
+
+def _as_far_as_shown(ask: Callable[[], Sequence[T]]) -> tuple[T, ...]:
+    """Nothing, of what PrivateData hides from us: slurmctld refuses such a question."""
+    try:
+        return tuple(ask())
+    except SlurmUnavailable:
+        raise
+    except SlurmError as e:
+        log.debug("slurmctld refuses: %s", e)
+        return ()
 
 
 def _identity(job: Job) -> _Identity:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from slurm.errors import SlurmUnavailable
+from slurm.errors import SlurmError, SlurmUnavailable
 from slurm.model import TRES, ClusterConfig, Job, JobState, JobUsage
 from slurm.watch import Watch
 
@@ -57,6 +57,7 @@ class ScriptedSlurm:
     silent: str | None = None  # slurmctld's error
     books_silent: str | None = None
     cluster_silent: str | None = None
+    hidden: str | None = None  # the words that nodes and partitions are refused with
     asked: list[str] = dataclasses.field(default_factory=list)
     before_answer: Callable[[], None] = lambda: None
 
@@ -77,10 +78,15 @@ class ScriptedSlurm:
 
     def nodes(self) -> list[Any]:
         self._answer("nodes", self.silent, self.cluster_silent)
-        return []
+        return self._hidden()
 
     def partitions(self) -> list[Any]:
         self._answer("partitions", self.silent, self.cluster_silent)
+        return self._hidden()
+
+    def _hidden(self) -> list[Any]:
+        if self.hidden is not None:
+            raise SlurmError(self.hidden)
         return []
 
     def reservations(self) -> list[Any]:

@@ -76,7 +76,12 @@ def test_a_refusal_is_told_from_silence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stderr", ["sacct: error: Invalid user id: nosuch", "sacct: error: Too wide of a date range in query"]
+    "stderr",
+    [
+        "sacct: error: Invalid user id: nosuch",
+        "sacct: error: Too wide of a date range in query",
+        "slurm_load_partitions: Access/permission denied",
+    ],
 )
 def test_a_question_that_slurm_will_not_answer_is_refused_and_not_silence(stderr: str) -> None:
     now = datetime.now(UTC)

@@ -208,6 +208,14 @@ async def test_what_nodes_do_not_say_does_not_hide_the_jobs() -> None:
         assert watch.latest is not None and watch.latest.cluster_at is not None and watch.config == config()
 
 
+async def test_nodes_that_slurm_refuses_to_show_hide_nothing_else() -> None:
+    slurm = ScriptedSlurm([job(1)], hidden="slurm_load_partitions: Access/permission denied")
+    async with watching(slurm) as watch:
+        picture = await watch.look()
+        assert (picture.jobs, picture.nodes, picture.partitions) == ((job(1),), (), ())
+        assert (watch.config, picture.cluster_at, watch.silence) == (config(), picture.at, None)
+
+
 # -- jobs that the queue does not show --------------------------------------------------------------------------------
 
 

@@ -145,8 +145,10 @@ def kill_wait(config: ClusterConfig, site: Site) -> Finding:
     return ok("KillWait", says)
 
 
-def backend(environment: Mapping[str, str]) -> Finding:
+def backend(site: Site, environment: Mapping[str, str]) -> Finding:
     """Which back end speaks to Slurm, and why."""
+    if site.scheduler.backend == "commands":
+        return ok("back end", "commands: scheduler.backend says so")
     choice = choose(environment)
     says = f"{choice.backend}: {choice.why}"
     if choice.backend == "commands" and installed():

@@ -100,7 +100,7 @@ def _no_slurm() -> list[Section]:
 def _slurm(site: Site, environment: Mapping[str, str]) -> tuple[list[Section], bool]:
     """The sections on Slurm, and whether its nodes are other hosts than this one (as far as it answered)."""
     asking = begin(cluster.ask_site, site, environment)
-    choosing = begin(cluster.backend, environment)
+    choosing = begin(cluster.backend, site, environment)
     having = begin(cluster.commands, environment)
     try:
         answers = asking.result(SLURM_S)
