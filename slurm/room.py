@@ -118,6 +118,11 @@ def _moved_since(job: Job, asked: datetime) -> bool:
     return any(at is not None and at >= asked for at in (job.started_at, job.ended_at))
 
 
+def _share(total: int, job: Job) -> int:
+    """What a job holds on each of its nodes; one that is ending may have left all of them."""
+    return total // max(1, job.node_count)
+
+
 def _holding(node: Node, jobs: Sequence[Job]) -> Node:
     by_type: dict[str, int] = {}
     for job in jobs:
@@ -125,10 +130,10 @@ def _holding(node: Node, jobs: Sequence[Job]) -> Node:
         if len(node.tres.gpus_by_type) == 1:  # a cluster need not track types, but the node has only this one
             kinds = {node.tres.gpus_by_type[0][0]: job.tres.gpus}
         for kind, count in kinds.items():
-            by_type[kind] = by_type.get(kind, 0) + count // job.node_count
+            by_type[kind] = by_type.get(kind, 0) + _share(count, job)
     allocated = TRES(
-        cpus=min(node.tres.cpus, sum(j.tres.cpus // j.node_count for j in jobs)),
-        memory_bytes=min(node.tres.memory_bytes, sum(j.tres.memory_bytes // j.node_count for j in jobs)),
+        cpus=min(node.tres.cpus, sum(_share(j.tres.cpus, j) for j in jobs)),
+        memory_bytes=min(node.tres.memory_bytes, sum(_share(j.tres.memory_bytes, j) for j in jobs)),
         gpus=min(node.tres.gpus, sum(by_type.values())),
         gpus_by_type=tuple((kind, count) for kind, count in sorted(by_type.items()) if kind and count),
     )

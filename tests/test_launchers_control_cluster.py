@@ -22,6 +22,7 @@ from conftest import PrivateCluster, private_cluster
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
+from cli.sight import look
 from launchers import direct, subjects
 from launchers.control import make_app
 from launchers.control_http import CONTROLLER
@@ -473,6 +474,10 @@ async def test_a_controller_from_which_slurm_hides_things_sends_others_to_slurm(
 
         status, words = await asyncio.to_thread(as_nobody, ask)
         assert (status, words) == (421, "Slurm hides your part from this controller (PrivateData=jobs)")
+        told = await asyncio.to_thread(
+            as_nobody, lambda: look(control.site, "/v1/queue", lambda source: {"from": type(source).__name__})
+        )
+        assert told == {"asked": "slurm", "not_the_controller": words, "from": "DirectSlurm"}
 
 
 # -- a machine without Slurm ------------------------------------------------------------------------------------------
