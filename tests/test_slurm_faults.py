@@ -18,6 +18,7 @@ from conftest import PrivateCluster, private_cluster
 from slurm_daemons import Daemon
 from waiting import eventually, wait_for
 
+from slurm import watch as watches
 from slurm.changes import Answered, Change, JobAppeared, JobChange, JobChanged, JobEnded, JobUnaccounted, Silent
 from slurm.commands import CommandClient
 from slurm.model import Job, JobState
@@ -205,8 +206,9 @@ async def test_a_squeue_that_leaves_out_a_job_does_not_end_it(watched: Watched) 
 
 
 async def test_a_job_that_vanishes_while_slurmdbd_is_down_ends_when_the_books_say_so(
-    watched: Watched, cluster: PrivateCluster
+    watched: Watched, cluster: PrivateCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(watches, "ASK_AGAIN_MOST_S", 2)
     go = watched.folder / "go"
     job_id = watched.submit(f"until [ -e {go} ]; do sleep 0.1; done; exit 3")
     await watched.reaches(job_id, JobState.RUNNING)
