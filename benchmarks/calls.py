@@ -1,94 +1,96 @@
-"""How often slurmctld is asked in an hour, by one watch for all its readers: the real watch, an imagined hour."""
+"""How often Slurm is asked in an hour by one controller: its real watch and scheduler, in an hour that takes seconds.
+
+In that hour the controller's turn comes every two seconds and asks for the state of every job, every reader follows
+what changes and takes the latest picture, and somebody submits something every ten minutes.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
+from launchers.scheduler import JobRef
+from launchers.slurm_scheduler import SlurmScheduler
 from slurm.commands import CommandClient
 from slurm.process import Completed, Runner
 from slurm.watch import Watch
 
-LEAST_S, MOST_S = 5.0, 60.0
-HOUR_S = 3600.0
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+HOUR_S, TURN_S, SUBMIT_S = 3600.0, 2.0, 600.0
+LEAST_S, MOST_S = 2.0, 30.0  # the defaults of a site
+SEPARATOR = "\x1f"  # not drawn by lot, so that the same question is asked in the same words
 
 
 class Hour:
-    """A clock that jumps to whatever is due next."""
+    """A clock that runs as fast as the watch waits, and what happens at each turn in the meantime."""
 
-    def __init__(self) -> None:
-        self.time_s = 0.0
-        self._sleepers: list[tuple[float, int, asyncio.Event]] = []
-        self._order = itertools.count()
+    def __init__(self, turn: Callable[[], None]) -> None:
+        self.t, self._turn, self._next = 0.0, turn, 0.0
+        self._began = datetime.now(UTC)
+        self.over = asyncio.Event()
+
+    def clock(self) -> float:
+        return self.t
 
     def now(self) -> datetime:
-        return NOON + timedelta(seconds=self.time_s)
-
-    async def sleep(self, seconds: float) -> None:
-        awake = asyncio.Event()
-        heapq.heappush(self._sleepers, (self.time_s + seconds, next(self._order), awake))
-        await awake.wait()
+        return self._began + timedelta(seconds=self.t)
 
     async def pause(self, wake: asyncio.Event, seconds: float) -> None:
-        """The watch's: others get their turns until it is due, or is woken."""
-        due = self.time_s + seconds
-        await self._everyone()
-        while not wake.is_set() and self._sleepers and self._sleepers[0][0] <= due:
-            self.time_s, _, awake = heapq.heappop(self._sleepers)
-            awake.set()
-            await self._everyone()
-        if not wake.is_set():
-            self.time_s = due
-
-    async def _everyone(self) -> None:
-        for _ in range(3):  # a sleeper wakes, asks, waits
-            await asyncio.sleep(0)
+        end = self.t + seconds
+        while self._next <= end:
+            self.t, self._next = self._next, self._next + TURN_S
+            self._turn()
+            await asyncio.sleep(0)  # the readers' turn
+            if self.t >= HOUR_S:
+                self.over.set()
+                await asyncio.Event().wait()
+            if wake.is_set():
+                return
+        self.t = end
 
 
-async def the_latest(watch: Watch, hour: Hour) -> object:
-    return await watch.look()
-
-
-async def a_newer_one(watch: Watch, hour: Hour) -> object:
-    return await watch.look(newer_than=hour.now())
-
-
-def per_hour(readers: int, reads: Callable[[Watch, Hour], Awaitable[object]], answer: Runner) -> int:
-    """Commands that reach slurmctld in an hour while so many readers each read once a minute, and as many follow."""
-    commands = 0
+def per_hour(answer: Runner, refs: Sequence[JobRef], readers: int) -> Counter[str]:
+    """Commands by name, while this many jobs are cared for and this many readers follow."""
+    asked: Counter[str] = Counter()
 
     def counted(argv: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Completed:
-        nonlocal commands
-        commands += 1
+        asked[argv[0]] += 1
         return answer(argv, environment, timeout_s)
 
     async def an_hour() -> None:
-        hour = Hour()
-        client = CommandClient(counted)
-        watch = Watch(client, least_s=LEAST_S, most_s=MOST_S, clock=lambda: hour.time_s, now=hour.now, pause=hour.pause)
+        scheduler = SlurmScheduler(CommandClient(counted, separator=SEPARATOR))
 
-        async def read(i: int) -> None:
-            await hour.sleep(60 * i / readers)
-            while hour.time_s < HOUR_S:
-                await reads(watch, hour)
-                await hour.sleep(60)
+        def turn() -> None:
+            if watch.latest is not None:
+                states = scheduler.states(refs)
+                assert all(states[ref].state.value == "PENDING" for ref in refs)
+            if hour.t % SUBMIT_S == 0:
+                watch.hurry()
 
-        async def follow() -> None:
+        hour = Hour(turn)
+        watch = Watch(
+            scheduler.client,
+            least_s=LEAST_S,
+            most_s=MOST_S,
+            clock=hour.clock,
+            now=hour.now,
+            pause=hour.pause,
+            chance=lambda: 1.0,
+        )
+        scheduler.watch = watch
+
+        async def read() -> None:
             async for _ in watch.changes():
-                pass
+                await watch.look()
 
-        tasks = [asyncio.create_task(t) for i in range(readers) for t in (read(i), follow())]
-        polls = asyncio.create_task(watch.run())
-        while hour.time_s < HOUR_S:
-            await asyncio.sleep(0)
-        assert watch.silence is None and watch.config is not None, "the watch was not answered"
-        for task in (*tasks, polls):
+        tasks = [asyncio.create_task(read()) for _ in range(readers)]
+        tasks.append(asyncio.create_task(watch.run()))
+        await hour.over.wait()
+        assert watch.silence is None, watch.silence
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, polls, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(an_hour())
-    return commands
+    return asked

@@ -28,7 +28,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from benchmarks import calls
 from benchmarks.figures import cost, interleaved, show, show_costs
 from slurm import backend, tables
 from slurm.commands import CommandClient
@@ -143,7 +142,13 @@ def accounting(slurm: str, client: CommandClient, recorder: Recorder, root: Path
 
 
 def calls_per_hour(slurm: str, environment: Mapping[str, str]) -> None:
-    """What each command prints is asked for once: an hour of the watch then takes seconds. A few jobs will do."""
+    """What each command prints is asked for once: an hour of the watch then takes seconds. A hundred jobs will do."""
+    if importlib.util.find_spec("submitit") is None:
+        sys.stderr.write("calls per hour are left out: this Python has nothing of the control environment\n")
+        return
+    from benchmarks.calls import SEPARATOR, per_hour
+    from launchers.scheduler import JobRef
+
     printed: dict[tuple[str, ...], Completed] = {}
 
     def answer(argv: Sequence[str], of: Mapping[str, str], timeout_s: float) -> Completed:
@@ -153,12 +158,14 @@ def calls_per_hour(slurm: str, environment: Mapping[str, str]) -> None:
             printed[asked] = replace(done, stdout="".join(lines[:100])) if argv[0] == "squeue" else done
         return printed[asked]
 
-    for what, reads in (("what is known", calls.the_latest), ("what is newer than the question", calls.a_newer_one)):
-        for readers in (1, 10, 100):
-            figure = (
-                f"{slurm}: commands per hour, {readers} read {what} once a minute and {readers} follow what changes"
-            )
-            show(figure, calls.per_hour(readers, reads, answer), "calls", "squeue by each of the readers", 60 * readers)
+    client = CommandClient(answer, separator=SEPARATOR)
+    cluster = client.config().name
+    refs = [JobRef(cluster, job.id, job.submitted_at) for job in client.jobs()]
+    for jobs, readers in ((1, 1), (100, 1), (100, 1000)):
+        asked = per_hour(answer, refs[:jobs], readers)
+        figure = f"{slurm}: commands per hour of a controller with {jobs} jobs and {readers:,} readers"
+        alone = 60 * (jobs + readers)
+        show(figure, sum(asked.values()), "calls", "each job and each reader asking once a minute", alone)
 
 
 def headgate_queue(slurm: str, environment: Mapping[str, str], root: Path, jobs: int, rounds: int) -> None:

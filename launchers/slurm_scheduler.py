@@ -70,6 +70,7 @@ STATES = {
     model.JobState.STOPPED: JobState.SUSPENDED,
     model.JobState.SUSPENDED: JobState.SUSPENDED,
     model.JobState.TIMEOUT: JobState.TIMEOUT,
+    model.JobState.UNRECOGNISED: JobState.UNKNOWN,
 }
 _Queue = Mapping[tuple[str, datetime], model.Job]
 

@@ -44,6 +44,7 @@ class JobState(enum.Enum):
     STOPPED = "STOPPED"
     SUSPENDED = "SUSPENDED"
     TIMEOUT = "TIMEOUT"
+    UNRECOGNISED = "UNRECOGNISED"  # ours: a word of a newer release, of which nothing is concluded
 
     @property
     def pending(self) -> bool:

@@ -160,8 +160,12 @@ def mebibytes(text: str) -> int | None:
 
 @lru_cache(256)
 def state(text: str) -> JobState:
-    """`CANCELLED by 1000` is CANCELLED; sacct marks a truncated word with a plus sign, which -P avoids."""
-    return JobState(text.split(" ", 1)[0])
+    """`CANCELLED by 1000` is CANCELLED; sacct marks a truncated word with a plus sign, which -P avoids.
+
+    A word that is not known here must not make one job of somebody's hide all the others.
+    """
+    word = text.split(" ", 1)[0]
+    return JobState(word) if word in JobState.__members__ else JobState.UNRECOGNISED
 
 
 @lru_cache(256)

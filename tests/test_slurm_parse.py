@@ -47,8 +47,13 @@ def test_half_a_record_is_refused() -> None:
 
 
 def test_a_field_that_cannot_be_read_is_named() -> None:
-    with pytest.raises(ValueError, match="State: 'HIBERNATING'"):
-        tables.jobs(queued(state="HIBERNATING"), SEPARATOR)
+    with pytest.raises(ValueError, match=r"JobID: .*'one'"):
+        tables.jobs(queued().replace(f"{SEPARATOR}1{SEPARATOR}", f"{SEPARATOR}one{SEPARATOR}"), SEPARATOR)
+
+
+def test_a_state_of_a_newer_release_is_one_job_of_which_nothing_is_concluded() -> None:
+    (job,) = tables.jobs(queued(state="HIBERNATING"), SEPARATOR)
+    assert (job.state, job.state.pending, job.state.ended) == (JobState.UNRECOGNISED, False, False)
 
 
 def test_who_cancelled_a_job_is_no_part_of_its_state() -> None:
