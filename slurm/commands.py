@@ -69,9 +69,10 @@ class CommandClient:
         return _understood("scontrol", scontrol.config, self._ask("scontrol", "show", "config"))
 
     def accounting_config(self) -> AccountingConfig | None:
-        if not self.config().accounting:
+        # Of slurmdbd alone: the books can be read while slurmctld is down.
+        text = self._ask("sacctmgr", "show", "config", nothing=_NO_ACCOUNTING)
+        if "accounting_storage/slurmdbd" not in text:
             return None
-        text = self._ask("sacctmgr", "show", "config")
         if "SlurmDBD configuration" not in text:  # it exits with 0 all the same
             raise SlurmUnavailable("slurmdbd did not answer: sacctmgr show config has only Slurm's own configuration")
         return _understood("sacctmgr", scontrol.accounting_config, text)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from conftest import PrivateCluster, private_cluster
 from slurm_daemons import Daemon
 from waiting import eventually, wait_for
 
+from slurm import accounting
 from slurm import watch as watches
 from slurm.changes import Answered, Change, JobAppeared, JobChange, JobChanged, JobEnded, JobUnaccounted, Silent
 from slurm.commands import CommandClient
+from slurm.errors import SlurmUnavailable
 from slurm.model import Job, JobState
 from slurm.watch import Watch
 
@@ -171,6 +173,15 @@ async def test_a_slurmctld_that_hangs_is_silence_and_ends_no_job(watched: Watche
         assert watched.job(job_id) == running
     await watched.hears(Answered)
     assert watched.heard(job_id, *PROBLEMS) == []
+
+
+def test_the_books_are_read_while_slurmctld_is_silent(cluster: PrivateCluster) -> None:
+    client, now = CommandClient(environment=cluster.env, timeout_s=10), datetime.now(UTC)
+    with Daemon(cluster, "slurmctld").frozen():
+        found = accounting.usage(client, now - timedelta(hours=1), now)
+        with pytest.raises(SlurmUnavailable):
+            client.config()
+    assert found.partial is None
 
 
 @pytest.mark.parametrize(
