@@ -30,11 +30,11 @@ class Moment(click.ParamType[datetime]):
 
 
 def parse(text: str, now: datetime) -> datetime | None:
-    """None for what is no time. What says no zone is of `now`'s."""
+    """None for what is no time. What says no zone is of this machine's."""
     if text == "now":
         return now
     if text == "today":
-        return now.replace(hour=0, minute=0, second=0, microsecond=0)
+        return datetime(now.year, now.month, now.day).astimezone()
     try:
         if match := re.fullmatch(r"(\d{1,6})([mhdw])", text):
             return now - timedelta(**{_UNITS[match[2]]: int(match[1])})

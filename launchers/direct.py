@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from launchers import subjects, views
 from slurm import limits
 from slurm.client import SlurmClient
-from slurm.errors import SlurmUnavailable
 from slurm.model import JobState
 from slurm.picture import Picture
 from slurm.sight import HIDES, USE, Limits, Sight
@@ -68,26 +67,15 @@ class DirectSlurm:
         return Sight(Picture(at, (), at, (), (), ()), self._limits(), self._hidden)
 
     def _limits(self) -> Limits:
-        try:
-            return Limits(self._now(), tuple(self._client.associations()), tuple(self._client.qos()))
-        except SlurmUnavailable:
-            if "usage" not in self._hidden:
-                raise
-            return Limits(self._now(), (), ())  # 22.05 breaks its answer off for users without an association
+        return Limits(self._now(), tuple(self._client.associations()), tuple(self._client.qos()))
 
     @cached_property
     def _hidden(self) -> frozenset[str]:
         private = self._client.config().private_data
-        if not private or self._privileged():
+        if not private or self._client.privileged():
             return frozenset()
         nodes = {"nodes"} if "partitions" in private else set()  # sinfo, which tells of nodes, wants both
         return private & HIDES | nodes | ({"usage"} if private & USE else set())
-
-    def _privileged(self) -> bool:
-        try:
-            return self._client.privileged()
-        except SlurmUnavailable:
-            return False  # the same broken answer: no administrator gets it
 
 
 def queue(source: Source, runs_dir: Path, user: str | None) -> dict[str, Any]:

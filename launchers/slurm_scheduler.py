@@ -26,7 +26,7 @@ from launchers.scheduler import (
     SchedulerUnavailable,
 )
 from slurm import model
-from slurm.attempts import attempts
+from slurm.attempts import attempts, continues
 from slurm.backend import connect
 from slurm.client import SlurmClient
 from slurm.errors import SlurmError, SlurmUnavailable
@@ -201,8 +201,10 @@ class SlurmScheduler:
                 raise
             log.warning("%d jobs that the queue does not show remain as they were: %s", len(others), e)
             books, others = {}, []
+        by_id = {job.id: job for job in jobs}
         for ref in others:
-            if books[ref] and (job := queue.get((ref.job_id, books[ref][-1].submitted_at))) is not None:
+            job = by_id.get(ref.job_id)
+            if job is not None and books[ref] and continues(books[ref][-1], job):
                 self._resubmitted[ref] = job.submitted_at
                 known[ref] = job
         strangers = {ref: JobStatus(ref, JobState.UNKNOWN) for ref in refs if not self._ours(ref)}

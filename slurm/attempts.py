@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from slurm.model import JobState, JobUsage
+from slurm.model import Job, JobState, JobUsage
 
 # An attempt that ended so may be followed by another of the same job.
 REQUEUEABLE = frozenset({JobState.REQUEUED, JobState.PREEMPTED, JobState.NODE_FAIL})
@@ -27,3 +27,14 @@ def attempts(books: Iterable[JobUsage], submitted_at: datetime) -> list[JobUsage
         else:
             break
     return mine
+
+
+def continues(last: JobUsage, job: Job) -> bool:
+    """Whether a job of the queue, under the same id, is this attempt, or the one that requeued it.
+
+    The books run behind: for a while they have the end of the one and nothing of the other.
+    """
+    if job.submitted_at == last.submitted_at:
+        return True
+    requeued = last.state in REQUEUEABLE and job.restarts > 0 and job.submitted_at > last.submitted_at
+    return requeued and job.user == last.user  # its name stands otherwise in the books, where it holds a quote

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from slurm import assoc_mgr, parse, scontrol, tables
+from slurm import assoc_mgr, parse, scontrol, tables, versions
 from slurm.errors import SlurmError, SlurmUnavailable
 from slurm.model import (
     QOS,
@@ -83,10 +83,7 @@ class CommandClient:
             return True
         if user is None:
             return False  # Slurm knows its administrators by name
-        # Of somebody who has no association, a slurmctld with PrivateData=users or usage answers half a message, and
-        # that of 26.05 that there is no such user.
-        argv = ["scontrol", "-o", "show", "assoc_mgr", f"users={user}", "flags=users"]
-        text = self._ask(*argv, nothing="Malformed RPC|Invalid user id")
+        text = self._assoc_mgr(f"users={user}", "flags=users")
         level = assoc_mgr.admin_levels(text).get(user, "None")
         return level in ("Operator", "Administrator") or self.config().settings["SlurmUser"] == f"{user}({uid})"
 
@@ -111,8 +108,7 @@ class CommandClient:
         argv = ["sshare", "-n", "-P", "-a", "-o", columns]
         text = self._ask(*argv, nothing=_NO_ACCOUNTING)
         shares = _understood("sshare", tables.fair_shares, text, "|")
-        text = self._ask("scontrol", "-o", "show", "assoc_mgr", "flags=assoc")
-        return _understood("scontrol", assoc_mgr.associations, text, shares)
+        return _understood("scontrol", assoc_mgr.associations, self._assoc_mgr("flags=assoc"), shares)
 
     def qos(self) -> list[QOS]:
         argv = [
@@ -124,10 +120,11 @@ class CommandClient:
             f"format={','.join(column for _, column, _ in tables.QOS_TABLE)}",
         ]
         rows = self._ask(*argv, nothing=_NO_ACCOUNTING)
-        limits = _understood(
-            "scontrol", assoc_mgr.qos_limits, self._ask("scontrol", "-o", "show", "assoc_mgr", "flags=users,qos")
-        )
+        limits = _understood("scontrol", assoc_mgr.qos_limits, self._assoc_mgr("flags=users,qos"))
         return _understood("sacctmgr", tables.qos, rows, "|", limits)
+
+    def _assoc_mgr(self, *selection: str) -> str:
+        return self._ask("scontrol", "-o", "show", "assoc_mgr", *selection, nothing=versions.UNKNOWN_TO_SLURM)
 
     # Jobs in the queue.
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+# What slurmctld says, with PrivateData=users or usage, to somebody who has no association: 22.05 breaks its answer off.
+UNKNOWN_TO_SLURM = r"Malformed RPC|Invalid user id"
+
 OLDEST, NEWEST = (22, 5), (26, 5)  # what the tests have met; others may work
 
 # sinfo's StateComplete: some words are not those of slurm.h, and some changed their names.

@@ -46,7 +46,10 @@ class Worker:
         """Raises SlurmUnavailable when slurmctld, or the worker, does not answer in time, WorkerEnded when it ends."""
         timeout_s = timeout_s or self._timeout_s
         with self._lock:
-            process = self._process = self._process or self._start()
+            try:
+                process = self._process = self._process or self._start()
+            except OSError as e:
+                raise SlurmUnavailable(f"{self._library}'s process cannot be started: {e.strerror}") from e
             assert process.stdin and process.stdout
             late = threading.Event()
 
@@ -89,10 +92,14 @@ class Worker:
         argv = [sys.executable, "-P", "-m", self._module]  # -P: no module of the current directory's
         self._log = os.memfd_create(self._module)  # a pipe would be full one day
         fcntl.fcntl(self._log, fcntl.F_SETFL, os.O_APPEND)
-        process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
-            start_new_session=True,  # a Ctrl-C is for us, not for it
-        )  # fmt: skip
+        try:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
+                start_new_session=True,  # a Ctrl-C is for us, not for it
+            )  # fmt: skip
+        except OSError:
+            os.close(self._log)
+            raise
         self._ends = weakref.finalize(self, _end, process, self._log)  # at our own end, if not before
         return process
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -196,7 +197,7 @@ NOW = datetime(2026, 11, 24, 14, 20, 30, tzinfo=timezone(timedelta(hours=1)))
     ("text", "moment"),
     [
         ("now", NOW),
-        ("today", NOW.replace(hour=0, minute=0, second=0)),
+        ("today", datetime(2026, 11, 24).astimezone()),
         ("90m", NOW - timedelta(minutes=90)),
         ("2w", NOW - timedelta(days=14)),
         ("2026-11-24T10:00:00+00:00", datetime.fromisoformat("2026-11-24T10:00:00+00:00")),
@@ -210,6 +211,17 @@ NOW = datetime(2026, 11, 24, 14, 20, 30, tzinfo=timezone(timedelta(hours=1)))
 )
 def test_times_are_read_as_people_type_them(text: str, moment: datetime | None) -> None:
     assert moments.parse(text, NOW) == moment
+
+
+def test_today_begins_before_the_clocks_were_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        noon = datetime(2026, 10, 25, 12).astimezone()
+        assert moments.parse("today", noon) == moments.parse("2026-10-25", noon)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_months_follow_the_zones_summer_time(monkeypatch: pytest.MonkeyPatch) -> None:

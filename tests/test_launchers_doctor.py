@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slurm_fixtures import config
 
 from launchers.doctor import cluster, programs, storage
 from launchers.doctor.asks import asks
@@ -20,7 +21,7 @@ from launchers.doctor.programs import Runtimes
 from launchers.doctor.storage import Directory
 from registry import site as settings
 from registry.site import DefaultResources, Defaults, Environment, Environments, Site
-from slurm.errors import SlurmUnavailable
+from slurm.errors import SlurmError, SlurmUnavailable
 from slurm.findings import Finding, Level, worst
 from slurm.model import QOS, TRES, Association, Limit, Node, NodeState, Partition
 from slurm.process import Completed
@@ -180,6 +181,27 @@ def test_a_silent_slurmctld_is_asked_once_and_is_a_problem() -> None:
     (finding,) = cluster.accounting_findings(answers)
     assert (finding.level, "not asked for" in finding.says) == (Level.PROBLEM, True)
     assert list(asks(site_with(), answers, "alice")) == []
+
+
+class Discreet(Silent):
+    """Answers nothing but refusals, as a slurmctld with PrivateData=nodes does where it is asked for nodes."""
+
+    def __getattr__(self, name: str) -> Any:
+        def question() -> Any:
+            if name == "nodes":
+                raise SlurmError("slurm_load_node: Access/permission denied")
+            return {"config": config(accounting=False), "privileged": False}.get(name, [])
+
+        return question
+
+
+def test_a_question_that_slurm_refuses_is_a_warning_and_the_rest_is_judged() -> None:
+    answers = cluster.ask(Discreet(), lambda: 0.0)  # type: ignore[arg-type]
+    said = {f.subject: f for f in cluster.slurm_findings(answers, site_with())}
+    assert (said["hidden"].level, said["hidden"].says) == (
+        Level.WARNING, "refused: slurm_load_node: Access/permission denied",
+    )  # fmt: skip
+    assert "slurmctld" not in said and "release" in said and answers.partitions == []
 
 
 # -- directories ----------------------------------------------------------------------------------------------------

@@ -74,6 +74,18 @@ async def test_however_often_states_are_asked_for_slurmctld_is_not_asked() -> No
         assert states[ref(2)].reason == "Priority" and slurm.asked == []
 
 
+async def test_a_requeued_job_of_which_the_books_know_the_first_end_only_has_not_ended() -> None:
+    again = job(1, SlurmState.PENDING, submitted_at=LATER, starts_at=None, restarts=1)
+    slurm = ScriptedSlurm([again], [record(job(1), SlurmState.PREEMPTED)])
+    async with scheduling(slurm) as scheduler:
+        assert scheduler.states([ref(1)])[ref(1)].state is JobState.PENDING
+        slurm.queue = [dataclasses.replace(again, restarts=0)]  # not requeued: it has only our job's id
+        await looks_again(scheduler)
+        slurm.queue = [dataclasses.replace(again, user="somebody else")]
+    async with scheduling(slurm) as scheduler:
+        assert scheduler.states([ref(1)])[ref(1)].state is JobState.PREEMPTED
+
+
 async def test_accounting_is_asked_once_for_each_picture_about_what_it_does_not_show() -> None:
     slurm = ScriptedSlurm([job(3)], [record(job(1))])
     async with scheduling(slurm) as scheduler:

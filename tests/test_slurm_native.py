@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import os
@@ -266,6 +267,18 @@ def test_a_worker_that_ends_leaves_the_question_to_the_commands(
         assert client.jobs() == []
     assert "asking squeue instead of pyslurm: pyslurm's process ended: ValueError: gpu:4G" in caplog.text
     client.close()
+
+
+def test_a_worker_that_cannot_be_started_is_no_answer(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*argv: object, **options: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    client = NativeClient(stand_in())
+    monkeypatch.setattr(subprocess, "Popen", none_left)
+    open_before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(SlurmUnavailable, match="pyslurm's process cannot be started: Resource temporarily"):
+        client.nodes()
+    assert set(os.listdir("/proc/self/fd")) == open_before
 
 
 def test_what_libslurm_logs_over_days_stops_no_answer(stand_in: StandIn) -> None:

@@ -16,7 +16,7 @@ from registry.site import Site
 from slurm import checkup, clock
 from slurm.backend import choose, connect, installed
 from slurm.client import SlurmClient
-from slurm.errors import SlurmUnavailable
+from slurm.errors import SlurmError, SlurmUnavailable
 from slurm.findings import Finding, ok, problem, warning
 from slurm.model import QOS, AccountingConfig, Association, ClusterConfig, Node, Partition
 from slurm.process import Runner, clean_environment, run_process
@@ -41,6 +41,7 @@ class Cluster:
     associations: list[Association] | None = None
     ahead_s: float | None = None  # slurmctld's clock before ours
     silent: dict[str, str] = field(default_factory=dict)  # daemon -> why nothing is known
+    refused: list[str] = field(default_factory=list)  # what Slurm said to questions that this account may not ask
 
     @property
     def on_this_host_only(self) -> bool:
@@ -65,7 +66,9 @@ def ask(client: SlurmClient, ahead_s: Callable[[], float]) -> Cluster:
             return question()
         except SlurmUnavailable as e:
             cluster.silent[daemon] = str(e)
-            return None
+        except SlurmError as e:
+            cluster.refused.append(str(e))
+        return None
 
     cluster.config = answer("slurmctld", client.config)
     cluster.partitions = answer("slurmctld", client.partitions)
@@ -100,6 +103,9 @@ def slurm_findings(cluster: Cluster, site: Site) -> list[Finding]:
         findings += checkup.time_limits(cluster.partitions)
     if cluster.privileged is not None:
         findings.append(checkup.privacy(config, cluster.accounting, cluster.privileged))
+    for why in cluster.refused:
+        remedy = "make this account one of Slurm's operators, or do without what Slurm hides"
+        findings.append(warning("hidden", f"refused: {why}", remedy))
     if "slurmctld" in cluster.silent:
         findings.append(_silent("slurmctld", cluster.silent["slurmctld"]))
     return findings
