@@ -1,7 +1,8 @@
 """How often Slurm is asked in an hour by one controller: its real watch and scheduler, in an hour that takes seconds.
 
 In that hour the controller's turn comes every two seconds and asks for the state of every job, every reader follows
-what changes and takes the latest picture, and somebody submits something every ten minutes.
+what changes and takes the latest picture, and now and then something is submitted, which hurries the watch. What a
+submit itself costs (sbatch, and one squeue for the new job) comes on top, and is not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from slurm.commands import CommandClient
 from slurm.process import Completed, Runner
 from slurm.watch import Watch
 
-HOUR_S, TURN_S, SUBMIT_S = 3600.0, 2.0, 600.0
+HOUR_S, TURN_S = 3600.0, 2.0
 LEAST_S, MOST_S = 2.0, 30.0  # the defaults of a site
 SEPARATOR = "\x1f"  # not drawn by lot, so that the same question is asked in the same words
 
@@ -50,8 +51,8 @@ class Hour:
         self.t = end
 
 
-def per_hour(answer: Runner, refs: Sequence[JobRef], readers: int) -> Counter[str]:
-    """Commands by name, while this many jobs are cared for and this many readers follow."""
+def per_hour(answer: Runner, refs: Sequence[JobRef], readers: int, submits: int) -> Counter[str]:
+    """Commands by name, while these jobs are cared for, so many readers follow, and so many submits are made."""
     asked: Counter[str] = Counter()
 
     def counted(argv: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Completed:
@@ -65,7 +66,7 @@ def per_hour(answer: Runner, refs: Sequence[JobRef], readers: int) -> Counter[st
             if watch.latest is not None:
                 states = scheduler.states(refs)
                 assert all(states[ref].state.value == "PENDING" for ref in refs)
-            if hour.t % SUBMIT_S == 0:
+            if hour.t % (HOUR_S / submits) < TURN_S:
                 watch.hurry()
 
         hour = Hour(turn)

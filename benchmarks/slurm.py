@@ -161,9 +161,9 @@ def calls_per_hour(slurm: str, environment: Mapping[str, str]) -> None:
     client = CommandClient(answer, separator=SEPARATOR)
     cluster = client.config().name
     refs = [JobRef(cluster, job.id, job.submitted_at) for job in client.jobs()]
-    for jobs, readers in ((1, 1), (100, 1), (100, 1000)):
-        asked = per_hour(answer, refs[:jobs], readers)
-        figure = f"{slurm}: commands per hour of a controller with {jobs} jobs and {readers:,} readers"
+    for jobs, readers, submits in ((1, 1, 6), (100, 1, 6), (100, 1000, 6), (100, 1000, 60)):
+        asked = per_hour(answer, refs[:jobs], readers, submits)
+        figure = f"{slurm}: commands per hour, submits: {submits}, jobs: {jobs}, readers: {readers:,}"
         alone = 60 * (jobs + readers)
         show(figure, sum(asked.values()), "calls", "each job and each reader asking once a minute", alone)
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 SHARE = 0.2  # of the time, at most, is spent asking
-EASE = 10.0  # a tenth of the time since the last submit may pass until the next look
+EASE = 2.0  # half of the time since the last submit may pass until the next look
 
 
 @dataclass(frozen=True, slots=True)
