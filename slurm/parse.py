@@ -137,13 +137,23 @@ def tres(text: str) -> TRES:
 
 
 def gpus(text: str) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """GPUs of a gres list as sinfo has it, `gpu:h100:8(S:0-1),gpu:2,shard:4`: how many, and of each type."""
+    """GPUs of a gres list as sinfo has it, `gpu:h100:8(S:0-1),gpu:2,shard:4`: how many, and of each type.
+
+    Of used GPUs without a type sinfo says `gpu:(null):6(IDX:0-5)` where gres.conf binds them to cores. Raises
+    ValueError for GPUs that are told otherwise: one in use must not pass for free because it could not be read.
+    """
     typed: dict[str, int] = {}
     total = 0
-    for kind, amount in re.findall(r"(?:^|,)gpu(?::([^:,]+))?:(\d+)(?=,|$)", re.sub(r"\([^)]*\)", "", text)):
-        total += int(amount)
+    for item in re.sub(r"\([^)]*\)", "", text.replace(":(null)", "")).split(","):
+        if item.partition(":")[0] != "gpu":
+            continue
+        match = re.fullmatch(r"gpu(?::([^:()]+))?:(\d+)", item)
+        if match is None:
+            raise ValueError(f"not GPUs as sinfo has them: {text!r}")
+        kind, amount = match[1], int(match[2])
+        total += amount
         if kind:
-            typed[kind] = typed.get(kind, 0) + int(amount)
+            typed[kind] = typed.get(kind, 0) + amount
     return total, tuple(sorted(typed.items()))
 
 
