@@ -180,6 +180,11 @@ def state(text: str) -> JobState:
 
 @lru_cache(256)
 def node_state(text: str) -> tuple[NodeState, frozenset[str]]:
-    """`idle+drain+not_responding` as its base state and its flags, in capitals as slurm.h has them."""
-    base, *flags = text.upper().split("+")
-    return NodeState(versions.NODE_STATES.get(base, base)), frozenset(versions.NODE_FLAGS.get(f, f) for f in flags)
+    """`idle+drain+not_responding` as its base state and its flags, in capitals as slurm.h has them.
+
+    A base state that is not known here is UNKNOWN, its word among the flags: it must not hide all other nodes.
+    """
+    base, *words = text.upper().split("+")
+    flags = {versions.NODE_FLAGS.get(word, word) for word in words}
+    known = NodeState.__members__.get(versions.NODE_STATES.get(base, base))
+    return (NodeState.UNKNOWN, frozenset(flags | {base})) if known is None else (known, frozenset(flags))

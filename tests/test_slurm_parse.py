@@ -9,7 +9,7 @@ import pytest
 from slurm_records import node
 
 from slurm import assoc_mgr, parse, tables, versions
-from slurm.model import TRES, JobState, Limit, NodeState
+from slurm.model import TRES, JobState, Limit, Node, NodeState
 
 AT = 1795403626
 SEPARATOR = "\x1fk3Qz"
@@ -145,6 +145,20 @@ def test_a_used_gpu_is_not_free_whether_its_type_is_told_or_not(has: str, used: 
 )
 def test_a_nodes_state_has_flags(text: str, state: NodeState, flags: set[str]) -> None:
     assert parse.node_state(text) == (state, flags)
+
+
+@pytest.mark.parametrize("text", ["inval", "?", "hibernating", "hibernating+drain"])
+def test_a_node_state_of_a_newer_release_is_one_node_where_nothing_starts(text: str) -> None:
+    known, other = nodes_as_sinfo_has_them("idle", text)
+    assert (known.state, known.available) == (NodeState.IDLE, True)
+    assert (other.state, other.available) == (NodeState.UNKNOWN, False)
+    assert other.flags == set(text.upper().split("+"))
+
+
+def nodes_as_sinfo_has_them(*states: str) -> list[Node]:
+    rest = ["none", "gpu*", "0/16/0/16", "64000", "0", "20919", "gpu:h100:8", "gpu:h100:0(IDX:N/A)", "h100", "1", "22"]
+    rows = [[f"g{i}", state, *rest] for i, state in enumerate(states)]
+    return tables.nodes("".join("".join(f + SEPARATOR for f in row) + "\n" for row in rows), SEPARATOR)
 
 
 @pytest.mark.parametrize(
