@@ -13,7 +13,8 @@ from slurm.sight import Limits
 # What a reason calls a TRES, as assoc_mgr writes it; GRES is any of gres/...
 _TRES = {"cpu": "cpu", "mem": "mem", "memory": "mem", "node": "node", "billing": "billing", "gres": "gres/"}
 _TRES |= {"license": "license/", "bb": "bb/", "energy": "energy"}
-# Since some release, what counts per account or over running jobs carries no QOS in front, though it is a QOS's.
+# What counts per account, or (26.05; 22.05 has no such reason) over running jobs, carries no QOS in front, though it is
+# a QOS's.
 _REASON = re.compile(
     r"(?P<owner>QOS|Assoc|(?=Max))(?P<scope>Grp|Max|Min)(?P<what>[A-Za-z]+?)(?P<mins>(?:Run)?Min(?:ute)?s)?"
     r"(?:Per(?P<per>User|Account|Job|Node))?(?:Limit|NotSatisfied)?"

@@ -76,7 +76,7 @@ class Reasons:
         """Why a job waits, and when Slurm expects it to start. None for one that does not wait."""
         if not job.state.pending:
             return None
-        # squeue writes the longer texts with spaces or with underscores, depending on the release.
+        # squeue writes the longer texts with spaces; where they passed through scontrol, they have underscores.
         word = (job.reason or "").replace("_", " ").strip("()")
         return self._sentence(job, word) + self._expected(job, word)
 

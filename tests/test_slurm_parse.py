@@ -179,6 +179,14 @@ def test_releases(text: str) -> None:
     assert versions.release(text) == (22, 5)
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("1000", "ada"), ("ada(1000)", "ada"), ("1002", "1002"), ("eve(1002)", "eve"), ("research", "research")],
+)
+def test_a_user_goes_by_their_name_in_every_release(text: str, name: str) -> None:
+    assert versions.user_name(text, {"1000": "ada"}) == name
+
+
 def test_users_of_a_qos_come_as_uids_or_with_them() -> None:
     users = "UserName=ada(1000) DefAccount=x DefWckey= AdminLevel=Operator\nUserName=bob(1001) AdminLevel=None\n"
     for who in ("1000", "ada(1000)"):
