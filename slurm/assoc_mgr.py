@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from slurm import versions
 from slurm.model import Association, Limit
 
 _MIB = 1024**2
@@ -61,9 +62,9 @@ def admin_levels(text: str) -> dict[str, str]:
 
 
 def _held(text: str, names: Mapping[str, str]) -> Iterator[Limit]:
-    """`research={MaxJobsPA=N(1) ...} ...`; users come as `root(0)`, or in older releases as their bare uid."""
+    """`research={MaxJobsPA=N(1) ...} ...`, or users in the same way."""
     for holder, inside in re.findall(r"(\S+)=\{([^}]*)\}", text):
-        yield from _limits(_words(inside), names.get(holder) or _name(holder))
+        yield from _limits(_words(inside), versions.user_name(holder, names))
 
 
 def _words(line: str) -> dict[str, str]:

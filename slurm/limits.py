@@ -13,7 +13,8 @@ from slurm.sight import Limits
 # What a reason calls a TRES, as assoc_mgr writes it; GRES is any of gres/...
 _TRES = {"cpu": "cpu", "mem": "mem", "memory": "mem", "node": "node", "billing": "billing", "gres": "gres/"}
 _TRES |= {"license": "license/", "bb": "bb/", "energy": "energy"}
-# Since some release, what counts per account or over running jobs carries no QOS in front, though it is a QOS's.
+# What counts per account, or (26.05; 22.05 has no such reason) over running jobs, carries no QOS in front, though it is
+# a QOS's.
 _REASON = re.compile(
     r"(?P<owner>QOS|Assoc|(?=Max))(?P<scope>Grp|Max|Min)(?P<what>[A-Za-z]+?)(?P<mins>(?:Run)?Min(?:ute)?s)?"
     r"(?:Per(?P<per>User|Account|Job|Node))?(?:Limit|NotSatisfied)?"
@@ -48,28 +49,48 @@ def wanted(reason: str) -> Wanted | None:
     return None if tres is None else Wanted(owner, f"{scope}TRES{mins}{per}", tres)
 
 
-def chain(limits: Limits, user: str, account: str, partition: str | None) -> list[Association]:
-    """The user's association in an account (of this partition, where it has one), then the accounts above it."""
-    accounts = {a.account: a for a in limits.associations if a.user is None}
-    own = [a for a in limits.associations if (a.user, a.account) == (user, account)]
-    own = [a for a in own if a.partition in (partition, None)]
-    found = sorted(own, key=lambda a: a.partition is None)[:1]
-    name: str | None = account
-    while name is not None and (above := accounts.get(name)) is not None and above not in found:
-        found.append(above)
-        name = above.parent
-    return found
+class Rules:
+    """The limits of one moment, by whom they are for: every job that has met one asks."""
 
-
-def subject_to(job: Job, limits: Limits, partition_qos: str | None) -> Iterator[tuple[str, Limit]]:
-    """Every limit that counts for a job, with who allows it to whom. Slurm asks a partition's QOS first."""
-    for name in dict.fromkeys(filter(None, (partition_qos, job.qos))):
+    def __init__(self, limits: Limits) -> None:
+        self._accounts: dict[str, Association] = {}
+        self._users: dict[tuple[str, str], list[Association]] = {}
+        for a in limits.associations:
+            if a.user is None:
+                self._accounts[a.account] = a
+            else:
+                self._users.setdefault((a.user, a.account), []).append(a)
+        self._qos: dict[str, dict[str | None, list[Limit]]] = {}  # by QOS, and by whose use a limit counts
         for qos in limits.qos:
-            if qos.name == name:
-                yield from ((f"QOS {name} allows", limit) for limit in qos.limits if _counts_for(job, limit))
-    for association in chain(limits, job.user, job.account, job.partitions[0]):
-        to = f" {association.user}" if association.user else ""
-        yield from ((f"account {association.account} allows{to}", limit) for limit in association.limits)
+            by_holder = self._qos.setdefault(qos.name, {})
+            for limit in qos.limits:
+                by_holder.setdefault(limit.holder, []).append(limit)
+
+    def chain(self, user: str, account: str, partition: str | None) -> list[Association]:
+        """The user's association in an account (of this partition, where it has one), then the accounts above it."""
+        own = [a for a in self._users.get((user, account), ()) if a.partition in (partition, None)]
+        found = sorted(own, key=lambda a: a.partition is None)[:1]
+        name: str | None = account
+        while name is not None and (above := self._accounts.get(name)) is not None and above not in found:
+            found.append(above)
+            name = above.parent
+        return found
+
+    def subject_to(self, job: Job, partition_qos: str | None) -> Iterator[tuple[str, Limit]]:
+        """Every limit that counts for a job, with who allows it to whom. Slurm asks a partition's QOS first."""
+        for name in dict.fromkeys(filter(None, (partition_qos, job.qos))):
+            by_holder = self._qos.get(name, {})
+            for holder in dict.fromkeys((None, job.account, job.user)):
+                counting = (limit for limit in by_holder.get(holder, ()) if _counts_for(job, limit))
+                yield from ((f"QOS {name} allows", limit) for limit in counting)
+        for association in self.chain(job.user, job.account, job.partitions[0]):
+            to = f" {association.user}" if association.user else ""
+            yield from ((f"account {association.account} allows{to}", limit) for limit in association.limits)
+
+
+def chain(limits: Limits, user: str, account: str, partition: str | None) -> list[Association]:
+    """`Rules.chain`, for one question."""
+    return Rules(limits).chain(user, account, partition)
 
 
 def _counts_for(job: Job, limit: Limit) -> bool:
@@ -88,14 +109,14 @@ def meets_one(job: Job) -> bool:
     return job.state.pending and (wanted(job.reason or "") is not None or bool(re.match("QOS|Assoc", job.reason or "")))
 
 
-def reached(job: Job, reason: str, limits: Limits | None, partition_qos: str | None) -> str | None:
+def reached(job: Job, reason: str, rules: Rules | None, partition_qos: str | None) -> str | None:
     """The limit that a reason means, in plain words; None for a reason that means none."""
     asked = wanted(reason)
     if asked is None:
         return f"a limit of its account or its QOS is reached ({reason})" if re.match("QOS|Assoc", reason) else None
     candidates = [
         (allows, limit)
-        for allows, limit in (subject_to(job, limits, partition_qos) if limits else ())
+        for allows, limit in (rules.subject_to(job, partition_qos) if rules else ())
         if allows.startswith("QOS ") == (asked.owner == "QOS") and _fits(asked, limit)
     ]
     # Slurm names the kind alone. Where several are set, it is the one that this job would pass.

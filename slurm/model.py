@@ -251,11 +251,20 @@ class Node:
 
     @property
     def free_gpus_by_type(self) -> dict[str, int]:
-        """GPUs that a job could have now, by type ("" for GPUs without one); nothing on a node that is closed."""
+        """GPUs that a job could have now, by type ("" for GPUs without one); nothing on a node that is closed.
+
+        Slurm may not tell the type of a GPU in use though the node's have one, or the other way round. Such a GPU is
+        taken from the types in their order, so that those free are never more than the node has left.
+        """
         if not self.available:
             return {}
         has, used = self.tres.gpus_of_each_type, self.allocated.gpus_of_each_type
-        return {kind: count - used.get(kind, 0) for kind, count in has.items()}
+        free = {kind: max(0, count - used.get(kind, 0)) for kind, count in has.items()}
+        elsewhere = sum(free.values()) - max(0, self.tres.gpus - self.allocated.gpus)
+        for kind, count in free.items() if elsewhere > 0 else ():
+            free[kind] = max(0, count - elsewhere)
+            elsewhere -= count - free[kind]
+        return free
 
 
 @dataclass(frozen=True, slots=True)

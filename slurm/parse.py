@@ -137,13 +137,23 @@ def tres(text: str) -> TRES:
 
 
 def gpus(text: str) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """GPUs of a gres list as sinfo has it, `gpu:h100:8(S:0-1),gpu:2,shard:4`: how many, and of each type."""
+    """GPUs of a gres list as sinfo has it, `gpu:h100:8(S:0-1),gpu:2,shard:4`: how many, and of each type.
+
+    Of used GPUs without a type sinfo says `gpu:(null):6(IDX:0-5)` where gres.conf binds them to cores. Raises
+    ValueError for GPUs that are told otherwise: one in use must not pass for free because it could not be read.
+    """
     typed: dict[str, int] = {}
     total = 0
-    for kind, amount in re.findall(r"(?:^|,)gpu(?::([^:,]+))?:(\d+)(?=,|$)", re.sub(r"\([^)]*\)", "", text)):
-        total += int(amount)
+    for item in re.sub(r"\([^)]*\)", "", text.replace(":(null)", "")).split(","):
+        if item.partition(":")[0] != "gpu":
+            continue
+        match = re.fullmatch(r"gpu(?::([^:()]+))?:(\d+)", item)
+        if match is None:
+            raise ValueError(f"not GPUs as sinfo has them: {text!r}")
+        kind, amount = match[1], int(match[2])
+        total += amount
         if kind:
-            typed[kind] = typed.get(kind, 0) + int(amount)
+            typed[kind] = typed.get(kind, 0) + amount
     return total, tuple(sorted(typed.items()))
 
 
@@ -170,6 +180,11 @@ def state(text: str) -> JobState:
 
 @lru_cache(256)
 def node_state(text: str) -> tuple[NodeState, frozenset[str]]:
-    """`idle+drain+not_responding` as its base state and its flags, in capitals as slurm.h has them."""
-    base, *flags = text.upper().split("+")
-    return NodeState(versions.NODE_STATES.get(base, base)), frozenset(versions.NODE_FLAGS.get(f, f) for f in flags)
+    """`idle+drain+not_responding` as its base state and its flags, in capitals as slurm.h has them.
+
+    A base state that is not known here is UNKNOWN, its word among the flags: it must not hide all other nodes.
+    """
+    base, *words = text.upper().split("+")
+    flags = {versions.NODE_FLAGS.get(word, word) for word in words}
+    known = NodeState.__members__.get(versions.NODE_STATES.get(base, base))
+    return (NodeState.UNKNOWN, frozenset(flags | {base})) if known is None else (known, frozenset(flags))

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import accumulate
 
 from slurm import amounts, limits, parse, room
-from slurm.model import Job, JobState, Node, Partition, Reservation
+from slurm.model import TRES, Job, JobState, Node, Partition, Reservation
 from slurm.sight import Sight
 
 # Reasons that say all there is to say.
@@ -67,15 +67,16 @@ class Reasons:
     seen: Sight
     now: datetime
     _lines: dict[str, _Line] = field(default_factory=dict, init=False)
-    _nodes: dict[tuple[str, str | None], list[Node]] = field(default_factory=dict, init=False)
-    _free: dict[tuple[str, str | None, str], list[int]] = field(default_factory=dict, init=False)
+    _left: dict[tuple[str, str | None], _Left] = field(default_factory=dict, init=False)
+    _shortages: dict[tuple[str, str | None, TRES, int], tuple[int, str]] = field(default_factory=dict, init=False)
     _closed: dict[tuple[str, str], str] = field(default_factory=dict, init=False)
+    _maintenances: dict[str, list[Reservation]] = field(default_factory=dict, init=False)
 
     def why(self, job: Job) -> str | None:
         """Why a job waits, and when Slurm expects it to start. None for one that does not wait."""
         if not job.state.pending:
             return None
-        # squeue writes the longer texts with spaces or with underscores, depending on the release.
+        # squeue writes the longer texts with spaces; where they passed through scontrol, they have underscores.
         word = (job.reason or "").replace("_", " ").strip("()")
         return self._sentence(job, word) + self._expected(job, word)
 
@@ -123,15 +124,24 @@ class Reasons:
         if word.startswith("Nodes required for job are DOWN"):
             return f"nodes it needs are down, drained or kept for partitions that come first{self._out(job)}"
         partition_qos = next((p.qos for p in self.seen.picture.partitions if p.name in job.partitions), None)
-        known = _PLAIN.get(word) or limits.reached(job, name, self.seen.limits, partition_qos)
+        known = _PLAIN.get(word) or limits.reached(job, name, self._rules, partition_qos)
         if known is None:
             return f"Slurm says {job.reason}"
         return known + (f"; `scontrol release {job.raw_id}` tries again" if word in _HELD else "")
 
+    @cached_property
+    def _rules(self) -> limits.Rules | None:
+        return None if self.seen.limits is None else limits.Rules(self.seen.limits)
+
     # Resources: what the job asks for, against what is free.
 
     def _resources(self, job: Job) -> str:
-        texts = [self._short(job, partition) for partition in job.partitions]
+        texts = []
+        for partition in job.partitions:
+            asked = partition, job.reservation, job.tres, job.node_count
+            if asked not in self._shortages:
+                self._shortages[asked] = self._short(job, partition)
+            texts.append(self._shortages[asked])
         return min(texts)[1]  # of several partitions, the one where least is missing
 
     def _short(self, job: Job, partition: str) -> tuple[int, str]:
@@ -141,10 +151,10 @@ class Reasons:
         if not self.seen.picture.nodes:  # hidden, or not told yet
             what = wanted or amounts.counted(job.tres.cpus, "CPU")
             return 0, f"waiting for {what} in {partition}"
-        nodes = self._open_to(job, partition)
+        left = self._left_for(job, partition)
         where = partition if job.reservation is None else f"{partition} (reservation {job.reservation})"
         for kind, count in asked.items():
-            free = self._free_gpus(job, partition, kind)
+            free = left.gpus(kind)
             if (more := count - sum(free)) > 0:
                 return (
                     more,
@@ -153,44 +163,37 @@ class Reasons:
             if sum(n >= room.shares(count, job.node_count) for n in free) < job.node_count:
                 spread = f" on {job.node_count} nodes of {where}" if job.node_count > 1 else f" in {where}"
                 most = f"at most {max(free, default=0)} on one node"
-                return 0, f"waiting for {amounts.gpus(count, kind)}{spread}; {sum(free)} are free, {most}"
-        return self._short_of_cpus(job, where, nodes, asked, wanted)
+                return 0, f"waiting for {amounts.gpus(count, kind)}{spread}; {sum(free)} {_are(sum(free))} free, {most}"
+        return self._short_of_cpus(job, where, left, asked, wanted)
 
-    def _open_to(self, job: Job, partition: str) -> list[Node]:
+    def _left_for(self, job: Job, partition: str) -> _Left:
         key = partition, job.reservation
-        if key not in self._nodes:
-            self._nodes[key] = room.open_to(job, partition, self.seen.picture)
-        return self._nodes[key]
-
-    def _free_gpus(self, job: Job, partition: str, kind: str) -> list[int]:
-        key = partition, job.reservation, kind
-        if key not in self._free:
-            self._free[key] = room.free_gpus(self._open_to(job, partition), kind)
-        return self._free[key]
+        if key not in self._left:
+            self._left[key] = _Left(room.open_to(job, partition, self.seen.picture))
+        return self._left[key]
 
     def _short_of_cpus(
-        self, job: Job, where: str, nodes: list[Node], asked: Mapping[str, int], wanted: str
+        self, job: Job, where: str, left: _Left, asked: Mapping[str, int], wanted: str
     ) -> tuple[int, str]:
         cpus, memory = job.tres.cpus, job.tres.memory_bytes
-        if not asked and (more := cpus - sum(map(room.free_cpus, nodes))) > 0:
+        if not asked and (more := cpus - sum(left.cpus)) > 0:
             return more, f"waiting for {more:,} more {'CPU' if more == 1 else 'CPUs'} in {where}"
-        if not asked and (more_bytes := memory - sum(map(room.free_memory_bytes, nodes))) > 0:
+        if not asked and (more_bytes := memory - sum(left.memory_bytes)) > 0:
             return 0, f"waiting for {amounts.gib(more_bytes)} GiB more memory in {where}"
         count = job.node_count
-        fits = [
-            n for n in nodes
-            if all(room.free_gpus([n], k)[0] >= room.shares(total, count) for k, total in asked.items())
-        ]  # fmt: skip
-        enough = f"{wanted} are free in {where}" if asked else f"waiting for room in {where}"
+        fits = list(range(len(left.cpus)))
+        for kind, total in asked.items():
+            fits = _enough(left.gpus(kind), room.shares(total, count), fits)
+        free = f"{wanted} {_are(sum(asked.values()))} free in {where}"
         each = "each of " if count > 1 else ""
-        with_cpus = [n for n in fits if room.free_cpus(n) >= room.shares(cpus, count)]
-        if len(with_cpus) < count:
+        fits = _enough(left.cpus, room.shares(cpus, count), fits)
+        if len(fits) < count:
             beside = f"{amounts.counted(room.shares(cpus, count), 'CPU')} on {each}{amounts.counted(count, 'node')}"
-            return 0, f"{enough}, but not with {beside}" if asked else f"waiting for {beside} of {where}"
-        with_memory = [n for n in with_cpus if room.free_memory_bytes(n) >= room.shares(memory, count)]
-        if len(with_memory) < count:
+            return 0, f"{free}, but not with {beside}" if asked else f"waiting for {beside} of {where}"
+        fits = _enough(left.memory_bytes, room.shares(memory, count), fits)
+        if len(fits) < count:
             beside = f"{amounts.tres('mem', room.shares(memory, count))} on {each}{amounts.counted(count, 'node')}"
-            return 0, f"{enough}, but not with {beside}" if asked else f"waiting for {beside} of {where}"
+            return 0, f"{free}, but not with {beside}" if asked else f"waiting for {beside} of {where}"
         return 0, f"waiting for room in {where}: enough is free, but not just as it asks, or it is kept for others"
 
     # Priority: who is ahead.
@@ -257,20 +260,26 @@ class Reasons:
 
     def _maintenance(self, job: Job) -> str:
         end = self.now + timedelta(seconds=job.time_limit_s) if job.time_limit_s else None
-        members = {n.name for n in self.seen.picture.nodes if set(n.partitions) & set(job.partitions)}
-        coming = [
-            r for r in self.seen.picture.reservations
-            if r.maintenance and r.ends_at > self.now and (end is None or r.starts_at < end)
-            and (not members or members & set(r.nodes))
-        ]  # fmt: skip
-        if not coming:
+        if job.partition not in self._maintenances:
+            self._maintenances[job.partition] = self._maintenance_in(frozenset(job.partitions))
+        coming = self._maintenances[job.partition]
+        first = next((r for r in coming if end is None or r.starts_at < end), None)
+        if first is None:
             return "its nodes are reserved for maintenance"
-        first = min(coming, key=lambda r: r.starts_at)
         return during(first, self.now) + (
             f"; a time limit below {amounts.duration((first.starts_at - self.now).total_seconds())} would end before it"
             if first.starts_at > self.now
             else ""
         )
+
+    def _maintenance_in(self, partitions: frozenset[str]) -> list[Reservation]:
+        """What is not over yet of the maintenance of any of their nodes (of any at all, where they are hidden)."""
+        members = {n.name for n in self.seen.picture.nodes if not partitions.isdisjoint(n.partitions)}
+        coming = [
+            r for r in self.seen.picture.reservations
+            if r.maintenance and r.ends_at > self.now and not (members and members.isdisjoint(r.nodes))
+        ]  # fmt: skip
+        return sorted(coming, key=lambda r: r.starts_at)
 
     def _reservation(self, job: Job) -> str:
         for reservation in self.seen.picture.reservations:
@@ -321,6 +330,31 @@ def during(reservation: Reservation, now: datetime) -> str:
     if reservation.starts_at <= now:
         return f"maintenance ({reservation.name}) until {ends}"
     return f"maintenance ({reservation.name}) from {amounts.moment(reservation.starts_at)} to {ends}"
+
+
+class _Left:
+    """What nodes have left, node by node, counted once for all jobs that may start there."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+        self._gpus: dict[str, list[int]] = {}
+        self.cpus = [room.free_cpus(n) for n in nodes]
+        self.memory_bytes = [room.free_memory_bytes(n) for n in nodes]
+
+    def gpus(self, kind: str) -> list[int]:
+        """Of one type; of "" all of them."""
+        if kind not in self._gpus:
+            self._gpus[kind] = room.free_gpus(self._nodes, kind)
+        return self._gpus[kind]
+
+
+def _enough(left: Sequence[int], share: int, of: Iterable[int]) -> list[int]:
+    """The nodes that have a share left, by their place."""
+    return [i for i in of if left[i] >= share]
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 class _Line:

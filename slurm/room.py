@@ -19,6 +19,7 @@ class Room:
     gpu: str | None
     nodes: int
     nodes_out: int  # of them: down, drained, in maintenance, or reserved for somebody
+    nodes_partly_reserved: int  # of the others: some of their CPUs, which still count as free here, are somebody's
     gpus: int
     gpus_free: int
     nodes_free: int  # on which those are
@@ -29,7 +30,7 @@ class Room:
 
 def rooms(picture: Picture) -> list[Room]:
     """Partitions in their order, types by name. A node of two partitions counts in both, one of two types twice."""
-    closed = reserved(picture)
+    closed, partly = reserved(picture), partly_reserved(picture)
     found = []
     for partition in picture.partitions:
         members = [n for n in picture.nodes if partition.name in n.partitions]
@@ -49,6 +50,7 @@ def rooms(picture: Picture) -> list[Room]:
                     gpu=kind,
                     nodes=len(nodes),
                     nodes_out=sum(not n.available or n.name in closed for n in nodes),
+                    nodes_partly_reserved=sum(n.available and n.name in partly for n in nodes),
                     gpus=sum(n.tres.gpus_of_each_type.get(kind, 0) for n in nodes if kind is not None),
                     gpus_free=sum(free),
                     nodes_free=sum(n > 0 for n in free),
@@ -60,9 +62,29 @@ def rooms(picture: Picture) -> list[Room]:
     return found
 
 
-def reserved(picture: Picture) -> dict[str, Reservation]:
-    """Nodes that are reserved now, by name: jobs without the reservation do not start there."""
-    return {name: r for r in picture.reservations if r.active for name in r.nodes}
+def reserved(picture: Picture) -> dict[str, list[Reservation]]:
+    """Nodes that are reserved now as a whole, by name: jobs without the reservation do not start there.
+
+    Of several on one node (MAINT and OVERLAP allow it) each counts.
+    """
+    found: dict[str, list[Reservation]] = {}
+    for reservation in picture.reservations:
+        if reservation.active and whole(reservation, picture):
+            for name in reservation.nodes:
+                found.setdefault(name, []).append(reservation)
+    return found
+
+
+def partly_reserved(picture: Picture) -> frozenset[str]:
+    """Nodes of which some CPUs are reserved now (CoreCnt, TRES): on the others anybody's jobs may start."""
+    some = (r.nodes for r in picture.reservations if r.active and not whole(r, picture))
+    return frozenset(name for names in some for name in names) - reserved(picture).keys()
+
+
+def whole(reservation: Reservation, picture: Picture) -> bool:
+    """Whether it has all CPUs of its nodes; of which it has some only, Slurm does not say."""
+    names = frozenset(reservation.nodes)
+    return reservation.tres.cpus >= sum(n.tres.cpus for n in picture.nodes if n.name in names)
 
 
 def free_cpus(node: Node) -> int:
@@ -76,13 +98,24 @@ def free_memory_bytes(node: Node) -> int:
 
 def open_to(job: Job, partition: str, picture: Picture) -> list[Node]:
     """Nodes of the partition that may take new jobs of this kind: of its reservation, or of nobody's."""
-    closed = reserved(picture)
-    found = []
-    for node in picture.nodes:
-        owner = closed.get(node.name)
-        if partition in node.partitions and node.available and (owner.name if owner else None) == job.reservation:
-            found.append(node)
-    return found
+    own = next((r for r in picture.reservations if r.active and r.name == job.reservation), None)
+    if job.reservation is not None and own is None:
+        return []
+    within = None if own is None else frozenset(own.nodes)
+    holders = reserved(picture)
+    closed = {name for name in holders if any(_keeps_out(holder, own) for holder in holders[name])}
+    return [
+        n for n in picture.nodes
+        if partition in n.partitions and n.available and n.name not in closed and (within is None or n.name in within)
+    ]  # fmt: skip
+
+
+def _keeps_out(holder: Reservation, own: Reservation | None) -> bool:
+    """Whether a reservation of whole nodes keeps jobs of another one, or of none, off them (job_test_resv)."""
+    if own is None:
+        return True
+    overlaps = own.maintenance or ("OVERLAP" in own.flags and not holder.maintenance)
+    return holder.name != own.name and not overlaps
 
 
 def free_gpus(nodes: Sequence[Node], kind: str) -> list[int]:

@@ -1,7 +1,11 @@
-"""What differs between Slurm's releases, 22.05 to 26.05, as far as it concerns us. Everything else is the same."""
+"""What differs between Slurm's releases, 22.05 to 26.05, as far as we have to know it by name.
+
+What else differs is taken as it comes: a column, a flag or a reason that is there in some releases only.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 # What slurmctld says, with PrivateData=users or usage, to somebody who has no association: 22.05 breaks its answer off.
@@ -41,3 +45,8 @@ def preempt_signal_setting(version: tuple[int, int]) -> str:
     if version < (23, 2):
         return "SlurmctldParameters=preempt_send_user_signal"
     return "PreemptParameters=send_user_signal"
+
+
+def user_name(text: str, names: Mapping[str, str]) -> str:
+    """A user whose use of a QOS assoc_mgr tells: their uid ("1000", 22.05) or "ada(1000)" (26.05). `names`: by uid."""
+    return names.get(text) or re.sub(r"\(\d+\)$", "", text)

@@ -93,7 +93,7 @@ def partition(name: str = "gpu", **changed: Any) -> Partition:
 
 
 def reservation(name: str, nodes: Sequence[str], **changed: Any) -> Reservation:
-    """For maintenance, from two o'clock to four."""
+    """Of whole nodes, for maintenance, from two o'clock to four."""
     made = Reservation(
         name=name,
         starts_at=after(hours=2),
@@ -104,7 +104,7 @@ def reservation(name: str, nodes: Sequence[str], **changed: Any) -> Reservation:
         accounts=(),
         partition=None,
         active=False,
-        tres=parse.tres(""),
+        tres=parse.tres(f"cpu={16 * len(nodes)}"),
     )
     return dataclasses.replace(made, **changed)
 

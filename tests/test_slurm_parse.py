@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime
 
 import pytest
+from slurm_records import node
 
 from slurm import assoc_mgr, parse, tables, versions
-from slurm.model import JobState, Limit, NodeState
+from slurm.model import TRES, JobState, Limit, Node, NodeState
 
 AT = 1795403626
 SEPARATOR = "\x1fk3Qz"
@@ -99,10 +101,37 @@ def test_other_tres_are_kept() -> None:
         ("gpu:1g.5gb:7", 7, (("1g.5gb", 7),)),
         ("(null)", 0, ()),
         ("mygpu:3", 0, ()),
+        ("gpu:(null):6(IDX:0-5)", 6, ()),  # used, of Name=gpu File=... Cores=0-7
+        ("gpu:h100:2(IDX:0-1),gpu:(null):1(IDX:2)", 3, (("h100", 2),)),
+        ("gpu:(null):0(IDX:N/A),shard:(null):0(0/4,0/4)", 0, ()),
     ],
 )
 def test_gpus_of_a_nodes_gres(text: str, gpus: int, by_type: tuple[tuple[str, int], ...]) -> None:
     assert parse.gpus(text) == (gpus, by_type)
+
+
+@pytest.mark.parametrize("text", ["gpu:h100", "gpu::6", "gpu:h100:many", "shard:4,gpu:a:b:6", "gpu:h100:8,gpu:(IDX:0"])
+def test_gpus_that_cannot_be_read_are_not_none(text: str) -> None:
+    with pytest.raises(ValueError, match="not GPUs as sinfo has them"):
+        parse.gpus(text)
+
+
+@pytest.mark.parametrize(
+    ("has", "used", "free"),
+    [
+        ("gpu:h100:8", "gpu:(null):6(IDX:0-5)", {"h100": 2}),
+        ("gpu:8", "gpu:h100:6(IDX:0-5)", {"": 2}),
+        ("gpu:a100:2,gpu:h100:4", "gpu:a100:1(IDX:0),gpu:(null):4(IDX:1-4)", {"a100": 0, "h100": 1}),
+        ("gpu:h100:4,gpu:4", "gpu:h100:3(IDX:0-2),gpu:(null):1(IDX:4)", {"h100": 1, "": 3}),
+        ("gpu:h100:4,gpu:4", "gpu:(null):6(IDX:0-5)", {"h100": 2, "": 0}),
+        ("gpu:h100:4", "gpu:h100:5", {"h100": 0}),
+    ],
+)
+def test_a_used_gpu_is_not_free_whether_its_type_is_told_or_not(has: str, used: str, free: dict[str, int]) -> None:
+    (total, kinds), (taken, taken_kinds) = parse.gpus(has), parse.gpus(used)
+    one = node("g1", "cpu=1", tres=TRES(gpus=total, gpus_by_type=kinds))
+    one = dataclasses.replace(one, allocated=TRES(gpus=taken, gpus_by_type=taken_kinds))
+    assert one.free_gpus_by_type == free
 
 
 @pytest.mark.parametrize(
@@ -116,6 +145,20 @@ def test_gpus_of_a_nodes_gres(text: str, gpus: int, by_type: tuple[tuple[str, in
 )
 def test_a_nodes_state_has_flags(text: str, state: NodeState, flags: set[str]) -> None:
     assert parse.node_state(text) == (state, flags)
+
+
+@pytest.mark.parametrize("text", ["inval", "?", "hibernating", "hibernating+drain"])
+def test_a_node_state_of_a_newer_release_is_one_node_where_nothing_starts(text: str) -> None:
+    known, other = nodes_as_sinfo_has_them("idle", text)
+    assert (known.state, known.available) == (NodeState.IDLE, True)
+    assert (other.state, other.available) == (NodeState.UNKNOWN, False)
+    assert other.flags == set(text.upper().split("+"))
+
+
+def nodes_as_sinfo_has_them(*states: str) -> list[Node]:
+    rest = ["none", "gpu*", "0/16/0/16", "64000", "0", "20919", "gpu:h100:8", "gpu:h100:0(IDX:N/A)", "h100", "1", "22"]
+    rows = [[f"g{i}", state, *rest] for i, state in enumerate(states)]
+    return tables.nodes("".join("".join(f + SEPARATOR for f in row) + "\n" for row in rows), SEPARATOR)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +177,14 @@ def test_where_a_site_says_that_preempted_jobs_get_their_signal(settings: dict[s
 @pytest.mark.parametrize("text", ["22.05.8", "slurm 22.05.8", "22.05.0-0rc1"])
 def test_releases(text: str) -> None:
     assert versions.release(text) == (22, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("1000", "ada"), ("ada(1000)", "ada"), ("1002", "1002"), ("eve(1002)", "eve"), ("research", "research")],
+)
+def test_a_user_goes_by_their_name_in_every_release(text: str, name: str) -> None:
+    assert versions.user_name(text, {"1000": "ada"}) == name
 
 
 def test_users_of_a_qos_come_as_uids_or_with_them() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta, timezone
 from typing import Any
@@ -9,8 +11,8 @@ from typing import Any
 import pytest
 from slurm_records import GIB, NOW, after, association, gpus, job, node, partition, picture, qos, reservation
 
-from slurm import amounts, limits
-from slurm.model import Job, JobState, Limit, NodeState
+from slurm import amounts, limits, room
+from slurm.model import Job, JobState, Limit, Node, NodeState
 from slurm.reasons import Reasons, tasks
 from slurm.sight import Limits, Sight
 
@@ -78,6 +80,22 @@ def used(count: int, cpus: int = 1, memory: str = "1G") -> str:
             "cpu=2,mem=100G,node=2",
             [node("g1", used(0, memory="20G")), node("g2")],
             "waiting for 50 GiB of memory on each of 2 nodes of gpu",
+        ),
+        # One of anything is free, two are free.
+        (
+            "cpu=8,mem=1G,node=1,gres/gpu=1",
+            [node("g1", used(0, cpus=12))],
+            "1 GPU is free in gpu, but not with 8 CPUs on 1 node",
+        ),
+        (
+            "cpu=1,mem=60G,node=1,gres/gpu=1,gres/gpu:h100=1",
+            [node("g1", used(1, memory="8G"))],
+            "1 H100 is free in gpu, but not with 60 GiB of memory on 1 node",
+        ),
+        (
+            gpus(1, nodes=2),
+            [node("g1", used(7)), node("g2", used(8))],
+            "waiting for 1 H100 on 2 nodes of gpu; 1 is free, at most 1 on one node",
         ),
         (
             gpus(2),
@@ -392,21 +410,77 @@ def test_reasons_in_plain_words(changed: dict[str, Any], sentence: str) -> None:
     assert why(job(1, **changed), seen) == sentence
 
 
-def test_jobs_that_wait_for_the_same_closed_nodes_share_one_look_at_the_nodes() -> None:
+class Counted(tuple[Any, ...]):
+    """Counts how often it is gone through."""
+
     looks = 0
 
-    class Nodes(tuple[Any, ...]):
-        def __iter__(self) -> Any:
-            nonlocal looks
-            looks += 1
-            return super().__iter__()
+    def __iter__(self) -> Any:
+        self.looks += 1
+        return super().__iter__()
 
-    seen = replace(picture(), nodes=Nodes([node("g1", flags=frozenset({"DRAIN"})), node("c1", partitions=("cpu",))]))
-    reasons = Reasons(Sight(seen, None, frozenset()), NOW)
+
+def whys(seen: Any, jobs: Iterable[Job], limits: Limits | None = None) -> set[str | None]:
+    reasons = Reasons(Sight(seen, limits), NOW)
+    return {reasons.why(one) for one in jobs}
+
+
+def test_jobs_that_wait_for_the_same_closed_nodes_share_one_look_at_the_nodes() -> None:
+    nodes = Counted([node("g1", flags=frozenset({"DRAIN"})), node("c1", partitions=("cpu",))])
+    reasons = Reasons(Sight(replace(picture(), nodes=nodes), None, frozenset()), NOW)
     told = {reasons.why(job(i, reason="ReqNodeNotAvail, UnavailableNodes:")) for i in range(100)}
-    assert (told, looks) == ({"nodes it needs are not available: g1 (drained)"}, 1)
+    assert (told, nodes.looks) == ({"nodes it needs are not available: g1 (drained)"}, 1)
     in_cpu = reasons.why(job(100, partition="cpu", reason="ReqNodeNotAvail, UnavailableNodes:c1,g1"))
     assert in_cpu == "nodes it needs are not available: g1 (drained)"
+
+
+def test_jobs_that_wait_for_the_same_maintenance_share_one_look_at_the_nodes() -> None:
+    nodes = Counted([node("g1"), node("c1", partitions=("cpu",))])
+    reservations = [reservation("late", ["g1"], starts_at=after(hours=3)), MAINT, reservation("other", ["c1"])]
+    seen = replace(picture(reservations=reservations), nodes=nodes)
+    told = whys(seen, [job(i, reason="ReqNodeNotAvail, Reserved for maintenance") for i in range(100)])
+    assert told == {"its nodes are reserved for maintenance"}  # it would end before
+    looks = nodes.looks
+    jobs = [job(i, reason="ReqNodeNotAvail, Reserved for maintenance", time_limit_s=4 * HOUR + i) for i in range(100)]
+    (text,) = whys(seen, jobs)
+    assert text is not None and text.startswith("maintenance (maint-1) from 2026-03-02T14:00:00Z")
+    assert (looks, nodes.looks) == (1, 2)
+
+
+def test_what_nodes_have_free_is_counted_once_however_many_jobs_ask_for_something_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: Counter[str] = Counter()
+
+    def looked(what: str, count: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def counting(one: Any) -> Any:
+            looks[what] += 1
+            return count(one)
+
+        return counting
+
+    monkeypatch.setattr(room, "free_cpus", looked("cpus", room.free_cpus))
+    monkeypatch.setattr(room, "free_memory_bytes", looked("memory", room.free_memory_bytes))
+    free_gpus_by_type: Any = Node.free_gpus_by_type
+    monkeypatch.setattr(Node, "free_gpus_by_type", property(looked("gpus", free_gpus_by_type.fget)))
+    seen = picture(nodes=[node(f"g{i}", used(0, cpus=12)) for i in range(10)])
+    asks = [f"cpu={8 + i},mem=1G,node=1,gres/gpu=2,gres/gpu:h100=2" for i in range(20)]
+    told = whys(seen, [job(i, asked, reason="Resources") for i, asked in enumerate(asks)])
+    assert told == {f"2 H100 are free in gpu, but not with {8 + i} CPUs on 1 node; no estimate yet" for i in range(20)}
+    assert max(looks.values()) == 10
+
+
+def test_jobs_at_a_limit_share_one_look_at_whose_limits_there_are() -> None:
+    associations = Counted([*LIMITS.associations, *(association("physics", f"u{i}") for i in range(10))])
+    rules = Counted(LIMITS.qos)
+    seen = Limits(NOW, associations, rules)
+    reasons = ("AssocMaxJobsLimit", "QOSMaxGRESPerUser")
+    jobs = [job(i, gpus(2), reason=reasons[i % 2]) for i in range(100)]
+    assert whys(picture(), jobs, seen) == {
+        "account physics allows ada 4 jobs at once; 4 jobs now",
+        "QOS normal allows each user 4 H100 at once; 3 H100 in use by ada; this job asks for 2 H100",
+    }
+    assert (associations.looks, rules.looks) == (1, 1)
 
 
 def test_maintenance_that_has_begun_says_until_when() -> None:
