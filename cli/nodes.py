@@ -37,7 +37,8 @@ def render(said: dict[str, Any]) -> str:
     for out in said["out"]:
         lines.append(f"out: {out['text']}")
     for r in said["reservations"]:
-        what = "maintenance" if r["maintenance"] else f"reserved for {amounts.several(r['users'] + r['accounts'])}"
+        reserved = "reserved" if r["whole"] else "partly reserved"
+        what = "maintenance" if r["maintenance"] else f"{reserved} for {amounts.several(r['users'] + r['accounts'])}"
         since = "until" if r["active"] else f"{r['starts_at']} to"
         lines.append(local(f"{what} ({r['name']}) on {amounts.several(r['nodes'])}: {since} {r['ends_at']}"))
     return "\n".join([*lines, footing(said)])

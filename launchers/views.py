@@ -121,6 +121,7 @@ def nodes(seen: Sight, partition: str | None, now: datetime) -> dict[str, Any]:
                 "name": r.name,
                 "maintenance": r.maintenance,
                 "active": r.active,
+                "whole": room.whole(r, picture),
                 "starts_at": amounts.moment(r.starts_at),
                 "ends_at": amounts.moment(r.ends_at),
                 "nodes": [name for name in r.nodes if name in member_names],

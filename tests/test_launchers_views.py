@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from slurm_records import GIB, NOW, after, association, gpus, job, node, partition, picture, qos, reservation
 
+from cli import nodes
 from launchers import views
 from launchers.subjects import Subject
 from slurm import amounts, parse, room
@@ -114,6 +115,15 @@ def test_nodes_that_are_out_say_why_and_reservations_come_in_their_order() -> No
         ("course", ["g4"], False, True),
         ("maint", ["g1", "c1"], True, False),
     ]
+
+
+def test_a_reservation_of_a_part_is_told_as_one() -> None:
+    part = reservation("part", ["g1"], active=True, flags=frozenset(), users=("bob",), tres=parse.tres("cpu=2"))
+    said = views.nodes(Sight(dataclasses.replace(CLUSTER, reservations=(part,))), None, NOW)
+    (told,) = said["reservations"]
+    assert told["whole"] is False and "g1" not in {out["node"] for out in said["out"]}
+    heading = views.heading(NOW, NOW, Sight(CLUSTER))
+    assert "partly reserved for bob (part) on g1: until" in nodes.render({"asked": "controller", **heading, **said})
 
 
 def test_one_partition_is_shown_alone_also_one_that_is_hidden_and_an_unknown_one_is_refused() -> None:
