@@ -18,7 +18,7 @@ from launchers.controller import Controller
 from launchers.scheduler import SchedulerUnavailable
 from launchers.schedulers import local_spool
 from launchers.slurm_scheduler import SlurmScheduler
-from launchers.subjects import WHAT, Subject
+from launchers.subjects import WHAT, Subject, subject_of, user_name
 from launchers.this_machine import picture as picture_of_this_machine
 from registry import accounting, deployments, runs
 from registry.access import Principal
@@ -27,6 +27,7 @@ from slurm import limits
 from slurm.changes import Silence
 from slurm.client import SlurmClient
 from slurm.errors import SlurmError
+from slurm.model import Job
 from slurm.picture import Picture
 from slurm.room import up_to_date
 from slurm.sight import Limits, Sight, Viewer, sight
@@ -63,9 +64,13 @@ class Cluster:
         if private and not privileged and principal.uid != os.getuid():
             raise Misdirected(f"Slurm hides your part from this controller (PrivateData={','.join(sorted(private))})")
         wanted = await self._limits() if with_limits(picture) else None
-        own = {job for s in subjects.values() if s.owner == principal.name for job in s.jobs}
+
+        def theirs(job: Job) -> bool:
+            subject = subject_of(job, subjects)
+            return subject is not None and subject.owner == principal.name
+
         viewer = Viewer(principal.name, principal.admin and privileged)
-        return sight(picture, wanted, private, viewer, own), None if self._watch is None else self._watch.silence
+        return sight(picture, wanted, private, viewer, theirs), None if self._watch is None else self._watch.silence
 
     async def _picture(self) -> Picture:
         """The latest, however old: its age is told."""
@@ -123,24 +128,17 @@ CLUSTER = web.AppKey("cluster", Cluster)
 
 
 def known_subjects(db: Database) -> dict[str, Subject]:
-    """Every run and replica that may still have a job, by id."""
-    jobs: dict[str, set[str]] = {}
-    users: dict[str, str] = {}
-    for job in accounting.unsettled(db):
-        jobs.setdefault(job.subject, set()).add(job.job_id)
-        users[job.subject] = job.owner
-    found = {}
-    for run in runs.everything(db):
-        if not run.state.ended or run.id in jobs:
-            found[run.id] = Subject(
-                run.id, WHAT[run.kind], run.name, run.owner, run.owner, frozenset(jobs.get(run.id, ()))
-            )
+    """Every run and replica that may still have a job, by id. Only we submit replicas."""
+    unsettled = {job.subject for job in accounting.unsettled(db)}
+    found = {
+        run.id: Subject(run.id, WHAT[run.kind], run.name, run.owner, run.owner)
+        for run in runs.everything(db)
+        if not run.state.ended or run.id in unsettled
+    }
+    service = user_name(os.getuid())
     for replica in deployments.replicas(db):
-        if not replica.state.ended or replica.id in jobs:
-            user = users.get(replica.id, "")
-            found[replica.id] = Subject(
-                replica.id, WHAT["serve"], replica.deployment, replica.owner, user, frozenset(jobs.get(replica.id, ()))
-            )
+        if not replica.state.ended or replica.id in unsettled:
+            found[replica.id] = Subject(replica.id, WHAT["serve"], replica.deployment, replica.owner, service)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -38,16 +38,24 @@ class Viewer:
     privileged: bool  # PrivateData hides nothing from them
 
 
+def nobodys(job: Job) -> bool:
+    return False
+
+
 def sight(
-    picture: Picture, limits: Limits | None, private_data: frozenset[str], viewer: Viewer, own: Collection[str] = ()
+    picture: Picture,
+    limits: Limits | None,
+    private_data: frozenset[str],
+    viewer: Viewer,
+    theirs: Callable[[Job], bool] = nobodys,
 ) -> Sight:
-    """What PrivateData leaves to the viewer. `own`: ids of jobs that are theirs though another user runs them."""
+    """What PrivateData leaves to the viewer. `theirs`: whether a job is, though another user runs it."""
     if viewer.privileged or not private_data:
         return Sight(picture, limits)
     hidden = private_data & HIDES
     seen = dataclasses.replace(
         picture,
-        jobs=tuple(_jobs(picture.jobs, viewer, own)) if "jobs" in hidden else picture.jobs,
+        jobs=tuple(j for j in picture.jobs if j.user == viewer.user or theirs(j)) if "jobs" in hidden else picture.jobs,
         nodes=() if "nodes" in hidden else picture.nodes,
         partitions=() if "partitions" in hidden else picture.partitions,
         reservations=() if "reservations" in hidden else picture.reservations,
@@ -55,10 +63,6 @@ def sight(
     if not private_data & USE:
         return Sight(seen, limits, hidden)
     return Sight(seen, None if limits is None else _own_limits(limits, viewer), hidden | {"usage"})
-
-
-def _jobs(jobs: Iterable[Job], viewer: Viewer, own: Collection[str]) -> Iterable[Job]:
-    return (job for job in jobs if job.user == viewer.user or job.id in own)
 
 
 def _own_limits(limits: Limits, viewer: Viewer) -> Limits:

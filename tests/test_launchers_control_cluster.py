@@ -231,20 +231,8 @@ async def test_runs_and_replicas_are_told_from_other_jobs(control: Asking, jobs:
     await control.controller.write(deploy)
     job_ids = {
         name: jobs("-p", "cpu", f"--comment={comment}")
-        for name, comment in (("run", run.id), ("replica", replica), ("job", "something"), ("forged", replica))
+        for name, comment in (("run", run.id), ("replica", replica), ("job", "something"))
     }
-    await control.controller.write(
-        lambda: accounting.record(
-            db,
-            cluster="headgate-test",
-            job_id=job_ids["replica"],
-            submitted_at="2026-01-01T00:00:00.000000Z",
-            key=replica,
-            subject=replica,
-            purpose="serve",
-            owner="root",
-        )
-    )
 
     async def all_there() -> Any:
         control.controller.watch.hurry()  # type: ignore[union-attr]  # on Slurm there is one
@@ -253,13 +241,13 @@ async def test_runs_and_replicas_are_told_from_other_jobs(control: Asking, jobs:
         return rows if known and set(job_ids.values()) <= set(rows) else None
 
     rows = await eventually(all_there)
-    assert {name: (rows[i]["what"], rows[i]["of"]) for name, i in job_ids.items() if name != "forged"} == {
+    assert {name: (rows[i]["what"], rows[i]["of"]) for name, i in job_ids.items()} == {
         "run": ("run", "pretrain"),
         "replica": ("replica", "chat"),
         "job": ("job", None),
     }
     # The replica is ada's too, who asked for it.
-    assert [r["job"] for r in (await control.get("queue?user=ada"))["jobs"]] == [job_ids["replica"], job_ids["forged"]]
+    assert [r["job"] for r in (await control.get("queue?user=ada"))["jobs"]] == [job_ids["replica"]]
 
 
 async def test_what_is_asked_wrongly_is_refused(control: Asking) -> None:
@@ -432,6 +420,44 @@ async def test_what_private_data_hides_from_the_caller_is_hidden(
         # Root, through the same door, sees everything.
         everything = await control.get("queue?all=1")
         assert {first, ahead, theirs} <= {r["job"] for r in everything["jobs"]} and everything["hidden"] == []
+
+
+@needs_root
+async def test_a_job_that_a_run_folder_claims_is_not_thereby_its_owners(
+    cluster: PrivateCluster,
+    folder: Path,
+    jobs: Callable[..., str],
+    private_data: Callable[[str], None],
+    nobody: None,
+) -> None:
+    """Whoever owns a folder writes its note; a job's comment is written by whoever submits it."""
+    private_data("jobs")
+    secret = jobs("-p", "gpu", "--gpus=h100:1", "-t", "30", "-J", "secret-project")
+    run_id = "mine-20261124-000000-0001"
+    own = jobs("-p", "cpu", f"--comment={run_id}", as_uid=NOBODY)
+    async with asking(site_at(folder), SlurmScheduler(connect(cluster.env, backend="commands"))) as control:
+        run = folder_of(train(id=run_id, name="mine", owner="nobody"), control.site.runs_dir)
+        note = {"cluster": "headgate-test", "job_id": secret, "submitted_at": "2026-01-01T00:00:00+00:00"}
+        (run.root / "job.json").write_text(json.dumps(note))
+        for path in (run.root, *run.root.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        run.root.chmod(0o755)
+
+        async def taken_up() -> Any:
+            return await control.controller.write(accounting.of_subject, control.controller.db, run_id)
+
+        assert [job.job_id for job in await eventually(taken_up)] == [secret]
+        assert control.controller.watch is not None
+        picture = await control.controller.watch.look(newer_than=datetime.now(UTC))
+        assert {secret, own} <= {job.id for job in picture.jobs}
+
+        def ask() -> Any:
+            from cli.client import Control
+
+            return Control(control.site.control_socket).get("/v1/queue", all="1")
+
+        said = await asyncio.to_thread(as_nobody, ask)
+        assert [(row["job"], row["what"]) for row in said["jobs"]] == [(own, "run")]
 
 
 @needs_root

@@ -58,7 +58,7 @@ def test_a_row_says_what_is_asked_for_and_how_much_time_is_gone() -> None:
 
 
 def test_mine_are_my_jobs_and_the_replicas_of_my_deployments() -> None:
-    replica = Subject("chat-1", "replica", "chat", owner="ada", user="service", jobs=frozenset({"3"}))
+    replica = Subject("chat-1", "replica", "chat", owner="ada", user="service")
     jobs = (job(1), job(2, user="bob"), job(3, user="service", comment="chat-1"))
     assert [(r["job"], r["what"], r["of"]) for r in queue(*jobs, replica=replica)] == [
         ("1", "job", None),
@@ -70,11 +70,12 @@ def test_mine_are_my_jobs_and_the_replicas_of_my_deployments() -> None:
 
 def test_a_comment_alone_does_not_make_a_job_somebodys_replica() -> None:
     """Anybody can write a comment."""
-    replica = Subject("chat-1", "replica", "chat", owner="ada", user="service", jobs=frozenset({"3"}))
+    replica = Subject("chat-1", "replica", "chat", owner="ada", user="service")
     forged = job(4, user="mallory", comment="chat-1")
     assert queue(forged, replica=replica) == []
     (row,) = queue(forged, user="mallory", replica=replica)
     assert row["what"] == "job"
+    assert queue(job(3, user="service"), replica=replica) == []  # nor does the user who runs it
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ OWN_USE = ("physics:ada", "all ada")
 )
 def test_private_data_leaves_to_each_what_is_theirs(private: str, viewer: Viewer, seen: object, hidden: str) -> None:
     flags = frozenset(private.split(",")) - {""}
-    found = sight(PICTURE, LIMITS, flags, viewer, own={"3"})
+    found = sight(PICTURE, LIMITS, flags, viewer, theirs=lambda job: job.id == "3")
     shown = found.picture
     assert found.limits is not None
     assert (
