@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from conftest import PrivateCluster, private_cluster
+from slurm_fixtures import ScriptedSlurm
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
@@ -248,6 +251,45 @@ async def test_runs_and_replicas_are_told_from_other_jobs(control: Asking, jobs:
     }
     # The replica is ada's too, who asked for it.
     assert [r["job"] for r in (await control.get("queue?user=ada"))["jobs"]] == [job_ids["replica"]]
+
+
+async def test_a_run_that_another_process_submitted_and_told_of_is_shown_soon(
+    cluster: PrivateCluster, folder: Path, jobs: Callable[..., str]
+) -> None:
+    """As `headgate train` does. Nobody looks before an hour is over, otherwise."""
+    client = Counted(cluster)
+    site = site_at(folder)
+    site = dataclasses.replace(site, scheduler=dataclasses.replace(site.scheduler, max_poll_s=3600))
+    async with asking(site, SlurmScheduler(client)) as control:
+        watch = control.controller.watch
+        assert watch is not None
+        await watch.look()
+        job_id = jobs("-p", "cpu", "-H")
+        async with control.session.post("http://control/v1/poke") as response:
+            assert response.status == 200
+
+        async def shown() -> bool:
+            return job_id in {row["job"] for row in (await control.get("queue"))["jobs"]}
+
+        await eventually(shown)
+
+
+async def test_pokes_make_nobody_ask_a_slurm_that_is_silent(folder: Path) -> None:
+    slurm = ScriptedSlurm(silent="Unable to contact slurm controller")
+    async with asking(site_at(folder), SlurmScheduler(slurm)) as control:  # type: ignore[arg-type]
+        watch = control.controller.watch
+        assert watch is not None
+
+        async def often_enough() -> bool:
+            async with control.session.post("http://control/v1/poke") as response:
+                assert response.status == 200
+            return watch.silence is not None and watch.silence.failures >= 4
+
+        began = time.monotonic()
+        await eventually(often_enough, every=0.005)
+        # Backed off: after 0.4, 0.8 and 1.6 s, or half of that by chance, and not at each of some hundred pokes.
+        assert time.monotonic() - began >= 0.2 + 0.4 + 0.8
+        assert slurm.asked.count("jobs") <= 5
 
 
 async def test_what_is_asked_wrongly_is_refused(control: Asking) -> None:
