@@ -77,7 +77,8 @@ class Cluster:
             return subject is not None and subject.owner == principal.name
 
         viewer = Viewer(principal.name, principal.admin and privileged)
-        return sight(picture, wanted, private, viewer, theirs), self._silence()
+        lost = () if self._watch is None else self._watch.unaccounted
+        return sight(picture, wanted, private, viewer, theirs, lost), self._silence()
 
     async def _picture(self) -> Picture:
         """The latest, however old: its age is told."""

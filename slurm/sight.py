@@ -6,9 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from slurm.model import QOS, Association, Job, Limit
 from slurm.picture import Picture
+
+if TYPE_CHECKING:
+    from slurm.watch import Unaccounted
 
 HIDES = frozenset({"jobs", "nodes", "partitions", "reservations"})
 USE = frozenset({"usage", "users", "accounts"})  # each of them hides other people's associations
@@ -30,6 +34,7 @@ class Sight:
     picture: Picture
     limits: Limits | None = None
     hidden: frozenset[str] = frozenset()  # in PrivateData's words: jobs, nodes, partitions, reservations, usage
+    lost: tuple[Unaccounted, ...] = ()  # jobs that the picture does not show, though they may run
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +53,27 @@ def sight(
     private_data: frozenset[str],
     viewer: Viewer,
     theirs: Callable[[Job], bool] = nobodys,
+    lost: tuple[Unaccounted, ...] = (),
 ) -> Sight:
     """What PrivateData leaves to the viewer. `theirs`: whether a job is, though another user runs it."""
     if viewer.privileged or not private_data:
-        return Sight(picture, limits)
+        return Sight(picture, limits, lost=lost)
     hidden = private_data & HIDES
+
+    def shown(job: Job) -> bool:
+        return "jobs" not in hidden or job.user == viewer.user or theirs(job)
+
     seen = dataclasses.replace(
         picture,
-        jobs=tuple(j for j in picture.jobs if j.user == viewer.user or theirs(j)) if "jobs" in hidden else picture.jobs,
+        jobs=tuple(filter(shown, picture.jobs)),
         nodes=() if "nodes" in hidden else picture.nodes,
         partitions=() if "partitions" in hidden else picture.partitions,
         reservations=() if "reservations" in hidden else picture.reservations,
     )
+    lost = tuple(x for x in lost if shown(x.job))
     if not private_data & USE:
-        return Sight(seen, limits, hidden)
-    return Sight(seen, None if limits is None else _own_limits(limits, viewer), hidden | {"usage"})
+        return Sight(seen, limits, hidden, lost)
+    return Sight(seen, None if limits is None else _own_limits(limits, viewer), hidden | {"usage"}, lost)
 
 
 def _own_limits(limits: Limits, viewer: Viewer) -> Limits:

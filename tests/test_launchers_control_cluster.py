@@ -21,7 +21,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 from conftest import PrivateCluster, private_cluster
-from slurm_fixtures import ScriptedSlurm
+from slurm_fixtures import ScriptedSlurm, record
+from slurm_fixtures import job as queued
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
@@ -290,6 +291,27 @@ async def test_pokes_make_nobody_ask_a_slurm_that_is_silent(folder: Path) -> Non
         # Backed off: after 0.4, 0.8 and 1.6 s, or half of that by chance, and not at each of some hundred pokes.
         assert time.monotonic() - began >= 0.2 + 0.4 + 0.8
         assert slurm.asked.count("jobs") <= 5
+
+
+async def test_a_job_that_the_queue_lost_is_shown_until_the_books_know_its_end(folder: Path) -> None:
+    lost = queued(7, user="root")
+    slurm = ScriptedSlurm([lost])
+    async with asking(site_at(folder), SlurmScheduler(slurm)) as control:  # type: ignore[arg-type]
+
+        async def told(why: str) -> bool:
+            rows = (await control.get("queue?all=1"))["jobs"]
+            return [row["why"] for row in rows if row["job"] == lost.id and row["state"] == "UNKNOWN"] == [why]
+
+        assert control.controller.watch is not None
+        await control.controller.watch.look()
+        slurm.queue = []
+        await eventually(lambda: told("not in the queue any more; accounting does not know it"))
+        slurm.books = [record(lost)]
+
+        async def gone() -> bool:
+            return (await control.get("queue?all=1"))["jobs"] == []
+
+        await eventually(gone)
 
 
 async def test_what_is_asked_wrongly_is_refused(control: Asking) -> None:
