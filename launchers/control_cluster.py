@@ -61,16 +61,29 @@ class Cluster:
         self._slurm = _Asked(scheduler.client, self._silence) if isinstance(scheduler, SlurmScheduler) else None
 
     async def seen_by(
-        self, principal: Principal, subjects: dict[str, Subject], *, with_limits: Callable[[Picture], bool]
+        self,
+        principal: Principal,
+        subjects: dict[str, Subject],
+        *,
+        with_limits: Callable[[Picture], bool],
+        or_without: bool = False,
     ) -> tuple[Sight, Silence | None]:
-        """What this principal may see, and since when Slurm is silent. Raises SchedulerUnavailable, Misdirected."""
+        """What this principal may see, and since when Slurm is silent. Raises SchedulerUnavailable, Misdirected.
+
+        `or_without`: the limits may be lacking, where Slurm has not told them.
+        """
         picture = await self._picture()
         private, privileged = await self._private_data()
         if privileged or "jobs" not in private:
             picture = up_to_date(picture)  # all that hold something are in it
         if private and not privileged and principal.uid != os.getuid():
             raise Misdirected(f"Slurm hides your part from this controller (PrivateData={','.join(sorted(private))})")
-        wanted = await self._limits() if with_limits(picture) else None
+        try:
+            wanted = await self._limits() if with_limits(picture) else None
+        except SchedulerUnavailable:
+            if not or_without:
+                raise
+            wanted = None
 
         def theirs(job: Job) -> bool:
             subject = subject_of(job, subjects)
@@ -137,7 +150,7 @@ async def queue(request: web.Request) -> web.Response:
     user = None if asked.get("all") else asked.get("user", principal.name)
     subjects = await controller.write(known_subjects, controller.db)
     seen, silence = await request.app[CLUSTER].seen_by(
-        principal, subjects, with_limits=lambda picture: any(map(limits.meets_one, picture.jobs))
+        principal, subjects, with_limits=lambda picture: any(map(limits.meets_one, picture.jobs)), or_without=True
     )
     now = datetime.now(UTC)
     rows = await asyncio.to_thread(views.queue, seen, subjects, user, now)  # a long queue takes a while

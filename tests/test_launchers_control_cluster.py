@@ -42,6 +42,7 @@ from registry import site as settings
 from registry.site import Site
 from slurm.backend import connect
 from slurm.commands import CommandClient
+from slurm.model import JobState
 from slurm.process import Completed, run_process
 
 NOBODY = 65534
@@ -376,6 +377,22 @@ async def test_while_slurm_is_silent_the_last_picture_is_shown_with_its_age_and_
         return (await control.get("queue"))["silence"] is None
 
     await eventually(answered)
+
+
+async def test_a_silence_in_which_limits_were_never_told_hides_no_queue(folder: Path) -> None:
+    slurm = ScriptedSlurm([queued(7, JobState.PENDING, user="root", reason="AssocGrpGRES")])
+    async with asking(site_at(folder), SlurmScheduler(slurm)) as control:  # type: ignore[arg-type]
+        assert control.controller.watch is not None
+        await control.controller.watch.look()
+        slurm.silent = "Unable to contact slurm controller"
+
+        async def silent() -> Any:
+            return control.controller.watch.silence  # type: ignore[union-attr]  # on Slurm there is one
+
+        await eventually(silent)
+        (row,) = (await control.get("queue?all=1"))["jobs"]
+        assert row["state"] == "PENDING" and row["why"]
+        assert await control.get("limits", 503) == slurm.silent
 
 
 async def test_a_slurm_that_never_answered_is_an_error_not_an_empty_queue(folder: Path) -> None:
