@@ -25,7 +25,10 @@ COLUMNS = ("job", "what", "name", "partition", "asks", "state", "used", "left", 
 @json_option
 @click.pass_obj
 def queue(context: Context, /, everybody: bool, user: str | None, as_json: bool) -> None:
-    """My runs, replicas and other jobs, with why they wait in plain words."""
+    """My runs, replicas and other jobs, with why they wait in plain words.
+
+    Where no controller answers, Slurm is asked: replicas, which run as the service's user, are then not among mine.
+    """
     if everybody and user:
         raise click.UsageError("--all and --user exclude each other")
     site = context.site()
@@ -51,6 +54,8 @@ def render(said: dict[str, Any], user: str | None) -> str:
         lines.append(f"no job of {user} waits or runs" if user else "no job waits or runs")
     if not (user and said["jobs"]) and (note := hidden(said, "jobs")):
         lines.append(note)
+    if user and said["asked"] == "slurm" and not any(job["what"] == "replica" for job in said["jobs"]):
+        lines.append(f"replicas run as their service's user: only a controller tells which are {user}'s")
     return "\n".join([*lines, footing(said)])
 
 

@@ -146,7 +146,11 @@ async def status(request: web.Request) -> web.Response:
 
 
 async def poke(request: web.Request) -> web.Response:
-    reading(request, "status").poke()
+    """Somebody submitted or changed something. Anybody may say so: the pace holds, also where Slurm struggles."""
+    controller = reading(request, "status")
+    controller.poke()
+    if controller.watch is not None:
+        controller.watch.hurry()
     return answer({})
 
 

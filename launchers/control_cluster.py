@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
 
 from aiohttp import web
 
 from launchers import views
 from launchers.control_http import PRINCIPAL, answer, reading
 from launchers.controller import Controller
+from launchers.kept import Kept
 from launchers.scheduler import SchedulerUnavailable
 from launchers.schedulers import local_spool
 from launchers.slurm_scheduler import SlurmScheduler
-from launchers.subjects import WHAT, Subject
+from launchers.subjects import WHAT, Subject, subject_of, user_name
 from launchers.this_machine import picture as picture_of_this_machine
 from registry import accounting, deployments, runs
 from registry.access import Principal
@@ -27,11 +25,10 @@ from slurm import limits
 from slurm.changes import Silence
 from slurm.client import SlurmClient
 from slurm.errors import SlurmError
+from slurm.model import Job
 from slurm.picture import Picture
 from slurm.room import up_to_date
 from slurm.sight import Limits, Sight, Viewer, sight
-
-T = TypeVar("T")
 
 LIMITS_S = 30.0  # how old limits and their use may be; they are asked for when somebody wants to know
 PRIVILEGE_S = 300.0  # the same of whether Slurm hides anything from us
@@ -42,30 +39,59 @@ class Misdirected(Exception):
     """Slurm hides from this controller what the caller may see: they must ask Slurm themselves."""
 
 
+class _Asked:
+    """What the watch does not ask."""
+
+    def __init__(self, client: SlurmClient, silence: Callable[[], Silence | None]) -> None:
+        def limits() -> Limits:
+            now = datetime.now(UTC)
+            return Limits(now, tuple(client.associations()), tuple(client.qos()))
+
+        self.config = Kept(client.config, PRIVILEGE_S, silence)
+        self.privileged = Kept(client.privileged, PRIVILEGE_S, silence)
+        self.limits = Kept(limits, LIMITS_S, silence)
+
+
 class Cluster:
     """What the handlers know of the cluster: the watch's picture, and what it lacks, asked rarely and for everyone."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller, self._watch = controller, controller.watch
         scheduler = controller.scheduler
-        self._client: SlurmClient | None = scheduler.client if isinstance(scheduler, SlurmScheduler) else None
-        self._kept: dict[str, tuple[float, Any]] = {}  # by what was asked: when, by the monotonic clock, and the answer
-        self._asking = asyncio.Lock()
+        self._slurm = _Asked(scheduler.client, self._silence) if isinstance(scheduler, SlurmScheduler) else None
 
     async def seen_by(
-        self, principal: Principal, subjects: dict[str, Subject], *, with_limits: Callable[[Picture], bool]
+        self,
+        principal: Principal,
+        subjects: dict[str, Subject],
+        *,
+        with_limits: Callable[[Picture], bool],
+        or_without: bool = False,
     ) -> tuple[Sight, Silence | None]:
-        """What this principal may see, and since when Slurm is silent. Raises SchedulerUnavailable, Misdirected."""
+        """What this principal may see, and since when Slurm is silent. Raises SchedulerUnavailable, Misdirected.
+
+        `or_without`: the limits may be lacking, where Slurm has not told them.
+        """
         picture = await self._picture()
         private, privileged = await self._private_data()
         if privileged or "jobs" not in private:
             picture = up_to_date(picture)  # all that hold something are in it
         if private and not privileged and principal.uid != os.getuid():
             raise Misdirected(f"Slurm hides your part from this controller (PrivateData={','.join(sorted(private))})")
-        wanted = await self._limits() if with_limits(picture) else None
-        own = {job for s in subjects.values() if s.owner == principal.name for job in s.jobs}
+        try:
+            wanted = await self._limits() if with_limits(picture) else None
+        except SchedulerUnavailable:
+            if not or_without:
+                raise
+            wanted = None
+
+        def theirs(job: Job) -> bool:
+            subject = subject_of(job, subjects)
+            return subject is not None and subject.owner == principal.name
+
         viewer = Viewer(principal.name, principal.admin and privileged)
-        return sight(picture, wanted, private, viewer, own), None if self._watch is None else self._watch.silence
+        lost = () if self._watch is None else self._watch.unaccounted
+        return sight(picture, wanted, private, viewer, theirs, lost), self._silence()
 
     async def _picture(self) -> Picture:
         """The latest, however old: its age is told."""
@@ -84,63 +110,37 @@ class Cluster:
 
     async def _private_data(self) -> tuple[frozenset[str], bool]:
         """What slurmctld hides from ordinary users, and whether we are none of them."""
-        client = self._client
-        if client is None:
+        if self._slurm is None:
             return frozenset(), True
         config = self._watch.config if self._watch else None
         if config is None:
-            config = await self._once("config", PRIVILEGE_S, client.config)
+            config = await self._slurm.config.answer()
         if not config.private_data:
             return frozenset(), True
-        return config.private_data, await self._once("privileged", PRIVILEGE_S, client.privileged)
+        return config.private_data, await self._slurm.privileged.answer()
 
     async def _limits(self) -> Limits:
-        client = self._client
-        if client is None:
-            return Limits(datetime.now(UTC), (), ())
+        return Limits(datetime.now(UTC), (), ()) if self._slurm is None else await self._slurm.limits.answer()
 
-        def ask() -> Limits:
-            now = datetime.now(UTC)
-            return Limits(now, tuple(client.associations()), tuple(client.qos()))
-
-        return await self._once("limits", LIMITS_S, ask)
-
-    async def _once(self, what: str, most_s: float, ask: Callable[[], T]) -> T:
-        """The answer as it was last given, unless that is too long ago; also then, while Slurm does not answer."""
-        async with self._asking:
-            at, kept = self._kept.get(what, (-math.inf, None))
-            if time.monotonic() - at >= most_s:
-                try:
-                    kept = await asyncio.to_thread(ask)
-                    self._kept[what] = time.monotonic(), kept
-                except SlurmError as e:
-                    if what not in self._kept:
-                        raise SchedulerUnavailable(str(e)) from e
-            return kept  # type: ignore[no-any-return]  # what is kept under a name is what its question gave
+    def _silence(self) -> Silence | None:
+        return None if self._watch is None else self._watch.silence
 
 
 CLUSTER = web.AppKey("cluster", Cluster)
 
 
 def known_subjects(db: Database) -> dict[str, Subject]:
-    """Every run and replica that may still have a job, by id."""
-    jobs: dict[str, set[str]] = {}
-    users: dict[str, str] = {}
-    for job in accounting.unsettled(db):
-        jobs.setdefault(job.subject, set()).add(job.job_id)
-        users[job.subject] = job.owner
-    found = {}
-    for run in runs.everything(db):
-        if not run.state.ended or run.id in jobs:
-            found[run.id] = Subject(
-                run.id, WHAT[run.kind], run.name, run.owner, run.owner, frozenset(jobs.get(run.id, ()))
-            )
+    """Every run and replica that may still have a job, by id. Only we submit replicas."""
+    unsettled = {job.subject for job in accounting.unsettled(db)}
+    found = {
+        run.id: Subject(run.id, WHAT[run.kind], run.name, run.owner, run.owner)
+        for run in runs.everything(db)
+        if not run.state.ended or run.id in unsettled
+    }
+    service = user_name(os.getuid())
     for replica in deployments.replicas(db):
-        if not replica.state.ended or replica.id in jobs:
-            user = users.get(replica.id, "")
-            found[replica.id] = Subject(
-                replica.id, WHAT["serve"], replica.deployment, replica.owner, user, frozenset(jobs.get(replica.id, ()))
-            )
+        if not replica.state.ended or replica.id in unsettled:
+            found[replica.id] = Subject(replica.id, WHAT["serve"], replica.deployment, replica.owner, service)
     return found
 
 
@@ -150,7 +150,7 @@ async def queue(request: web.Request) -> web.Response:
     user = None if asked.get("all") else asked.get("user", principal.name)
     subjects = await controller.write(known_subjects, controller.db)
     seen, silence = await request.app[CLUSTER].seen_by(
-        principal, subjects, with_limits=lambda picture: any(map(limits.meets_one, picture.jobs))
+        principal, subjects, with_limits=lambda picture: any(map(limits.meets_one, picture.jobs)), or_without=True
     )
     now = datetime.now(UTC)
     rows = await asyncio.to_thread(views.queue, seen, subjects, user, now)  # a long queue takes a while

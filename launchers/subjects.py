@@ -22,12 +22,12 @@ class Subject:
     of: str  # the run's or the deployment's name
     owner: str  # whoever wanted it; a replica's job runs as the service's user
     user: str  # whose jobs may carry its id: anybody can write a comment
-    jobs: frozenset[str] = frozenset()  # ids of the jobs that are known to be its
 
 
 def subject_of(job: Job, subjects: Mapping[str, Subject]) -> Subject | None:
+    """By what the job itself says, and who runs it: ids are recycled, and a run folder may claim any."""
     found = subjects.get(job.comment)
-    return found if found is not None and (job.user == found.user or job.id in found.jobs) else None
+    return found if found is not None and job.user == found.user else None
 
 
 def from_folders(runs_dir: Path, comments: Iterable[str]) -> dict[str, Subject]:

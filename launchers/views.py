@@ -37,14 +37,24 @@ def heading(at: datetime, now: datetime, seen: Sight, silence: Silence | None = 
 def queue(seen: Sight, subjects: Mapping[str, Subject], user: str | None, now: datetime) -> list[dict[str, Any]]:
     """The jobs that have not ended of one user, or of everybody: those that run, then the others by priority.
 
-    A replica is its deployment owner's too, although it runs as the service's user.
+    A replica is its deployment owner's too, although it runs as the service's user. Last come those of which is not
+    known whether they ended.
     """
+
+    def wanted(job: Job, subject: Subject | None) -> bool:
+        return user is None or job.user == user or (subject is not None and subject.owner == user)
+
     reasons = Reasons(seen, now)
     rows = []
     for job in sorted(seen.picture.jobs, key=lambda j: (j.state.pending, -j.priority, j.raw_id, j.id)):
         subject = subject_of(job, subjects)
-        if not job.state.ended and (user is None or job.user == user or (subject and subject.owner == user)):
+        if not job.state.ended and wanted(job, subject):
             rows.append(_job(job, subject, reasons.why(job) or _where(job), now))
+    for lost in seen.lost:
+        subject = subject_of(lost.job, subjects)
+        if wanted(lost.job, subject):
+            why = f"not in the queue any more; {lost.words}"
+            rows.append(_job(lost.job, subject, why, lost.since) | {"state": "UNKNOWN"})
     return rows
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from slurm.model import QOS, Association, Job, Limit
 from slurm.picture import Picture
+
+if TYPE_CHECKING:
+    from slurm.watch import Unaccounted
 
 HIDES = frozenset({"jobs", "nodes", "partitions", "reservations"})
 USE = frozenset({"usage", "users", "accounts"})  # each of them hides other people's associations
@@ -30,6 +34,7 @@ class Sight:
     picture: Picture
     limits: Limits | None = None
     hidden: frozenset[str] = frozenset()  # in PrivateData's words: jobs, nodes, partitions, reservations, usage
+    lost: tuple[Unaccounted, ...] = ()  # jobs that the picture does not show, though they may run
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +43,37 @@ class Viewer:
     privileged: bool  # PrivateData hides nothing from them
 
 
+def nobodys(job: Job) -> bool:
+    return False
+
+
 def sight(
-    picture: Picture, limits: Limits | None, private_data: frozenset[str], viewer: Viewer, own: Collection[str] = ()
+    picture: Picture,
+    limits: Limits | None,
+    private_data: frozenset[str],
+    viewer: Viewer,
+    theirs: Callable[[Job], bool] = nobodys,
+    lost: tuple[Unaccounted, ...] = (),
 ) -> Sight:
-    """What PrivateData leaves to the viewer. `own`: ids of jobs that are theirs though another user runs them."""
+    """What PrivateData leaves to the viewer. `theirs`: whether a job is, though another user runs it."""
     if viewer.privileged or not private_data:
-        return Sight(picture, limits)
+        return Sight(picture, limits, lost=lost)
     hidden = private_data & HIDES
+
+    def shown(job: Job) -> bool:
+        return "jobs" not in hidden or job.user == viewer.user or theirs(job)
+
     seen = dataclasses.replace(
         picture,
-        jobs=tuple(_jobs(picture.jobs, viewer, own)) if "jobs" in hidden else picture.jobs,
+        jobs=tuple(filter(shown, picture.jobs)),
         nodes=() if "nodes" in hidden else picture.nodes,
         partitions=() if "partitions" in hidden else picture.partitions,
         reservations=() if "reservations" in hidden else picture.reservations,
     )
+    lost = tuple(x for x in lost if shown(x.job))
     if not private_data & USE:
-        return Sight(seen, limits, hidden)
-    return Sight(seen, None if limits is None else _own_limits(limits, viewer), hidden | {"usage"})
-
-
-def _jobs(jobs: Iterable[Job], viewer: Viewer, own: Collection[str]) -> Iterable[Job]:
-    return (job for job in jobs if job.user == viewer.user or job.id in own)
+        return Sight(seen, limits, hidden, lost)
+    return Sight(seen, None if limits is None else _own_limits(limits, viewer), hidden | {"usage"}, lost)
 
 
 def _own_limits(limits: Limits, viewer: Viewer) -> Limits:

@@ -76,6 +76,10 @@ class ScriptedSlurm:
         self._answer("config", self.silent, self.cluster_silent)
         return self.cluster
 
+    def privileged(self) -> bool:
+        self._answer("privileged", self.silent)
+        return True
+
     def nodes(self) -> list[Any]:
         self._answer("nodes", self.silent, self.cluster_silent)
         return self._hidden()

@@ -181,6 +181,16 @@ def test_silence_is_told_with_its_beginning_and_its_words() -> None:
     )
 
 
+def test_slurm_asked_directly_does_not_tell_whose_replicas_are_and_that_is_said() -> None:
+    """They run as the service's user, whose jobs they are to Slurm."""
+    note = "replicas run as their service's user: only a controller tells which are ada's"
+    said = {**HEADING, "asked": "slurm", "jobs": []}
+    assert queue.render(said, "ada").splitlines()[1:] == [note, "as of now, asked of Slurm directly"]
+    for other in (said | {"asked": "controller"}, said | {"asked": "local"}):
+        assert note not in queue.render(other, "ada")
+    assert "replicas" not in queue.render(said, None)  # whose they are is not what was asked
+
+
 def test_what_is_hidden_is_said_where_it_matters() -> None:
     said = {**HEADING, "hidden": ["jobs", "nodes", "usage"]}
     assert "Slurm hides jobs from you (PrivateData)" in queue.render({**said, "jobs": []}, None)

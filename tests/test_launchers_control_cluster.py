@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,6 +21,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 from conftest import PrivateCluster, private_cluster
+from slurm_fixtures import ScriptedSlurm, record
+from slurm_fixtures import job as queued
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
@@ -38,6 +42,7 @@ from registry import site as settings
 from registry.site import Site
 from slurm.backend import connect
 from slurm.commands import CommandClient
+from slurm.model import JobState
 from slurm.process import Completed, run_process
 
 NOBODY = 65534
@@ -231,20 +236,8 @@ async def test_runs_and_replicas_are_told_from_other_jobs(control: Asking, jobs:
     await control.controller.write(deploy)
     job_ids = {
         name: jobs("-p", "cpu", f"--comment={comment}")
-        for name, comment in (("run", run.id), ("replica", replica), ("job", "something"), ("forged", replica))
+        for name, comment in (("run", run.id), ("replica", replica), ("job", "something"))
     }
-    await control.controller.write(
-        lambda: accounting.record(
-            db,
-            cluster="headgate-test",
-            job_id=job_ids["replica"],
-            submitted_at="2026-01-01T00:00:00.000000Z",
-            key=replica,
-            subject=replica,
-            purpose="serve",
-            owner="root",
-        )
-    )
 
     async def all_there() -> Any:
         control.controller.watch.hurry()  # type: ignore[union-attr]  # on Slurm there is one
@@ -253,13 +246,73 @@ async def test_runs_and_replicas_are_told_from_other_jobs(control: Asking, jobs:
         return rows if known and set(job_ids.values()) <= set(rows) else None
 
     rows = await eventually(all_there)
-    assert {name: (rows[i]["what"], rows[i]["of"]) for name, i in job_ids.items() if name != "forged"} == {
+    assert {name: (rows[i]["what"], rows[i]["of"]) for name, i in job_ids.items()} == {
         "run": ("run", "pretrain"),
         "replica": ("replica", "chat"),
         "job": ("job", None),
     }
     # The replica is ada's too, who asked for it.
-    assert [r["job"] for r in (await control.get("queue?user=ada"))["jobs"]] == [job_ids["replica"], job_ids["forged"]]
+    assert [r["job"] for r in (await control.get("queue?user=ada"))["jobs"]] == [job_ids["replica"]]
+
+
+async def test_a_run_that_another_process_submitted_and_told_of_is_shown_soon(
+    cluster: PrivateCluster, folder: Path, jobs: Callable[..., str]
+) -> None:
+    """As `headgate train` does. Nobody looks before an hour is over, otherwise."""
+    client = Counted(cluster)
+    site = site_at(folder)
+    site = dataclasses.replace(site, scheduler=dataclasses.replace(site.scheduler, max_poll_s=3600))
+    async with asking(site, SlurmScheduler(client)) as control:
+        watch = control.controller.watch
+        assert watch is not None
+        await watch.look()
+        job_id = jobs("-p", "cpu", "-H")
+        async with control.session.post("http://control/v1/poke") as response:
+            assert response.status == 200
+
+        async def shown() -> bool:
+            return job_id in {row["job"] for row in (await control.get("queue"))["jobs"]}
+
+        await eventually(shown)
+
+
+async def test_pokes_make_nobody_ask_a_slurm_that_is_silent(folder: Path) -> None:
+    slurm = ScriptedSlurm(silent="Unable to contact slurm controller")
+    async with asking(site_at(folder), SlurmScheduler(slurm)) as control:  # type: ignore[arg-type]
+        watch = control.controller.watch
+        assert watch is not None
+
+        async def often_enough() -> bool:
+            async with control.session.post("http://control/v1/poke") as response:
+                assert response.status == 200
+            return watch.silence is not None and watch.silence.failures >= 4
+
+        began = time.monotonic()
+        await eventually(often_enough, every=0.005)
+        # Backed off: after 0.4, 0.8 and 1.6 s, or half of that by chance, and not at each of some hundred pokes.
+        assert time.monotonic() - began >= 0.2 + 0.4 + 0.8
+        assert slurm.asked.count("jobs") <= 5
+
+
+async def test_a_job_that_the_queue_lost_is_shown_until_the_books_know_its_end(folder: Path) -> None:
+    lost = queued(7, user="root")
+    slurm = ScriptedSlurm([lost])
+    async with asking(site_at(folder), SlurmScheduler(slurm)) as control:  # type: ignore[arg-type]
+
+        async def told(why: str) -> bool:
+            rows = (await control.get("queue?all=1"))["jobs"]
+            return [row["why"] for row in rows if row["job"] == lost.id and row["state"] == "UNKNOWN"] == [why]
+
+        assert control.controller.watch is not None
+        await control.controller.watch.look()
+        slurm.queue = []
+        await eventually(lambda: told("not in the queue any more; accounting does not know it"))
+        slurm.books = [record(lost)]
+
+        async def gone() -> bool:
+            return (await control.get("queue?all=1"))["jobs"] == []
+
+        await eventually(gone)
 
 
 async def test_what_is_asked_wrongly_is_refused(control: Asking) -> None:
@@ -324,6 +377,22 @@ async def test_while_slurm_is_silent_the_last_picture_is_shown_with_its_age_and_
         return (await control.get("queue"))["silence"] is None
 
     await eventually(answered)
+
+
+async def test_a_silence_in_which_limits_were_never_told_hides_no_queue(folder: Path) -> None:
+    slurm = ScriptedSlurm([queued(7, JobState.PENDING, user="root", reason="AssocGrpGRES")])
+    async with asking(site_at(folder), SlurmScheduler(slurm)) as control:  # type: ignore[arg-type]
+        assert control.controller.watch is not None
+        await control.controller.watch.look()
+        slurm.silent = "Unable to contact slurm controller"
+
+        async def silent() -> Any:
+            return control.controller.watch.silence  # type: ignore[union-attr]  # on Slurm there is one
+
+        await eventually(silent)
+        (row,) = (await control.get("queue?all=1"))["jobs"]
+        assert row["state"] == "PENDING" and row["why"]
+        assert await control.get("limits", 503) == slurm.silent
 
 
 async def test_a_slurm_that_never_answered_is_an_error_not_an_empty_queue(folder: Path) -> None:
@@ -432,6 +501,44 @@ async def test_what_private_data_hides_from_the_caller_is_hidden(
         # Root, through the same door, sees everything.
         everything = await control.get("queue?all=1")
         assert {first, ahead, theirs} <= {r["job"] for r in everything["jobs"]} and everything["hidden"] == []
+
+
+@needs_root
+async def test_a_job_that_a_run_folder_claims_is_not_thereby_its_owners(
+    cluster: PrivateCluster,
+    folder: Path,
+    jobs: Callable[..., str],
+    private_data: Callable[[str], None],
+    nobody: None,
+) -> None:
+    """Whoever owns a folder writes its note; a job's comment is written by whoever submits it."""
+    private_data("jobs")
+    secret = jobs("-p", "gpu", "--gpus=h100:1", "-t", "30", "-J", "secret-project")
+    run_id = "mine-20261124-000000-0001"
+    own = jobs("-p", "cpu", f"--comment={run_id}", as_uid=NOBODY)
+    async with asking(site_at(folder), SlurmScheduler(connect(cluster.env, backend="commands"))) as control:
+        run = folder_of(train(id=run_id, name="mine", owner="nobody"), control.site.runs_dir)
+        note = {"cluster": "headgate-test", "job_id": secret, "submitted_at": "2026-01-01T00:00:00+00:00"}
+        (run.root / "job.json").write_text(json.dumps(note))
+        for path in (run.root, *run.root.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        run.root.chmod(0o755)
+
+        async def taken_up() -> Any:
+            return await control.controller.write(accounting.of_subject, control.controller.db, run_id)
+
+        assert [job.job_id for job in await eventually(taken_up)] == [secret]
+        assert control.controller.watch is not None
+        picture = await control.controller.watch.look(newer_than=datetime.now(UTC))
+        assert {secret, own} <= {job.id for job in picture.jobs}
+
+        def ask() -> Any:
+            from cli.client import Control
+
+            return Control(control.site.control_socket).get("/v1/queue", all="1")
+
+        said = await asyncio.to_thread(as_nobody, ask)
+        assert [(row["job"], row["what"]) for row in said["jobs"]] == [(own, "run")]
 
 
 @needs_root

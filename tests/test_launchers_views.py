@@ -15,6 +15,7 @@ from slurm import amounts, parse, room
 from slurm.changes import Silence
 from slurm.model import JobState, Limit, NodeState
 from slurm.sight import Limits, Sight
+from slurm.watch import Unaccounted
 
 RUNNING = {"state": JobState.RUNNING, "starts_at": after(minutes=-10), "time_left_s": 3000, "nodes": ("g1",)}
 
@@ -59,7 +60,7 @@ def test_a_row_says_what_is_asked_for_and_how_much_time_is_gone() -> None:
 
 
 def test_mine_are_my_jobs_and_the_replicas_of_my_deployments() -> None:
-    replica = Subject("chat-1", "replica", "chat", owner="ada", user="service", jobs=frozenset({"3"}))
+    replica = Subject("chat-1", "replica", "chat", owner="ada", user="service")
     jobs = (job(1), job(2, user="bob"), job(3, user="service", comment="chat-1"))
     assert [(r["job"], r["what"], r["of"]) for r in queue(*jobs, replica=replica)] == [
         ("1", "job", None),
@@ -71,11 +72,22 @@ def test_mine_are_my_jobs_and_the_replicas_of_my_deployments() -> None:
 
 def test_a_comment_alone_does_not_make_a_job_somebodys_replica() -> None:
     """Anybody can write a comment."""
-    replica = Subject("chat-1", "replica", "chat", owner="ada", user="service", jobs=frozenset({"3"}))
+    replica = Subject("chat-1", "replica", "chat", owner="ada", user="service")
     forged = job(4, user="mallory", comment="chat-1")
     assert queue(forged, replica=replica) == []
     (row,) = queue(forged, user="mallory", replica=replica)
     assert row["what"] == "job"
+    assert queue(job(3, user="service"), replica=replica) == []  # nor does the user who runs it
+
+
+def test_a_job_that_the_queue_lost_and_the_books_do_not_know_to_have_ended_is_told_to_whom_it_concerns() -> None:
+    lost = Unaccounted(job(5, **RUNNING), after(minutes=-1), "accounting says RUNNING")
+    seen = Sight(picture([job(1)]), lost=(lost,))
+    _, row = views.queue(seen, {}, "ada", NOW)
+    assert (row["job"], row["state"], row["used_s"]) == ("5", "UNKNOWN", 540)  # as long as it was seen to run
+    assert row["why"] == "not in the queue any more; accounting says RUNNING"
+    assert [r["job"] for r in views.queue(seen, {}, None, NOW)] == ["1", "5"]
+    assert views.queue(seen, {}, "bob", NOW) == []
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------

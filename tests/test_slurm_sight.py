@@ -7,6 +7,7 @@ from slurm_records import NOW, association, job, node, partition, picture, qos, 
 
 from slurm.model import Limit
 from slurm.sight import Limits, Viewer, sight
+from slurm.watch import Unaccounted
 
 PICTURE = picture(
     jobs=[job(1, user="ada"), job(2, user="bob"), job(3, user="service")],
@@ -51,7 +52,7 @@ OWN_USE = ("physics:ada", "all ada")
 )
 def test_private_data_leaves_to_each_what_is_theirs(private: str, viewer: Viewer, seen: object, hidden: str) -> None:
     flags = frozenset(private.split(",")) - {""}
-    found = sight(PICTURE, LIMITS, flags, viewer, own={"3"})
+    found = sight(PICTURE, LIMITS, flags, viewer, theirs=lambda job: job.id == "3")
     shown = found.picture
     assert found.limits is not None
     assert (
@@ -63,6 +64,13 @@ def test_private_data_leaves_to_each_what_is_theirs(private: str, viewer: Viewer
         " ".join(limit.holder or "all" for limit in found.limits.qos[0].limits),
     ) == seen
     assert " ".join(sorted(found.hidden)) == hidden
+
+
+def test_jobs_that_the_queue_lost_are_hidden_as_others_are() -> None:
+    lost = tuple(Unaccounted(j, NOW) for j in PICTURE.jobs)
+    found = [sight(PICTURE, None, frozenset({"jobs"}), v, lambda job: job.id == "3", lost) for v in (ADA, ADMIN)]
+    assert [[x.job.id for x in seen.lost] for seen in found] == [["1", "3"], ["1", "2", "3"]]
+    assert sight(PICTURE, None, frozenset({"nodes"}), ADA, lost=lost).lost == lost
 
 
 def test_a_user_of_an_accounts_name_does_not_see_what_the_account_holds() -> None:
