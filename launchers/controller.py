@@ -135,7 +135,9 @@ class Controller:
     def _take_up(self, folder: RunFolder) -> None:
         try:
             spec = load(folder.spec)
-            owner, _ = facts.owner_of(folder)
+            owner, uid = facts.owner_of(folder)
+            if isinstance(spec, ServeSpec) and uid != os.getuid():
+                raise SpecError(f"a replica's folder is the service's own, and this one is {owner}'s")
             if spec.id != folder.id:
                 raise SpecError(f"its spec says it is {spec.id}")
         except FileNotFoundError:

@@ -777,6 +777,25 @@ async def test_a_folder_that_cannot_be_believed_is_passed_over_and_the_next_one_
         await platform.turns()
 
 
+async def test_a_replicas_folder_that_somebody_else_made_is_passed_over(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or whoever guesses a replica's id could note any job there, which the controller would cancel one day."""
+    stranger = os.getuid() + 1
+    monkeypatch.setattr(controllers.facts, "owner_of", lambda folder: ("mallory", stranger))
+    folder_of(serve("chat-1"), site.runs_dir)
+    folder_of(train("a-run"), site.runs_dir)
+    async with running(site) as platform:
+
+        async def adopted() -> Any:
+            return await platform.get("runs")
+
+        (run,) = await eventually(adopted)
+        await platform.turns()
+        assert (run["id"], run["owner"], list(platform.controller._specs)) == ("a-run", "mallory", ["a-run"])
+    assert "chat-1: not adopted: a replica's folder is the service's own, and this one is mallory's" in caplog.text
+
+
 async def test_a_run_folder_deleted_while_it_is_watched_disturbs_nothing_else(platform: Platform) -> None:
     folder = folder_of(train("a-first"), platform.site.runs_dir)
     db = platform.controller.db
