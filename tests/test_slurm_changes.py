@@ -99,8 +99,9 @@ SITE = Pace(least_s=2, most_s=32)
     ("situation", "wait_s"),
     [
         (dict(since_hurry_s=0), 2),  # just submitted
-        (dict(since_hurry_s=20), 2),
-        (dict(since_hurry_s=100), 10),  # eases off
+        (dict(since_hurry_s=4), 2),
+        (dict(since_hurry_s=20), 10),  # eases off
+        (dict(since_hurry_s=100), 32),
         (dict(since_hurry_s=100, changing=True), 8),
         (dict(since_hurry_s=math.inf), 32),  # idle
         (dict(since_hurry_s=math.inf, changing=True), 8),  # the geometric mean of both bounds
