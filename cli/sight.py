@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,8 +29,15 @@ def look(site: Site, path: str, directly: Callable[[Source], dict[str, Any]], **
         if e.status != MISDIRECTED:
             raise
         why = e.message
-    try:
+    with slurm_answers():
         return {"asked": site.scheduler.kind, "not_the_controller": why, **directly(_source(site))}
+
+
+@contextmanager
+def slurm_answers() -> Iterator[None]:
+    """What Slurm does not answer, or refuses, ends the command with its words."""
+    try:
+        yield
     except SlurmUnavailable as e:
         raise click.ClickException(f"Slurm did not answer: {e}") from e
     except SlurmError as e:

@@ -11,13 +11,12 @@ import click
 
 from cli.context import Context
 from cli.moments import Moment, local_zone
-from cli.sight import footing, hidden, local, look
+from cli.sight import footing, hidden, local, look, slurm_answers
 from cli.table import json_option, table
 from launchers import direct
 from launchers.subjects import user_name
 from registry.site import Site
 from slurm import amounts
-from slurm.errors import SlurmError, SlurmUnavailable
 
 if TYPE_CHECKING:
     from slurm.accounting import By, Total, Usage
@@ -97,18 +96,12 @@ def books(
     start, end = window
     whose = None if everybody or account else user_name(os.getuid())
     client = slurm_client(site, "commands")
-    try:
+    with slurm_answers():
         found = accounting.usage(client, start, end, user=whose, account=account)
         if account and not found.attempts:
             known = sorted({a.account for a in client.associations()})
             if known and account not in known:
                 raise ValueError(f"no account is called {account!r}; you may see: {', '.join(known)}")
-    except SlurmUnavailable as e:
-        raise click.ClickException(f"Slurm did not answer: {e}") from e
-    except SlurmError as e:
-        raise click.ClickException(f"Slurm refuses: {e}") from e
-    except ValueError as e:
-        raise click.ClickException(str(e)) from e
     of = f"account {account}" if account else whose or "everybody"
     click.echo(json.dumps(as_document(found, by, of), indent=2) if as_json else books_table(found, by, of))
 

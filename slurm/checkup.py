@@ -249,6 +249,13 @@ def munge_socket(settings: Mapping[str, str]) -> str | None:
     return words.get("socket")
 
 
+def ahead_s(theirs_s: float, before_s: float, after_s: float) -> float:
+    """How far a clock that showed this whole second, between two moments of ours, is ahead; 0 where they may agree."""
+    if theirs_s > after_s:
+        return theirs_s - after_s
+    return min(0.0, theirs_s + 1 - before_s)
+
+
 def clock_skew(skew_s: float, of: str, remedy: str) -> Finding:
     """`skew_s`: how far the clock of `of` is ahead of ours. Munge refuses credentials that are minutes apart."""
     direction = "ahead of" if skew_s > 0 else "behind"

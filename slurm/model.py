@@ -355,7 +355,7 @@ class ClusterConfig:
     name: str
     version: tuple[int, int]  # (22, 5)
     version_text: str  # "22.05.8"
-    booted_at: datetime | None  # of slurmctld
+    answered_at: datetime  # by slurmctld's own clock, in whole seconds
     accounting: bool  # whether there is a slurmdbd
     enforce: frozenset[str]  # AccountingStorageEnforce: associations, limits, qos, safe
     store_flags: frozenset[str]  # AccountingStoreFlags: job_comment, job_script, job_env
@@ -364,7 +364,6 @@ class ClusterConfig:
     kill_wait_s: int
     max_array_size: int
     max_job_count: int
-    message_timeout_s: int
     min_job_age_s: int  # how long the queue remembers a job that has ended
     preempt_type: str  # none | qos | partition_prio
     preempt_mode: frozenset[str]  # REQUEUE, CANCEL, SUSPEND, GANG, OFF

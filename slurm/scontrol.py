@@ -13,11 +13,13 @@ def config(text: str) -> ClusterConfig:
     """`scontrol show config`."""
     said = dict(_settings(text))
     version = said["SLURM_VERSION"]
+    # The first line is slurmctld's clock, not ours (seen with a client whose clock was 1000 s off, on 22.05).
+    answered = re.match(r"Configuration data as of (\S+)$", text, re.MULTILINE)
     return ClusterConfig(
         name=said["ClusterName"],
         version=versions.release(version),
         version_text=version,
-        booted_at=parse.time(said["BOOT_TIME"]),
+        answered_at=parse.some_time(answered[1] if answered else ""),
         accounting=said["AccountingStorageType"].endswith("slurmdbd"),
         enforce=parse.flags(said["AccountingStorageEnforce"]),
         store_flags=parse.flags(said["AccountingStoreFlags"]),
@@ -26,7 +28,6 @@ def config(text: str) -> ClusterConfig:
         kill_wait_s=parse.some_duration_s(said["KillWait"]),
         max_array_size=int(said["MaxArraySize"]),
         max_job_count=int(said["MaxJobCount"]),
-        message_timeout_s=parse.some_duration_s(said["MessageTimeout"]),
         min_job_age_s=parse.some_duration_s(said["MinJobAge"]),
         preempt_type=said["PreemptType"].rpartition("/")[2],
         preempt_mode=parse.flags(said["PreemptMode"]),

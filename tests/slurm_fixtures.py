@@ -38,9 +38,9 @@ def record(of: Job, state: JobState = JobState.COMPLETED, **others: Any) -> JobU
 
 def config(**others: Any) -> ClusterConfig:
     values: dict[str, Any] = dict(
-        name="test", version=(22, 5), version_text="22.05.8", booted_at=None, accounting=True, enforce=frozenset(),
+        name="test", version=(22, 5), version_text="22.05.8", answered_at=NOON, accounting=True, enforce=frozenset(),
         store_flags=frozenset(), auth="munge", job_requeue=True, kill_wait_s=30, max_array_size=1001,
-        max_job_count=10000, message_timeout_s=10, min_job_age_s=300, preempt_type="none", preempt_mode=frozenset(),
+        max_job_count=10000, min_job_age_s=300, preempt_type="none", preempt_mode=frozenset(),
         preempt_sends_signal=False, private_data=frozenset(),
     )  # fmt: skip
     return ClusterConfig(**(values | others))

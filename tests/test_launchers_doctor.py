@@ -173,7 +173,7 @@ class Silent:
 
 def test_a_silent_slurmctld_is_asked_once_and_is_a_problem() -> None:
     client = Silent()
-    answers = cluster.ask(client, lambda: 0.0)  # type: ignore[arg-type]
+    answers = cluster.ask(client)  # type: ignore[arg-type]
     assert client.asked == 1
     (finding,) = cluster.slurm_findings(answers, site_with())
     assert (finding.level, finding.subject) == (Level.PROBLEM, "slurmctld")
@@ -196,7 +196,7 @@ class Discreet(Silent):
 
 
 def test_a_question_that_slurm_refuses_is_a_warning_and_the_rest_is_judged() -> None:
-    answers = cluster.ask(Discreet(), lambda: 0.0)  # type: ignore[arg-type]
+    answers = cluster.ask(Discreet())  # type: ignore[arg-type]
     said = {f.subject: f for f in cluster.slurm_findings(answers, site_with())}
     assert (said["hidden"].level, said["hidden"].says) == (
         Level.WARNING, "refused: slurm_load_node: Access/permission denied",

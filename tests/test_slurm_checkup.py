@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slurm import checkup, clock, scontrol
-from slurm.errors import SlurmUnavailable
+from slurm import checkup, scontrol
 from slurm.findings import Finding, Level, ok, problem, warning, worst
 from slurm.model import QOS, TRES, AccountingConfig, ClusterConfig, Node, NodeState, Partition
-from slurm.process import Completed
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("slurm-*.json"))
 
@@ -257,32 +255,20 @@ def test_the_munge_socket_is_the_clusters_own(config: ClusterConfig) -> None:
 # -- slurmctld's clock ----------------------------------------------------------------------------------------------
 
 
-def answer_at(recording: Path, second: int) -> str:
-    """A release's `scontrol show config`, as if slurmctld's clock had shown this second."""
-    head, _, rest = recorded(recording, "scontrol", "show", "config").partition("\n")
-    return f"{head.rpartition(' ')[0]} {second}\n{rest}"
-
-
 @pytest.mark.parametrize(
     ("theirs", "ahead_s"),
     [(1000, 0.0), (1001, 0.0), (999, -0.5), (1060, 58.8), (700, -299.5)],
 )
-def test_slurmctlds_clock_is_compared_as_far_as_whole_seconds_tell(
-    recording: Path, theirs: int, ahead_s: float
-) -> None:
-    ours = iter([1000.5, 1001.2])
-
-    def run(argv: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Completed:
-        assert environment["SLURM_TIME_FORMAT"] == "%s"
-        return Completed(0, answer_at(recording, theirs), "")
-
-    assert clock.ahead_s({}, 1.0, run, lambda: next(ours)) == pytest.approx(ahead_s)
+def test_slurmctlds_clock_is_compared_as_far_as_whole_seconds_tell(theirs: int, ahead_s: float) -> None:
+    assert checkup.ahead_s(theirs, 1000.5, 1001.2) == pytest.approx(ahead_s)
 
 
-@pytest.mark.parametrize("said", [Completed(1, "", "no"), Completed(0, "Configuration data as of noon\n", "")])
-def test_a_clock_that_is_not_told_is_not_guessed(said: Completed) -> None:
-    with pytest.raises(SlurmUnavailable, match="what time it is"):
-        clock.ahead_s({}, 1.0, lambda argv, environment, timeout_s: said)
+def test_slurmctld_says_when_it_answered_by_its_own_clock(recording: Path) -> None:
+    head, _, rest = recorded(recording, "scontrol", "show", "config").partition("\n")
+    config = scontrol.config(f"{head.rpartition(' ')[0]} 1060\n{rest}")
+    assert config.answered_at.timestamp() == 1060
+    with pytest.raises(ValueError, match="a time was expected"):
+        scontrol.config(rest)
 
 
 @pytest.mark.parametrize(("skew_s", "level"), [(0.0, "OK"), (-1.5, "OK"), (30.0, "WARNING"), (-200.0, "PROBLEM")])

@@ -6,6 +6,7 @@ import ipaddress
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from launchers.supervisor import KILL_AFTER_S
 from registry.site import Site
-from slurm import checkup, clock
+from slurm import checkup
 from slurm.backend import choose, connect, installed
 from slurm.client import SlurmClient
 from slurm.errors import SlurmError, SlurmUnavailable
@@ -55,7 +56,7 @@ class Cluster:
             return False
 
 
-def ask(client: SlurmClient, ahead_s: Callable[[], float]) -> Cluster:
+def ask(client: SlurmClient, clock: Callable[[], float] = time.time) -> Cluster:
     """Ask everything once. A daemon that did not answer is not asked again, so this takes a time-out or two at most."""
     cluster = Cluster()
 
@@ -70,11 +71,13 @@ def ask(client: SlurmClient, ahead_s: Callable[[], float]) -> Cluster:
             cluster.refused.append(str(e))
         return None
 
+    before_s = clock()
     cluster.config = answer("slurmctld", client.config)
+    if cluster.config is not None:
+        cluster.ahead_s = checkup.ahead_s(cluster.config.answered_at.timestamp(), before_s, clock())
     cluster.partitions = answer("slurmctld", client.partitions)
     cluster.nodes = answer("slurmctld", client.nodes)
     cluster.privileged = answer("slurmctld", client.privileged)
-    cluster.ahead_s = answer("clock", ahead_s)
     if cluster.config is not None and cluster.config.accounting:
         cluster.accounting = answer("slurmdbd", client.accounting_config)
         cluster.qos = answer("slurmdbd", client.qos)
@@ -86,7 +89,7 @@ def ask_site(site: Site, environment: Mapping[str, str]) -> Cluster:
     """The site's Slurm, in an environment that points at it (`launchers.schedulers.slurm_environment`)."""
     timeout_s = min(site.scheduler.command_timeout_s, LONGEST_TIMEOUT_S)
     client = connect(environment, timeout_s=timeout_s, backend="commands")  # each question once: no worker for that
-    return ask(client, lambda: clock.ahead_s(environment, timeout_s))
+    return ask(client)
 
 
 # -- judging --------------------------------------------------------------------------------------------------------
@@ -135,8 +138,6 @@ def _clock(cluster: Cluster) -> Iterator[Finding]:
     if cluster.ahead_s is not None:
         remedy = "synchronise this host's clock and that of slurmctld's host (chrony)"
         yield checkup.clock_skew(cluster.ahead_s, "slurmctld's clock", remedy)
-    elif why := cluster.silent.get("clock"):
-        yield warning("clock", f"not compared with slurmctld's: {why}", "compare `date` on both hosts")
 
 
 def kill_wait(config: ClusterConfig, site: Site) -> Finding:
