@@ -51,4 +51,15 @@ def m001_first(db: Database) -> None:
         db.conn.execute(statement)
 
 
-MIGRATIONS = (m001_first,)
+def m002_attempts(db: Database) -> None:
+    """A run has many attempts; until now it was one."""
+    db.conn.execute(
+        """CREATE TABLE attempts (
+            run TEXT NOT NULL REFERENCES runs, attempt TEXT NOT NULL, number INTEGER NOT NULL, job_id TEXT NOT NULL,
+            nodes TEXT NOT NULL, started_at TEXT NOT NULL, ended_at TEXT, cause TEXT, detail TEXT, exit_code INTEGER,
+            first_iteration INTEGER, last_iteration INTEGER, saved_iteration INTEGER, verdict TEXT,
+            PRIMARY KEY (run, attempt))"""
+    )
+
+
+MIGRATIONS = (m001_first, m002_attempts)

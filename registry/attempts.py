@@ -1,0 +1,72 @@
+"""The attempts of runs: one life of a run each, from its job's start to its end or its requeue.
+
+The only module that writes them. The supervisor's words come first; what Slurm's books say of an end that nobody
+could announce is filled in later, and never the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from registry import clock
+from registry.db import Database, rows, transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    run: str
+    attempt: str  # JOB.RESTART: the job's id, and how often it had been requeued
+    number: int  # 1, 2, ...: the order in which they began
+    job_id: str
+    nodes: str  # as Slurm writes them: "g[1-2]"
+    started_at: str
+    ended_at: str | None
+    cause: str | None  # launchers.restart.Cause
+    detail: str | None  # in words
+    exit_code: int | None
+    first_iteration: int | None  # it began after this one: 0, or a checkpoint's
+    last_iteration: int | None  # the last that it finished
+    saved_iteration: int | None  # the newest complete checkpoint when it ended
+    verdict: str | None  # what follows, in words
+
+
+def started(db: Database, run: str, attempt: str, *, job_id: str, nodes: str, at: str) -> None:
+    """Idempotent: an attempt that is known keeps its number and what is known of it."""
+    with transaction(db) as c:
+        c.execute(
+            """INSERT INTO attempts (run, attempt, number, job_id, nodes, started_at)
+               VALUES (?, ?, (SELECT count(*) + 1 FROM attempts WHERE run = ?), ?, ?, ?)
+               ON CONFLICT (run, attempt) DO NOTHING""",
+            (run, attempt, run, job_id, nodes, at),
+        )
+
+
+def ended(db: Database, run: str, attempt: str, *, at: str, **said: Any) -> None:
+    """What is known of an attempt's end: any of the columns. What is given replaces what was known; None changes nothing."""
+    known = {name: value for name, value in said.items() if value is not None}
+    assert known.keys() <= {
+        *("cause", "detail", "exit_code", "first_iteration", "last_iteration", "saved_iteration", "verdict")
+    }, known
+    columns = ", ".join(f"{name} = ?" for name in known)
+    with transaction(db) as c:
+        c.execute(
+            f"UPDATE attempts SET ended_at = coalesce(ended_at, ?){', ' * bool(columns)}{columns} "
+            "WHERE run = ? AND attempt = ?",
+            (at, *known.values(), run, attempt),
+        )
+
+
+def settle(db: Database, run: str, ends: Mapping[str, tuple[str, str | None]]) -> None:
+    """Slurm's word for attempts whose cause nobody knows yet: attempt -> (cause, when it ended)."""
+    with transaction(db) as c:
+        c.executemany(
+            "UPDATE attempts SET cause = ?, ended_at = coalesce(ended_at, ?) WHERE run = ? AND attempt = ?",
+            [(cause, at or clock.now(), run, attempt) for attempt, (cause, at) in ends.items()],
+        )
+
+
+def of_run(db: Database, run: str) -> list[Attempt]:
+    """Oldest first."""
+    return [Attempt(**dict(r)) for r in rows(db, "SELECT * FROM attempts WHERE run = ? ORDER BY number", run)]
