@@ -178,5 +178,6 @@ def test_an_end_that_was_moved_forward_is_a_preemption_and_one_at_the_limit_is_n
 
 
 def test_the_time_before_the_limit_follows_the_last_save() -> None:
-    assert lead_s(0) == 30
-    assert lead_s(120) == 390
+    assert lead_s(0, 3600) == 30
+    assert lead_s(120, 3600) == 390
+    assert lead_s(1, 60) == 18  # of a short one, a quarter is enough
