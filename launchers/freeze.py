@@ -1,4 +1,4 @@
-"""What surrounded a submission: the repository that its code stands in, and the environment, as far as both may be told.
+"""What surrounded a submission: the repository that its code stands in, and the environment as far as it may be told.
 
 git is started before the job is submitted and read after it, so that nobody waits for it on top of Slurm.
 """

@@ -42,8 +42,10 @@ _TAKES_VALUE = frozenset(_table(_VALUED)[0])
 _MAY_TAKE_VALUE = _TAKES_VALUE | _table(_OPTIONAL)[0].keys()
 _TAKES_NEXT_LETTERS = frozenset(_table(_VALUED, _OPTIONAL)[1])  # -kno is -k with a value
 
-# About one submission, not about the job: a script that is submitted again says them anew.
-OF_THE_SUBMISSION = frozenset({"help", "parsable", "quiet", "test-only", "usage", "verbose", "version", "wait", "wrap"})
+# About one submission, not about the job: whoever submits again says them anew. --dry-run is `headgate submit`'s own.
+OF_THE_SUBMISSION = frozenset(
+    {"dry-run", "help", "parsable", "quiet", "test-only", "usage", "verbose", "version", "wait", "wrap"}
+)
 # sbatch reads these files itself, wherever it was called.
 _PATHS = frozenset({"bbf", "chdir", "export-file", "nodefile"})
 # sbatch refuses two of a kind on its command line or in the script, but lets either beat one that a variable said.
@@ -195,6 +197,8 @@ def said_by_variables(environ: Mapping[str, str]) -> Component:
     for variable, name in _VARIABLES.items():
         if (value := environ.get(variable)) is not None:
             takes = name in _TAKES_VALUE or (value != "" and name in _MAY_TAKE_VALUE)
+            if name == "requeue":  # it took no value before 26.05, and SBATCH_REQUEUE=1 means none
+                takes = value == "expedite"
             found.append(Option(f"--{name}", value if takes else None))
     if (count := environ.get("SBATCH_REQ_SWITCH")) is not None:
         longest = environ.get("SBATCH_WAIT4SWITCH")
