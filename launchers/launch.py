@@ -65,6 +65,7 @@ def request_for(spec: specs.SupervisedSpec, folder: RunFolder) -> JobRequest:
         command=supervisor_command(folder),
         log_dir=folder.logs,
         resources=spec.resources,
+        modules=spec.environment.modules,
         batch=_program(folder, "launchers.batch") if isinstance(spec, specs.TrainSpec) else None,
     )
 

@@ -48,6 +48,7 @@ class Environment:
     python: str  # the interpreter, as seen inside the environment
     image: str | None = None  # .sif path (apptainer) or image URI (pyxis)
     mounts: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
     command: tuple[str, ...] = ()  # engine only: how the server is started; empty means `python -m vllm...`
     env: dict[str, str] = field(default_factory=dict)
 
@@ -62,6 +63,7 @@ class TrainSpec:
     resources: Resources
     environment: Environment
     recipe: dict[str, Any]  # launchers.megatron.recipe.Recipe as plain data
+    peak_tflops: float | None = None  # of one GPU, dense, in the recipe's precision: the divisor of MFU
     dataset_dir: str  # where prepared datasets are kept and found again
 
 
