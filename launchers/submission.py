@@ -13,9 +13,11 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -154,7 +156,7 @@ def submit(
             shutil.rmtree(folder.root, ignore_errors=True)
             raise
         job_id, printed = None, b""
-        with process:
+        with process, _signals_go_to(process):
             assert process.stdout is not None and process.stderr is not None
             complaints = _Pump(process.stderr, err, COMPLAINT if quiet else None)
             for line in process.stdout:
@@ -184,6 +186,21 @@ def _note(folder: RunFolder, job_id: str, cluster: str | None, environ: Mapping[
         git.code().save(folder.code)
     except (SlurmError, OSError) as e:
         log.warning("run %s: job %s is not noted in its folder: %s", folder.id, job_id, e)
+
+
+@contextmanager
+def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """What would end sbatch ends it, and not us before we have passed on its last words."""
+
+    def forward(signum: int, _: object) -> None:
+        process.send_signal(signum)
+
+    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _pass_on(text: bytes, to: IO[bytes]) -> None:
