@@ -22,11 +22,12 @@ SCHEMA = 1
 NAME = re.compile(r"[0-9]{20}-[a-z-]+\.json")
 MAX_BYTES = 256 * 1024
 KINDS = (
-    "attempt-started",  # host, pid, job_id, attempt
+    "attempt-started",  # attempt, job_id, host, pid, tasks, nodes
     "replica-ready",  # host, port, served_name, start_s, context_tokens
     "checkpoint",  # iteration, path (relative), bytes, manifest_sha256
     "model-converted",  # path (relative), max_logit_difference, parameters, bytes
-    "attempt-ended",  # attempt, exit_code, cause ("cancelled", "timeout", ...), failed_task, tail, elapsed_s, cpu_s
+    "attempt-ended",  # attempt, exit_code, cause (words), end (launchers.restart.Cause), failed_task, tail, ...
+    "attempt-judged",  # attempt, cause (launchers.restart.Cause), saved, action, why, successor: by the batch script
 )
 
 

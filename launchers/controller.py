@@ -17,14 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from launchers import facts, plan
+from launchers import facts, plan, restart
 from launchers.ended_runs import EndedRuns
 from launchers.launch import launch, new_id, read_job, write_job
 from launchers.resources import engine_environment, resources_from
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.spec import ServeSpec, Spec, SpecError, load
-from registry import accounting, clock, deployments, runs
+from registry import accounting, attempts, clock, deployments, runs
 from registry.db import Database, RegistryError
 from registry.deployments import Deployment, DeploymentState, ReplicaState
 from registry.site import Site
@@ -197,10 +197,10 @@ class Controller:
         try:
             if facts.ingest(self.db, folder, spec) and not isinstance(spec, ServeSpec):
                 recorded = {j.job_id for j in accounting.of_subject(self.db, subject)}
-                newest = facts.announced_jobs(folder)[-1:]
+                newest = facts.successor(folder) or next(reversed(facts.announced_jobs(folder)), None)
                 # While no job at all is known, its submitter is about to note it, or it is looked for by its key.
-                if recorded and newest and newest[0] not in recorded:
-                    self._unrecorded[subject] = newest[0]
+                if recorded and newest and newest not in recorded:
+                    self._unrecorded[subject] = newest
         except OSError as e:
             log.warning("%s: cannot be read now: %s", folder.root, e)
 
@@ -243,7 +243,7 @@ class Controller:
         """If its supervisor could not say why, the scheduler's word has to do. Harmless when all is known already."""
         self._listen(job.subject)  # its last words may have come after our last look
         if job.purpose != ServeSpec.kind and self._belongs_to_another(job):
-            return  # it runs again, in another job
+            return  # it runs again, in another job, or will
         why = f" ({reason})" if reason and reason != "None" else ""
         cause = f"the job ended as {state.value}{why} without a word from its supervisor"
         stopped, done = state is JobState.CANCELLED, state is JobState.COMPLETED
@@ -263,7 +263,8 @@ class Controller:
             announced = facts.announced_jobs(self._folder(job.subject))
         except OSError:
             return False
-        return bool(announced) and announced[-1] != job.job_id
+        follows = facts.successor(self._folder(job.subject))
+        return follows not in (None, job.job_id) or (bool(announced) and announced[-1] != job.job_id)
 
     def _settle(self, jobs: Iterable[accounting.Job], usage: Mapping[JobRef, JobUsage]) -> None:
         for job in jobs:
@@ -272,6 +273,8 @@ class Controller:
                 continue
             if books.state.ended:
                 self._job_is_over(job, books.state, None)  # before its books are closed, and nobody looks any more
+            ends = restart.booked(job.job_id, books.ends)
+            attempts.settle(self.db, job.subject, {a: (c, clock.text(at)) for a, (c, at) in ends.items()})
             accounting.settle(
                 self.db,
                 dataclasses.replace(

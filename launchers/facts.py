@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from launchers.announce import Announcement, AnnouncementError, names, read
+from launchers.restart import Action, Cause
 from launchers.run_folder import RunFolder
-from launchers.spec import ConvertSpec, ServeSpec, Spec
+from launchers.spec import ConvertSpec, ServeSpec, Spec, TrainSpec
 from launchers.untrusted import read_bytes
-from registry import accounting, checkpoints, deployments, models, runs
+from registry import accounting, attempts, checkpoints, clock, deployments, models, runs
 from registry.db import Database, RegistryError, StorageError
 from registry.deployments import ReplicaState
 
@@ -76,6 +79,7 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
                 deployments.replica_is_starting(db, spec.id)
             else:
                 runs.started(db, spec.id)
+                _attempt_started(db, spec, said)
         case "replica-ready" if isinstance(spec, ServeSpec):
             key = _secret(folder, uid)
             context = facts.get("context_tokens")
@@ -109,7 +113,82 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
             if spec.alias:
                 models.set_alias(db, spec.model, spec.alias, version.version, owner)
         case "attempt-ended":
-            _ended(db, spec, int(facts["exit_code"]), str(facts["cause"]))
+            if not facts.get("judged"):
+                _ended(db, spec, int(facts["exit_code"]), str(facts["cause"]))
+            if not isinstance(spec, ServeSpec):
+                _attempt_ended(db, spec, said)
+        case "attempt-judged" if isinstance(spec, TrainSpec):
+            _judged(db, spec, said)
+
+
+def _attempt_started(db: Database, spec: Spec, said: Announcement) -> None:
+    facts = said.facts
+    attempt = str(facts.get("attempt"))
+    job_id, nodes = str(facts.get("job_id")), str(facts.get("nodes") or facts.get("host") or "")
+    attempts.started(db, spec.id, attempt, job_id=job_id, nodes=nodes, at=clock.text(_moment(said)))
+    attempts.learn(db, spec.id, attempt, first_iteration=_number(facts.get("saved")))
+
+
+def _attempt_ended(db: Database, spec: Spec, said: Announcement) -> None:
+    facts = said.facts
+    attempts.learn(
+        db,
+        spec.id,
+        str(facts.get("attempt")),
+        ended_at=clock.text(_moment(said)),
+        cause=Cause(facts["end"]) if "end" in facts else None,
+        detail=str(facts["cause"]),
+        exit_code=int(facts["exit_code"]),
+        last_iteration=_number(facts.get("iteration")),
+    )
+
+
+def _judged(db: Database, spec: TrainSpec, said: Announcement) -> None:
+    """The batch script's word on why an attempt ended, which Slurm had a say in, and on what follows."""
+    facts = said.facts
+    cause, action, why = Cause(facts["cause"]), Action(facts["action"]), str(facts["why"])
+    attempt = str(facts["attempt"])
+    at = clock.text(_moment(said))
+    known = {a.attempt: a for a in attempts.of_run(db, spec.id)}.get(attempt)
+    attempts.learn(
+        db,
+        spec.id,
+        attempt,
+        ended_at=None if known and known.ended_at else at,
+        cause=cause,
+        saved_iteration=_number(facts.get("saved")),
+        verdict=why,
+    )
+    words = known.detail if known and known.detail and cause.failure else cause
+    if cause is Cause.COMPLETED:
+        runs.ended(db, spec.id, runs.RunState.COMPLETED, None)
+    elif action is not Action.STOP:
+        runs.waits(db, spec.id, f"{words}; {why}")
+    elif cause is Cause.CANCELLED:
+        runs.ended(db, spec.id, runs.RunState.STOPPED, None)
+    else:
+        runs.ended(db, spec.id, runs.RunState.FAILED, f"{words}; {why}")
+
+
+def successor(folder: RunFolder) -> str | None:
+    """The job that follows this run's last one, where that could not be requeued."""
+    try:
+        _, uid = owner_of(folder)
+        told = ("-attempt-judged.json", "-attempt-started.json")
+        newest = [n for n in names(folder.announcements) if n.endswith(told)]
+        said = read(folder.announcements / newest[-1], uid) if newest else None
+    except (FileNotFoundError, AnnouncementError):
+        return None
+    follows = said.facts.get("successor") if said is not None and said.kind == "attempt-judged" else None
+    return None if follows is None else str(follows)
+
+
+def _number(said: Any) -> int | None:
+    return None if said is None else int(said)
+
+
+def _moment(said: Announcement) -> datetime:
+    return datetime.fromtimestamp(said.at, UTC)
 
 
 def _ended(db: Database, spec: Spec, exit_code: int, cause: str) -> None:

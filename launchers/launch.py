@@ -58,15 +58,25 @@ def launch(spec: specs.Spec, runs_dir: Path, scheduler: Scheduler) -> Launched:
 
 
 def request_for(spec: specs.Spec, folder: RunFolder) -> JobRequest:
-    """What is submitted for a run folder: our supervisor on it, with the folder's frozen code."""
-    command = ("env", "-u", "PYTHONDONTWRITEBYTECODE", f"PYTHONPATH={folder.code}", sys.executable, "-u")
+    """What is submitted for a run folder: our supervisor on it; a training run's is started by `launchers.batch`."""
     return JobRequest(
         key=spec.id,
         name=spec.id,
-        command=(*command, "-m", "launchers.supervisor", str(folder.root)),
+        command=supervisor_command(folder),
         log_dir=folder.logs,
         resources=spec.resources,
+        batch=_program(folder, "launchers.batch") if isinstance(spec, specs.TrainSpec) else None,
     )
+
+
+def supervisor_command(folder: RunFolder) -> tuple[str, ...]:
+    return _program(folder, "launchers.supervisor")
+
+
+def _program(folder: RunFolder, module: str) -> tuple[str, ...]:
+    """One of our own programs, on a run folder and with its frozen code."""
+    command = ("env", "-u", "PYTHONDONTWRITEBYTECODE", f"PYTHONPATH={folder.code}", sys.executable, "-u")
+    return (*command, "-m", module, str(folder.root))
 
 
 def freeze(destination: Path) -> None:

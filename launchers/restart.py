@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 RETRY_DELAYS_S = (5, 30, 120, 300)  # before another attempt after the first, second, ... failure in a row
 SOON_S = RETRY_DELAYS_S[0]
@@ -50,6 +51,15 @@ BOOKED = {
 }
 
 
+def booked(job_id: str, ends: Sequence[tuple[str, datetime | None]]) -> dict[str, tuple[Cause, datetime]]:
+    """Slurm's books on the attempts of one job: its state and end for each restart -> attempt, cause, end."""
+    return {
+        f"{job_id}.{restarts}": (BOOKED[state], at)
+        for restarts, (state, at) in enumerate(ends)
+        if state in BOOKED and at is not None
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class JobFacts:
     """The job while the last of its attempt still runs, as slurmctld has it."""
@@ -88,14 +98,14 @@ class Verdict:
     delay_s: int = SOON_S
 
 
-def cause_of(said: Cause | None, job: JobFacts | None, restart: int) -> Cause:
-    """`said`: the supervisor's last word (None: it could not say); "cancelled" there only means that it was told to end.
+def cause_of(said: Cause | None, job: JobFacts | None, restarts: int) -> Cause:
+    """`said`: the supervisor's last word, None when it could not say; CANCELLED there means that it was told to end.
 
-    `job`: None when Slurm did not answer. `restart`: how often the job had been requeued when this attempt began.
+    `job`: None when Slurm did not answer. `restarts`: how often the job had been requeued when this attempt began.
     """
     if said in (Cause.COMPLETED, Cause.NO_PROGRESS, Cause.REFUSED):
         return said
-    if job is not None and job.restarts > restart:
+    if job is not None and job.restarts > restarts:
         return Cause.PREEMPTED if job.preempted else Cause.REQUEUED
     if job is not None and job.preempted and said in (None, Cause.CANCELLED, Cause.TIME_LIMIT):
         return Cause.PREEMPTED

@@ -54,6 +54,10 @@ class RunFolder:
         """Which task of an attempt failed first, and why (JSON); absent while none has."""
         return self.rendezvous / f"{attempt}.failed"
 
+    def alive(self, attempt: str) -> Path:
+        """Touched every few seconds by the attempt's first supervisor."""
+        return self.rendezvous / f"{attempt}.alive"
+
     @property
     def announcements(self) -> Path:
         return self.root / "announcements"
@@ -62,6 +66,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """JSON lines: one object per training iteration (or per stage)."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """Where training stands now, in one JSON object, replaced about every second."""
+        return self.root / "progress.json"
+
+    @property
+    def switches(self) -> Path:
+        """Files that the run's group may make: `save`, `stop`, `kill`, and `keep-iter_0000100` for a checkpoint."""
+        return self.root / "switches"
 
     @property
     def dataset(self) -> Path:
@@ -90,5 +104,6 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder's skeleton. Raises FileExistsError when the id is taken."""
         self.root.mkdir(parents=True)
-        for path in (self.logs, self.announcements):
+        for path in (self.logs, self.announcements, self.switches):
             path.mkdir()
+        self.switches.chmod(0o2770)

@@ -55,13 +55,15 @@ class JobRef:
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What to submit: `command` runs once in each task, with `folder` as its log directory."""
+    """What to submit: `command` runs once in each task. Under Slurm `batch` starts it there, where one is given: it
+    runs once, in the batch script, and the job may be requeued."""
 
     key: str  # idempotency key; travels in the job's comment, so that a lost submission is found again
     name: str
     command: tuple[str, ...]
     log_dir: Path
     resources: Resources
+    batch: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class JobUsage:
     gpus: int
     partition: str | None = None
     account: str | None = None
+    ends: tuple[tuple[str, datetime | None], ...] = ()  # of each attempt of this job, oldest first: Slurm's state, when
 
     @property
     def cpu_seconds(self) -> int:

@@ -259,6 +259,7 @@ def _usage(ref: JobRef, mine: Sequence[model.JobUsage]) -> JobUsage:
         gpus=max(a.allocated.gpus for a in mine),
         partition=last.partition or None,
         account=last.account or None,
+        ends=tuple((a.state.value, a.ended_at) for a in mine),
     )
 
 

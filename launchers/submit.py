@@ -55,9 +55,15 @@ def slurm_parameters(request: JobRequest) -> dict[str, Any]:
         "mem": None if r.mem_gb is None else f"{math.ceil(r.mem_gb * 1024)}M",
         "time": math.ceil(r.time_limit_s / 60),  # minutes, which is all that Slurm counts
         "signal_delay_s": signal_lead_s(r.time_limit_s),
-        "additional_parameters": {"no-requeue": True},
-        # srun has ignored sbatch's --cpus-per-task since 22.05.
-        "setup": [f"export SRUN_CPUS_PER_TASK={r.cpus_per_task}"],
+        # Both said, because a cluster's JobRequeue and a person's SBATCH_REQUEUE would decide otherwise.
+        "additional_parameters": {"no-requeue" if request.batch is None else "requeue": True},
+        "setup": [
+            # srun has ignored sbatch's --cpus-per-task since 22.05.
+            f"export SRUN_CPUS_PER_TASK={r.cpus_per_task}",
+            # bash waits for what it started, whatever Slurm says to the whole job: that has still something to do.
+            *([] if request.batch is None else ["trap : TERM INT USR1 USR2"]),
+        ],
+        "use_srun": request.batch is None,
         # When a task has gone without a word (killed, its node out of memory), the others must not wait for it until
         # the time limit. Not at once, as --kill-on-bad-exit does it: the supervisors end each other and say why.
         "srun_args": ["--kill-on-bad-exit=0", f"--wait={LAST_TASK_WAIT_S}"],
@@ -92,7 +98,7 @@ class _ScriptExecutor(SlurmExecutor):  # type: ignore[misc]  # submitit ships no
 
     @property
     def _submitit_command_str(self) -> str:
-        return shlex.join(self._request.command)
+        return shlex.join(self._request.batch or self._request.command)
 
     def script(self) -> str:
         return str(self._make_submission_file_text(self._submitit_command_str, uid=""))

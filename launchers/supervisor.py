@@ -20,17 +20,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from launchers import history
 from launchers import task as tasks
 from launchers.announce import announce, names
 from launchers.environment import child_env
 from launchers.megatron import command as megatron
+from launchers.megatron.recipe import Restart
+from launchers.restart import Cause
 from launchers.run_folder import RunFolder
 from launchers.spec import ConvertSpec, ServeSpec, Spec, TrainSpec, load
 from launchers.task import Task
 from launchers.vllm import server
+from launchers.watchdog import Watchdog
 
 POLL_S = 0.2
 KILL_AFTER_S = 60.0  # what a training child gets to save after SIGTERM, before SIGKILL
+BEAT_S = 5.0  # between two signs of life
+STACKS_S = 3.0  # for a child that hangs to print where
+REFUSED = 78  # the exit code (EX_CONFIG) of a program whose input a person must change
 TAIL_LINES = 25
 TAIL_BYTES = 6000
 LIBC = ctypes.CDLL(None)  # loaded before a fork, not after
@@ -44,6 +51,7 @@ class Ending:
 
     exit_code: int
     cause: str
+    kind: Cause = Cause.CRASHED
 
 
 class Supervisor:
@@ -56,6 +64,7 @@ class Supervisor:
         self.readiness: server.Readiness | None = None
         self.endpoint: server.Endpoint | None = None
         self.announced_ready = False
+        self.watchdog = Watchdog(Restart(**spec.recipe.get("restart", {}))) if isinstance(spec, TrainSpec) else None
 
     def run(self) -> int:
         """Supervise one attempt to its end. Returns the exit code for the scheduler."""
@@ -72,6 +81,8 @@ class Supervisor:
                 host=self.task.node,
                 pid=os.getpid(),
                 tasks=self.task.tasks,
+                nodes=os.environ.get("SLURM_JOB_NODELIST", self.task.node),
+                saved=history.newest_saved(self.folder) if isinstance(self.spec, TrainSpec) else None,
             )
         child: subprocess.Popen[bytes] | None = None
         try:
@@ -86,10 +97,10 @@ class Supervisor:
                 self.readiness.stop()
         failure, last = None, tail(self.log)
         if ending.exit_code:
-            mine = tasks.Failure(self.task.rank, self.task.node, ending.cause, last)
+            mine = tasks.Failure(self.task.rank, self.task.node, ending.cause, last, ending.kind)
             failure = tasks.mark_failed(self.folder.failure(self.task.attempt), mine)
             if failure.rank != self.task.rank:  # ours is over because of it
-                ending = Ending(ending.exit_code, f"{_place(failure)}: {failure.cause}")
+                ending = Ending(ending.exit_code, f"{_place(failure)}: {failure.cause}", Cause(failure.kind))
                 last = f"{_place(failure)}:\n{failure.tail}\n{_place(mine)}:\n{last}"
         if first:
             used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -99,6 +110,9 @@ class Supervisor:
                 attempt=self.task.attempt,
                 exit_code=ending.exit_code,
                 cause=ending.cause,
+                end=ending.kind,
+                judged=self.judged,
+                iteration=history.progress(self.folder).get("iteration") if isinstance(self.spec, TrainSpec) else None,
                 failed_task={"rank": failure.rank, "node": failure.node} if failure else None,
                 tail=last,
                 elapsed_s=round(time.time() - began, 3),
@@ -119,7 +133,7 @@ class Supervisor:
         else:
             address, port = tasks.meet(self.folder.rendezvous, task)
             attempt = sum(name.endswith("-attempt-started.json") for name in names(self.folder.announcements))
-            rank = megatron.Rank(task.rank, task.tasks, task.local_rank, address, port, attempt)
+            rank = megatron.Rank(task.rank, task.tasks, task.local_rank, address, port, attempt, task.attempt)
             env = megatron.child_env(spec, self.folder.root, rank, os.environ)
             command = megatron.child_argv(spec, self.folder.root, task.node)
         with open(self.log, "ab") as log:
@@ -139,22 +153,34 @@ class Supervisor:
 
     def _watch(self, child: subprocess.Popen[bytes]) -> Ending:
         began = time.monotonic()
+        beat = -BEAT_S
         while True:
+            if self.task.rank == 0 and time.monotonic() - beat >= BEAT_S:
+                beat = time.monotonic()
+                history.show_alive(self.folder, self.task.attempt)
             try:
                 code = child.wait(POLL_S)
             except subprocess.TimeoutExpired:
                 code = None
             if code is not None:
-                done = isinstance(self.spec, TrainSpec) and training_is_done(self.folder.metrics)
-                return ending_of(self.spec, code, asked=self.asked, done=done, log=tail(self.log))
+                stage = training_stage(self.folder.metrics) if isinstance(self.spec, TrainSpec) else None
+                return ending_of(self.spec, code, asked=self.asked, stage=stage, log=tail(self.log))
             now = time.monotonic()
             if self.forward is not None:
                 number, self.forward = self.forward, None
                 child.send_signal(number)
             if self.stopping_since is not None and now - self.stopping_since > self._grace_s():
                 _kill_group(child)
-            if tasks.read_failure(self.folder.failure(self.task.attempt)) is not None:
+            failed = tasks.read_failure(self.folder.failure(self.task.attempt))
+            if failed is not None:
+                if failed.kind == Cause.NO_PROGRESS:
+                    _print_stacks(child)
                 return Ending(1, "another task of this job died")
+            if self.watchdog is not None and self.task.rank == 0 and self.stopping_since is None:
+                hang = self.watchdog.look(history.progress(self.folder), self.task.attempt, now)
+                if hang is not None:
+                    _print_stacks(child)
+                    return Ending(1, hang, Cause.NO_PROGRESS)
             if isinstance(self.spec, ServeSpec) and not self.announced_ready:
                 self._announce_ready()
                 if not self.announced_ready and now - began > self.spec.start_timeout_s:
@@ -175,6 +201,11 @@ class Supervisor:
         )
         self.announced_ready = True
 
+    @property
+    def judged(self) -> bool:
+        """Whether the batch script has the last word on what follows."""
+        return isinstance(self.spec, TrainSpec) and "SLURM_JOB_ID" in os.environ
+
     def _grace_s(self) -> float:
         return self.spec.shutdown_timeout_s + 10.0 if isinstance(self.spec, ServeSpec) else KILL_AFTER_S
 
@@ -190,30 +221,33 @@ class Supervisor:
             self.forward = signal.SIGTERM
 
 
-def ending_of(spec: Spec, code: int, *, asked: str | None, done: bool, log: str) -> Ending:
+def ending_of(spec: Spec, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
     """What a child's exit means. `code` is Popen's: negative for a signal. Exit 0 is not success for an engine.
 
-    `asked`: what it was asked to end for. `done`: its training reached its last iteration all the same.
+    `asked`: what it was asked to end for. `stage`: its training's last word; it may have come to its end all the same.
     """
-    if asked and not (done and code == 0) and (code in ENDED_AS_ASKED or isinstance(spec, ServeSpec)):
-        return Ending(0, asked)
+    if asked and not (stage == "done" and code == 0) and (code in ENDED_AS_ASKED or isinstance(spec, ServeSpec)):
+        return Ending(0, asked, Cause.TIME_LIMIT if asked == "timeout" else Cause.CANCELLED)
+    if code == 0 and stage == "stopped":
+        return Ending(0, "cancelled", Cause.CANCELLED)  # somebody made the run's switch `stop` or `kill`
     if code == 0 and not isinstance(spec, ServeSpec):
-        return Ending(0, "completed")
+        return Ending(0, "completed", Cause.COMPLETED)
     what = {TrainSpec: "training", ConvertSpec: "the conversion", ServeSpec: "the engine"}[type(spec)]
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     if code == 0:
         how = "ended by itself with exit code 0"
     last = last_words(log)
-    return Ending(128 - code if code < 0 else code or 1, f"{what} {how}" + (f": {last}" if last else ""))
+    kind = Cause.REFUSED if code == REFUSED else Cause.CRASHED
+    return Ending(128 - code if code < 0 else code or 1, f"{what} {how}" + (f": {last}" if last else ""), kind)
 
 
-def training_is_done(metrics: Path) -> bool:
-    """Whether the run's last word in its metrics is that there is nothing left to train."""
+def training_stage(metrics: Path) -> str | None:
+    """The stage that the run's last word in its metrics names: "done" when there is nothing left to train."""
     try:
         last = json.loads((tail(metrics).splitlines() or [""])[-1])
     except ValueError:
-        return False  # none yet, or it was killed in the middle of a line
-    return isinstance(last, dict) and last.get("stage") == "done"
+        return None  # none yet, or it was killed in the middle of a line
+    return last.get("stage") if isinstance(last, dict) else None
 
 
 def last_words(log: str) -> str:
@@ -239,8 +273,17 @@ def _place(failure: tasks.Failure) -> str:
     return f"task {failure.rank} on {failure.node}"
 
 
+def _print_stacks(child: subprocess.Popen[bytes]) -> None:
+    """A training process prints the stacks of all its threads into its log when it gets SIGQUIT."""
+    child.send_signal(signal.SIGQUIT)
+    try:
+        child.wait(STACKS_S)
+    except subprocess.TimeoutExpired:
+        pass  # it hangs, as was known
+
+
 def _end_with_parent() -> None:
-    """In the child, before it runs: a supervisor that is killed must not leave an engine nobody knows of."""
+    """A supervisor that is killed must not leave an engine nobody knows of; nor a slurmstepd a supervisor."""
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -259,6 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(words) != 1:
         print("usage: python -m launchers.supervisor RUN_FOLDER", file=sys.stderr)
         return 2
+    if "SLURM_JOB_ID" in os.environ:
+        _end_with_parent()
     folder = RunFolder(Path(words[0]))
     return Supervisor(folder, load(folder.spec), tasks.task_of(os.environ)).run()
 

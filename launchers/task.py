@@ -47,7 +47,7 @@ def task_of(environ: Mapping[str, str]) -> Task:
             rank=int(environ["SLURM_PROCID"]),
             tasks=int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1),
             local_rank=int(environ.get("SLURM_LOCALID", "0")),
-            job_id=environ.get("SLURM_JOB_ID", "0"),
+            job_id=_job_id(environ),
             restart=int(environ.get("SLURM_RESTART_COUNT", "0")),
             node=environ.get("SLURMD_NODENAME", host),
         )
@@ -59,6 +59,13 @@ def task_of(environ: Mapping[str, str]) -> Task:
         restart=0,
         node=host,
     )
+
+
+def _job_id(environ: Mapping[str, str]) -> str:
+    """As Slurm's commands take and print it: of an array's task, ARRAY_TASK."""
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ.get("SLURM_JOB_ID", "0")
 
 
 def free_port(host: str = "") -> int:
@@ -110,6 +117,7 @@ class Failure:
     node: str
     cause: str
     tail: str
+    kind: str = "crashed"  # launchers.restart.Cause
 
 
 def mark_failed(marker: Path, failure: Failure) -> Failure:
@@ -133,7 +141,7 @@ def read_failure(marker: Path) -> Failure | None:
     """Raises ValueError when the marker is not one of `mark_failed`."""
     try:
         data = read_object(marker, MAX_MARKER_BYTES)
-        return Failure(int(data["rank"]), str(data["node"]), str(data["cause"]), str(data["tail"]))
+        return Failure(int(data["rank"]), str(data["node"]), str(data["cause"]), str(data["tail"]), str(data["kind"]))
     except FileNotFoundError:
         return None
     except (KeyError, TypeError) as e:

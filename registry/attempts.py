@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from registry import clock
 from registry.db import Database, rows, transaction
+
+LEARNT = frozenset("ended_at cause detail exit_code first_iteration last_iteration saved_iteration verdict".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,26 +44,24 @@ def started(db: Database, run: str, attempt: str, *, job_id: str, nodes: str, at
         )
 
 
-def ended(db: Database, run: str, attempt: str, *, at: str, **said: Any) -> None:
-    """What is known of an attempt's end: any of the columns. What is given replaces what was known; None changes nothing."""
+def learn(db: Database, run: str, attempt: str, **said: str | int | None) -> None:
+    """What is known of an attempt now, by column. It replaces what was known; None changes nothing."""
     known = {name: value for name, value in said.items() if value is not None}
-    assert known.keys() <= {
-        *("cause", "detail", "exit_code", "first_iteration", "last_iteration", "saved_iteration", "verdict")
-    }, known
-    columns = ", ".join(f"{name} = ?" for name in known)
-    with transaction(db) as c:
-        c.execute(
-            f"UPDATE attempts SET ended_at = coalesce(ended_at, ?){', ' * bool(columns)}{columns} "
-            "WHERE run = ? AND attempt = ?",
-            (at, *known.values(), run, attempt),
-        )
+    assert known.keys() <= LEARNT, known
+    if known:
+        with transaction(db) as c:
+            c.execute(
+                f"UPDATE attempts SET {', '.join(f'{name} = ?' for name in known)} WHERE run = ? AND attempt = ?",
+                (*known.values(), run, attempt),
+            )
 
 
 def settle(db: Database, run: str, ends: Mapping[str, tuple[str, str | None]]) -> None:
-    """Slurm's word for attempts whose cause nobody knows yet: attempt -> (cause, when it ended)."""
+    """Slurm's word on attempts of which nobody knows more than that they were requeued: -> (cause, when it ended)."""
     with transaction(db) as c:
         c.executemany(
-            "UPDATE attempts SET cause = ?, ended_at = coalesce(ended_at, ?) WHERE run = ? AND attempt = ?",
+            "UPDATE attempts SET cause = ?, ended_at = coalesce(ended_at, ?) "
+            "WHERE run = ? AND attempt = ? AND coalesce(cause, 'requeued') = 'requeued'",
             [(cause, at or clock.now(), run, attempt) for attempt, (cause, at) in ends.items()],
         )
 

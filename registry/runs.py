@@ -59,6 +59,14 @@ def started(db: Database, run_id: str) -> None:
         )
 
 
+def waits(db: Database, run_id: str, why: str) -> None:
+    """An attempt has ended, and the run goes on when its job starts again. Not for a run that is over."""
+    with transaction(db) as c:
+        c.execute(
+            "UPDATE runs SET state = ?, cause = ? WHERE id = ? AND ended_at IS NULL", (RunState.PENDING, why, run_id)
+        )
+
+
 def ended(db: Database, run_id: str, state: RunState, cause: str | None) -> None:
     assert state.ended
     with transaction(db) as c:

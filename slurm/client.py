@@ -75,8 +75,8 @@ class SlurmClient(Protocol):
 
     # What changes something. Raises SlurmError with Slurm's own words when it refuses.
 
-    def submit(self, script: Path, comment: str) -> str:
-        """Submit a batch script as our uid, from the current directory; the job id."""
+    def submit(self, script: Path, comment: str, *, dependency: str | None = None) -> str:
+        """Submit a batch script as our uid, from the current directory; the job id. `dependency`: "afterany:12"."""
 
     def cancel(self, job_id: str) -> None:
         """SIGTERM to every task, SIGKILL after KillWait. A job that has ended is not an error."""
@@ -96,5 +96,15 @@ class SlurmClient(Protocol):
     def requeue(self, job_id: str) -> None:
         """End this attempt; the job waits again, under the same id and a new submit time."""
 
-    def update(self, job_id: str, *, time_limit_s: int | None = None, comment: str | None = None) -> None:
-        """Change what is given. Slurm counts time limits in minutes: seconds are rounded up."""
+    def update(
+        self,
+        job_id: str,
+        *,
+        time_limit_s: int | None = None,
+        comment: str | None = None,
+        starts_in_s: int | None = None,
+    ) -> None:
+        """Change what is given. Slurm counts time limits in minutes: seconds are rounded up.
+
+        `starts_in_s`: not before so many seconds from now. A requeued job otherwise waits for two minutes.
+        """

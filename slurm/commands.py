@@ -178,10 +178,11 @@ class CommandClient:
 
     # What changes something.
 
-    def submit(self, script: Path, comment: str) -> str:
+    def submit(self, script: Path, comment: str, *, dependency: str | None = None) -> str:
         # The comment goes on the command line although the script has it too: without job_comment in the cluster's
         # AccountingStoreFlags, sacct forgets comments, but it keeps the submit line.
-        done = self._do("sbatch", "--parsable", f"--comment={comment}", str(script))
+        after = [] if dependency is None else [f"--dependency={dependency}"]
+        done = self._do("sbatch", "--parsable", f"--comment={comment}", *after, str(script))
         return done.stdout.strip().split(";")[0]  # "id" or "id;cluster"
 
     def cancel(self, job_id: str) -> None:
@@ -199,9 +200,17 @@ class CommandClient:
     def requeue(self, job_id: str) -> None:
         self._do("scontrol", "requeue", job_id)
 
-    def update(self, job_id: str, *, time_limit_s: int | None = None, comment: str | None = None) -> None:
+    def update(
+        self,
+        job_id: str,
+        *,
+        time_limit_s: int | None = None,
+        comment: str | None = None,
+        starts_in_s: int | None = None,
+    ) -> None:
         changes = [] if time_limit_s is None else [f"TimeLimit={math.ceil(time_limit_s / 60)}"]
         changes += [] if comment is None else [f"Comment={comment}"]
+        changes += [] if starts_in_s is None else [f"StartTime=now+{starts_in_s}"]
         if changes:
             self._do("scontrol", "update", f"JobId={job_id}", *changes)
 

@@ -65,6 +65,14 @@ def test_the_script_runs_our_command_in_every_task_and_no_pickle() -> None:
     assert "submitit.core" not in script and ".pkl" not in script
 
 
+def test_a_run_that_goes_on_by_itself_is_requeueable_and_its_batch_script_outlives_slurms_signals() -> None:
+    script = submit.script(replace(REQUEST, batch=("python", "-m", "launchers.batch", "/shared/runs/a run")))
+    assert "requeue" in options(script) and "no-requeue" not in options(script)
+    assert script.splitlines()[-1] == "python -m launchers.batch '/shared/runs/a run'"
+    assert "trap : TERM INT USR1 USR2\n" in script
+    assert not re.search("^srun", script, re.MULTILINE)
+
+
 def test_what_was_not_asked_for_is_left_to_the_cluster() -> None:
     script = submit.script(replace(REQUEST, resources=Resources()))
     assert not {"partition", "account", "qos", "mem", "gpus-per-node", "wckey"} & set(options(script))

@@ -22,9 +22,10 @@ from launchers import announce
 from launchers import task as tasks
 from launchers.announce import Announcement
 from launchers.megatron import command as megatron
+from launchers.restart import Cause
 from launchers.run_folder import RunFolder
 from launchers.spec import Environment, Spec
-from launchers.supervisor import Ending, Supervisor, ending_of, last_words, tail, training_is_done
+from launchers.supervisor import Ending, Supervisor, ending_of, last_words, tail, training_stage
 from launchers.task import Task
 from launchers.vllm import server
 
@@ -285,53 +286,58 @@ def _ended(folder: RunFolder) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("spec", "code", "asked", "ending"),
     [
-        (train(), 0, None, Ending(0, "completed")),
-        (convert(), 0, None, Ending(0, "completed")),
-        (train(), 0, "cancelled", Ending(0, "cancelled")),
-        (train(), -signal.SIGTERM, "cancelled", Ending(0, "cancelled")),
-        (train(), -signal.SIGKILL, "cancelled", Ending(0, "cancelled")),
+        (train(), 0, None, Ending(0, "completed", Cause.COMPLETED)),
+        (convert(), 0, None, Ending(0, "completed", Cause.COMPLETED)),
+        (train(), 0, "cancelled", Ending(0, "cancelled", Cause.CANCELLED)),
+        (train(), -signal.SIGTERM, "cancelled", Ending(0, "cancelled", Cause.CANCELLED)),
+        (train(), -signal.SIGKILL, "cancelled", Ending(0, "cancelled", Cause.CANCELLED)),
         (train(), 1, "cancelled", Ending(1, "training ended with exit code 1: last words")),
         (train(), -signal.SIGSEGV, None, Ending(139, "training was killed by SIGSEGV: last words")),
         (train(), -signal.SIGTERM, None, Ending(143, "training was killed by SIGTERM: last words")),
+        (train(), 78, None, Ending(78, "training ended with exit code 78: last words", Cause.REFUSED)),
         (convert(), 2, None, Ending(2, "the conversion ended with exit code 2: last words")),
         (serve(), 0, None, Ending(1, "the engine ended by itself with exit code 0: last words")),
-        (serve(), 1, "cancelled", Ending(0, "cancelled")),
+        (serve(), 1, "cancelled", Ending(0, "cancelled", Cause.CANCELLED)),
         # Its time limit: it has saved, and is not done. SIGTERM comes too when it takes longer than it has.
-        (train(), 0, "timeout", Ending(0, "timeout")),
-        (train(), -signal.SIGUSR2, "timeout", Ending(0, "timeout")),
-        (train(), -signal.SIGTERM, "timeout", Ending(0, "timeout")),
+        (train(), 0, "timeout", Ending(0, "timeout", Cause.TIME_LIMIT)),
+        (train(), -signal.SIGUSR2, "timeout", Ending(0, "timeout", Cause.TIME_LIMIT)),
+        (train(), -signal.SIGTERM, "timeout", Ending(0, "timeout", Cause.TIME_LIMIT)),
         (train(), 1, "timeout", Ending(1, "training ended with exit code 1: last words")),
-        (convert(), -signal.SIGTERM, "timeout", Ending(0, "timeout")),
-        (serve(), 0, "timeout", Ending(0, "timeout")),
+        (convert(), -signal.SIGTERM, "timeout", Ending(0, "timeout", Cause.TIME_LIMIT)),
+        (serve(), 0, "timeout", Ending(0, "timeout", Cause.TIME_LIMIT)),
     ],
 )
 def test_an_exit_code_means_what_the_kind_of_work_makes_of_it(
     spec: Spec, code: int, asked: str | None, ending: Ending
 ) -> None:
-    assert ending_of(spec, code, asked=asked, done=False, log="some\nlast words\n") == ending
+    assert ending_of(spec, code, asked=asked, stage=None, log="some\nlast words\n") == ending
 
 
 @pytest.mark.parametrize("asked", [None, "cancelled", "timeout"])
 def test_training_that_got_done_is_completed_whatever_was_asked_meanwhile(asked: str | None) -> None:
-    assert ending_of(train(), 0, asked=asked, done=True, log="") == Ending(0, "completed")
+    assert ending_of(train(), 0, asked=asked, stage="done", log="") == Ending(0, "completed", Cause.COMPLETED)
 
 
 @pytest.mark.parametrize(
-    ("lines", "done"),
+    ("lines", "stage"),
     [
-        ("", False),
-        ('{"iteration": 1}\n{"stage": "done"}\n', True),
-        ('{"stage": "done"}\n{"stage": "data"}\n', False),
-        ('{"stage": "stopped"}\n', False),
-        ('{"stage": "done"}\n{"sta', False),
-        ('["done"]\n', False),
+        ("", None),
+        ('{"iteration": 1}\n{"stage": "done"}\n', "done"),
+        ('{"stage": "done"}\n{"stage": "data"}\n', "data"),
+        ('{"stage": "stopped"}\n', "stopped"),
+        ('{"stage": "done"}\n{"sta', None),
+        ('["done"]\n', None),
     ],
 )
-def test_training_is_done_when_its_last_metrics_say_so(lines: str, done: bool, tmp_path: Path) -> None:
+def test_the_stage_of_training_is_what_its_last_metrics_say(lines: str, stage: str | None, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert not training_is_done(path)
+    assert training_stage(path) is None
     path.write_text("x" * 100_000 + "\n" + lines)
-    assert training_is_done(path) is done
+    assert training_stage(path) == stage
+
+
+def test_training_that_was_stopped_by_a_switch_was_cancelled() -> None:
+    assert ending_of(train(), 0, asked=None, stage="stopped", log="") == Ending(0, "cancelled", Cause.CANCELLED)
 
 
 @pytest.mark.parametrize(

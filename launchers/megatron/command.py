@@ -23,6 +23,7 @@ class Rank:
     master_addr: str
     master_port: int
     attempt: int = 1
+    attempt_name: str = ""  # JOB.RESTART
 
 
 def child_argv(spec: TrainSpec | ConvertSpec, run_folder: Path, node: str | None = None) -> list[str]:
@@ -45,6 +46,7 @@ def child_env(
         "MASTER_ADDR": rank.master_addr,
         "MASTER_PORT": str(rank.master_port),
         "HEADGATE_ATTEMPT": str(rank.attempt),
+        "HEADGATE_ATTEMPT_NAME": rank.attempt_name,
     }
     code = RunFolder(run_folder).code
     return environment.child_env({**inherited, **ours}, spec.environment, code, spec.resources.cpus_per_task)

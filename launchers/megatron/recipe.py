@@ -76,6 +76,18 @@ class Train:
 class Checkpoint:
     interval: int = 0  # iterations; 0: only at the end, and when asked to stop
     asynchronous: bool = False  # write in the background; the checkpoint exists when its manifest does
+    keep_last: int = 0  # how many are kept, the newest; 0: all
+    keep_every: int = 0  # iterations: of multiples of it the checkpoint is kept for ever
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """When a run that ended goes on by itself, and what counts as ended."""
+
+    max_attempts: int = 100
+    without_progress: int = 3  # attempts in a row that saved nothing new
+    hang_timeout_s: int = 1800  # no iteration, save or evaluation has finished for so long: a hang
+    start_timeout_s: int = 3600  # the same until the first iteration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +103,7 @@ class Recipe:
     train: Train
     parallel: Parallel = field(default_factory=Parallel)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    restart: Restart = field(default_factory=Restart)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
 
@@ -160,10 +173,15 @@ def check(recipe: Recipe, world_size: int) -> None:
         "model.ffn": m.ffn, "model.seq_length": m.seq_length, "parallel.tensor": p.tensor,
         "parallel.pipeline": p.pipeline, "train.iterations": t.iterations, "train.micro_batch": t.micro_batch,
         "train.global_batch": t.global_batch, "train.timeout_s": t.timeout_s,
+        "restart.max_attempts": recipe.restart.max_attempts,
+        "restart.without_progress": recipe.restart.without_progress,
+        "restart.hang_timeout_s": recipe.restart.hang_timeout_s,
+        "restart.start_timeout_s": recipe.restart.start_timeout_s,
     }  # fmt: skip
     not_negative: dict[str, float] = {
         "train.warmup": t.warmup, "train.threads": t.threads, "train.min_lr": t.min_lr, "train.grad_clip": t.grad_clip,
         "train.weight_decay": t.weight_decay, "checkpoint.interval": recipe.checkpoint.interval,
+        "checkpoint.keep_last": recipe.checkpoint.keep_last, "checkpoint.keep_every": recipe.checkpoint.keep_every,
         "evaluation.interval": recipe.evaluation.interval, "evaluation.iterations": recipe.evaluation.iterations,
     }  # fmt: skip
     for name, value in at_least_one.items():
