@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from cli import metrics, record
-from cli.client import Control, Unreachable
+from cli.client import Control, Refused, Unreachable
 from cli.context import Context
 from cli.folders import RUNS
 from cli.table import ago, json_option, show
@@ -62,6 +62,19 @@ def everything(site: Site) -> list[dict[str, Any]]:
     except Unreachable:
         found = sorted(told(site), key=lambda r: r["created_at"])
     return found
+
+
+def registered(site: Site, run: str) -> dict[str, Any] | None:
+    """The run as the control API describes it; None where no controller answers, or has not heard of it."""
+    try:
+        found: dict[str, Any] = Control(site.control_socket).get(f"/v1/runs/{run}")
+        return found
+    except Unreachable:
+        return None
+    except Refused as e:
+        if e.status != 404:
+            raise
+        return None
 
 
 def told(site: Site) -> Iterator[dict[str, Any]]:
