@@ -1,4 +1,4 @@
-"""`headgate diff RUN RUN`: what was asked differently, and which code. Reads both run folders; needs no control plane."""
+"""`headgate diff RUN RUN`: what was asked differently, and which code. Reads run folders; needs no control plane."""
 
 from __future__ import annotations
 
@@ -157,9 +157,9 @@ def _same(a: Path, b: Path) -> bool:
 def _lines(path: str, old: bytes | None, new: bytes | None) -> Iterator[str]:
     if b"\0" in (old or b"") or b"\0" in (new or b""):
         return
-    texts = [[] if raw is None else raw.decode(errors="replace").splitlines() for raw in (old, new)]
-    names = [path if raw is not None else "/dev/null" for raw in (old, new)]
-    yield from difflib.unified_diff(*texts, *names, lineterm="")
+    before, after = ((raw or b"").decode(errors="replace").splitlines() for raw in (old, new))
+    from_path, to_path = (path if raw is not None else os.devnull for raw in (old, new))
+    yield from difflib.unified_diff(before, after, from_path, to_path, lineterm="")
 
 
 def _shown(value: Any) -> str:
