@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launchers import job_array, submit
@@ -99,9 +100,15 @@ class SlurmScheduler:
 
     def submit(self, request: JobRequest) -> JobRef:
         """Raises SchedulerUnavailable also when the job was submitted and Slurm then fell silent: see `find`."""
+        return self._submit(lambda: submit.submit_to_slurm(request, self.client))
+
+    def submit_again(self, request: JobRequest, script: Path) -> JobRef:
+        return self._submit(lambda: self.client.submit(script, request.key))
+
+    def _submit(self, submit_job: Callable[[], str]) -> JobRef:
         cluster = self.cluster  # asked first: without an answer there is nothing to submit to
         with self._acting():
-            job_id = submit.submit_to_slurm(request, self.client)
+            job_id = submit_job()
             for job in self.client.jobs([job_id]):
                 return JobRef(cluster, job.id, job.submitted_at)
         raise SchedulerUnavailable(f"job {job_id} was submitted, and the queue does not know it")
