@@ -19,7 +19,8 @@ import click
 from cli import report, serve
 from cli.client import Control, Refused
 from cli.context import Context
-from cli.follow import Tail, follow, show
+from cli.follow import follow, show
+from cli.metrics import Tail
 from cli.progress import Display, display
 from cli.services import start_services, stop_local_jobs, stop_services, url
 from cli.train import publish_spec, submit, train_spec

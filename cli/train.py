@@ -15,7 +15,7 @@ import click
 
 from cli.client import Control, Unreachable
 from cli.context import Context
-from cli.logs import find_folder
+from cli.folders import find_folder
 from cli.resources import asked, resource_options
 from launchers.launch import Launched, launch, new_id
 from launchers.megatron import manifest

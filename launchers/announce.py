@@ -25,6 +25,7 @@ KINDS = (
     "attempt-started",  # attempt, job_id, host, pid, tasks, nodes
     "replica-ready",  # host, port, served_name, start_s, context_tokens
     "checkpoint",  # iteration, path (relative), bytes, manifest_sha256
+    "checkpoint-pruned",  # iteration, path (relative): it was not wanted any more
     "model-converted",  # path (relative), max_logit_difference, parameters, bytes
     "attempt-ended",  # attempt, exit_code, cause (words), end (launchers.restart.Cause), failed_task, tail, ...
     "attempt-judged",  # attempt, cause (launchers.restart.Cause), saved, action, why, successor: by the batch script

@@ -97,6 +97,16 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def latest(self) -> Path:
+        """Text: the name of the newest complete checkpoint. Whoever loads it verifies it all the same."""
+        return self.checkpoints / "latest"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.root / "tensorboard"
+
+    @property
     def model(self) -> Path:
         """The Hugging Face model directory that a conversion makes; appears whole or not at all."""
         return self.root / "model"

@@ -30,6 +30,8 @@ HOMES = {
 # What runs inside a job, in an environment with nothing of the control plane's: standard library only.
 STANDARD_LIBRARY_ONLY = (
     "launchers/announce.py",
+    "launchers/interval.py",
+    "launchers/retention.py",
     "launchers/run_folder.py",
     "launchers/spec.py",
     "launchers/untrusted.py",
