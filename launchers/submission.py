@@ -16,8 +16,8 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,29 +144,29 @@ def submit(
     folder = RunFolder(runs_dir.resolve() / submission.spec.id)
     described = submission.spec
     folder.create()
-    with Git(Path(os.path.dirname(described.script or "") or described.cwd)) as git:
+    with ExitStack() as stack:
         try:
             folder.script.write_bytes(submission.script)
             told = json.dumps(allowed_environment(environ), indent=2)
             folder.environment.write_text(told + "\n", encoding="utf-8")
             write_whole(folder.spec, spec.dump(described))
+            git = stack.enter_context(Git(Path(os.path.dirname(described.script or "") or described.cwd)))
             argv = ["sbatch", *submission.options, str(folder.script), *described.args]
-            process = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            process = stack.enter_context(_started(argv, environ))
         except OSError:
             shutil.rmtree(folder.root, ignore_errors=True)
             raise
+        assert process.stdout is not None and process.stderr is not None
         job_id, printed = None, b""
-        with process, _signals_go_to(process):
-            assert process.stdout is not None and process.stderr is not None
-            complaints = _Pump(process.stderr, err, COMPLAINT if quiet else None)
-            for line in process.stdout:
-                printed += line
-                if not quiet:
-                    _pass_on(line, out)
-                if job_id is None and (found := JOB.fullmatch(line)):
-                    job_id = found[1].decode()
-                    _note(folder, job_id, found[2].decode() if found[2] else None, environ, git)
-            complaints.join()
+        complaints = _Pump(process.stderr, err, COMPLAINT if quiet else None)
+        for line in process.stdout:
+            printed += line
+            if not quiet:
+                _pass_on(line, out)
+            if job_id is None and (found := JOB.fullmatch(line)):
+                job_id = found[1].decode()
+                _note(folder, job_id, found[2].decode() if found[2] else None, environ, git)
+        complaints.join()
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     if job_id is None and process.returncode >= 0 and not printed and not NO_ANSWER.search(complaints.text):
         shutil.rmtree(folder.root, ignore_errors=True)
@@ -189,15 +189,18 @@ def _note(folder: RunFolder, job_id: str, cluster: str | None, environ: Mapping[
 
 
 @contextmanager
-def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """What would end sbatch ends it, and not us before we have passed on its last words."""
-
-    def forward(signum: int, _: object) -> None:
-        process.send_signal(signum)
-
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+def _started(argv: Sequence[str], environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A running sbatch. What would end us ends it instead: its last words are still to be passed on, and noted."""
+    early: list[int] = []
+    take: Callable[[int], None] = early.append
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: signal.signal(signum, lambda number, _: take(number)) for signum in ends}
     try:
-        yield
+        with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            take = process.send_signal
+            for signum in early:
+                take(signum)
+            yield process
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -68,7 +68,9 @@ class Desk:
             ["scontrol", "show", "job", job], env=self.env, text=True, check=True, capture_output=True
         ).stdout
         text = re.sub(r"Comment=\S+-\d{8}-\d{6}-[0-9a-f]{4} *\n\s*", "", text)
-        text = re.sub(r"\b(JobId|HetJobId|HetJobIdSet|HetJobIdOffset|ArrayJobId|slurm-|/)=?[\d,-]+", r"\1", text)
+        text = re.sub(
+            r"\b(JobId|HetJobId|HetJobIdSet|HetJobIdOffset|ArrayJobId|slurm-|script-|/)=?[\d,-]+", r"\1", text
+        )
         return re.sub(r"((Submit|Eligible|Accrue|Start|End|LastSchedEval)(Time)?|Command|Priority)=\S+", "", text)
 
 
@@ -109,8 +111,12 @@ print(sys.argv[1:], os.getcwd(), os.environ["SLURM_JOB_NAME"], "end")
     [
         (BASH, ["a b", "--wait", "$HOME"], False),
         (PYTHON, ["x"], False),
-        (BASH, [], True),
-        (None, ["-p", "cpu", "--wrap", "echo \"$SLURM_JOB_NAME\" '#' \\\\; pwd"], False),
+        (
+            BASH.replace("$SLURM_JOB_NAME", ""),
+            [],
+            True,
+        ),  # which sbatch alone leaves unset there, for all the job's name
+        (None, ["-p", "cpu", "--wrap", "echo \"$SLURM_JOB_NAME\" '#' \\\\; pwd; echo end"], False),
     ],
     ids=["bash with arguments", "python", "from standard input", "--wrap"],
 )
