@@ -31,7 +31,7 @@ from slurm.model import Job, JobState
 
 T = TypeVar("T")
 
-POLL_S = 0.5
+POLL_S = 1.0
 LEAVE_S = 20.0  # from the attempt's last word to the end of its step
 ASK_AGAIN_S = 2.0
 PATIENCE_S = 600.0  # with a slurmctld that does not answer, while nobody ends us
@@ -46,9 +46,9 @@ def srun(folder: RunFolder) -> list[str]:
     return [*SRUN, "--output", str(folder.logs / "%j_%t_log.out"), *launch.supervisor_command(folder)]
 
 
-def lead_s(save_s: float) -> float:
-    """How long before the time limit a run is asked to save, that takes `save_s` by its last save."""
-    return 3 * save_s + 30
+def lead_s(save_s: float, limit_s: float) -> float:
+    """How long before its time limit a run is asked to save, that takes `save_s` by its last save."""
+    return 3 * save_s + min(30.0, limit_s / 4)
 
 
 def job_facts(job: Job) -> JobFacts:
@@ -86,6 +86,9 @@ class Batch:
             signal.signal(number, lambda number, frame: None)  # meant for the tasks, which get their own
         with subprocess.Popen(srun(self.folder), stdin=subprocess.DEVNULL) as step:
             self._watch(step)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Slurm signals whatever runs in a job that it ends, also the commands with which we ask it for another.
+            signal.signal(number, signal.SIG_IGN)
         return self._judge()
 
     def _wait_for_others(self) -> str | None:
@@ -100,7 +103,7 @@ class Batch:
 
     def _watch(self, step: subprocess.Popen[bytes]) -> None:
         """Until the step is over. One whose supervisor is gone does not end by itself where its slurmstepd is, too."""
-        ends_at = self._ends_at()
+        ends = self._ends()
         last_word_at: float | None = None
         alive_at, heard_at = None, self.clock()
         while not _over(step):
@@ -113,15 +116,22 @@ class Batch:
             if silent or (last_word_at is not None and now - last_word_at > LEAVE_S):
                 print("batch: the supervisor is gone and its step is not: ending the step", file=sys.stderr)
                 _end(step)
-            if ends_at is not None and now >= ends_at - lead_s(history.save_s(self.folder)):
-                known, ends_at = ends_at, self._ends_at()  # it may have been extended
-                if ends_at is None or ends_at <= known:
-                    ends_at = None
+            if ends is not None and self._must_save(ends, now):
+                ends = self._ends()  # it may have been extended
+                if ends is not None and self._must_save(ends, now):
+                    ends = None
                     self._ask_to_save()
 
-    def _ends_at(self) -> float | None:
+    def _ends(self) -> tuple[float, float] | None:
+        """When Slurm will end this job, in seconds since the epoch, and its time limit in seconds."""
         job = self._job()
-        return None if job is None or job.ends_at is None else job.ends_at.timestamp()
+        if job is None or job.ends_at is None or job.time_limit_s is None:
+            return None
+        return job.ends_at.timestamp(), job.time_limit_s
+
+    def _must_save(self, ends: tuple[float, float], now: float) -> bool:
+        at, limit_s = ends
+        return now >= at - lead_s(history.save_s(self.folder), limit_s)
 
     def _ask_to_save(self) -> None:
         try:

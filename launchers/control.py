@@ -21,7 +21,7 @@ from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
 from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.schedulers import watch_for
-from registry import accounting, checkpoints, models, reports, runs, tenants
+from registry import accounting, attempts, checkpoints, models, reports, runs, tenants
 from registry.access import Forbidden, Principal
 from registry.db import Conflict, NotFound, RegistryError, StorageError, open_reader, open_writer
 from registry.migrations import MIGRATIONS
@@ -158,7 +158,8 @@ async def get_run(request: web.Request) -> web.Response:
     controller = reading(request, "run")
     run = await controller.write(runs.get, controller.db, request.match_info["id"])
     jobs = await controller.write(accounting.of_subject, controller.db, run.id)
-    return answer({"run": run, "jobs": jobs})
+    tried = await controller.write(attempts.of_run, controller.db, run.id)
+    return answer({"run": run, "jobs": jobs, "attempts": tried})
 
 
 async def get_checkpoint(request: web.Request) -> web.Response:

@@ -85,7 +85,8 @@ def show_alive(folder: RunFolder, attempt: str) -> None:
 def alive_at(folder: RunFolder, attempt: str) -> float | None:
     """When the attempt last showed that it lives, by the file system's clock; None when it has not begun to."""
     try:
-        return os.stat(folder.alive(attempt)).st_mtime
+        with open(folder.alive(attempt), "rb") as f:  # opened, because NFS may answer a mere stat from its cache
+            return os.fstat(f.fileno()).st_mtime
     except OSError:
         return None
 

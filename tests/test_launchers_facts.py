@@ -15,7 +15,7 @@ from launchers import facts
 from launchers.announce import announce
 from launchers.run_folder import RunFolder
 from launchers.spec import Spec
-from registry import checkpoints, deployments, models, runs
+from registry import attempts, checkpoints, deployments, models, runs
 from registry.db import Database, StorageError, row
 from registry.deployments import Replica, ReplicaState
 from registry.models import ModelState
@@ -304,3 +304,60 @@ def test_the_owner_is_the_folders_owner(tmp_path: Path) -> None:
         os.chown(folder.root, 4711, 4711)
         assert facts.owner_of(folder) == ("4711", 4711)
     assert stat.S_ISDIR(folder.root.stat().st_mode)
+
+
+# Attempts, and what the batch script makes of them.
+
+
+def attempt(run: Subject, name: str, *, end: str, **judged: Any) -> None:
+    """One attempt from its start to its judgement, as supervisor and batch script state it."""
+    run.say("attempt-started", attempt=name, job_id="7", host="g1", nodes="g[1-2]", saved=None)
+    run.say("attempt-ended", attempt=name, exit_code=1, cause="it fell", end=end, judged=True, iteration=47)
+    run.ingest()
+    if judged:
+        run.say("attempt-judged", **{"attempt": name, "saved": 40, "successor": None, **judged})
+        run.ingest()
+
+
+def test_a_run_whose_attempt_is_not_judged_yet_is_not_over(run: Subject) -> None:
+    attempt(run, "7.0", end="crashed")
+    assert run.run.state is RunState.RUNNING
+    (known,) = attempts.of_run(run.db, run.spec.id)
+    assert (known.cause, known.detail, known.nodes, known.last_iteration) == ("crashed", "it fell", "g[1-2]", 47)
+
+
+@pytest.mark.parametrize(
+    ("cause", "action", "state", "words"),
+    [
+        ("completed", "stop", RunState.COMPLETED, None),
+        ("cancelled", "stop", RunState.STOPPED, None),
+        ("time-limit", "restart", RunState.PENDING, "time-limit; it goes on"),
+        ("requeued", "wait", RunState.PENDING, "requeued; it goes on"),
+        ("crashed", "restart", RunState.PENDING, "it fell; it goes on"),
+        ("crashed", "stop", RunState.FAILED, "it fell; it goes on"),
+        ("time-limit", "stop", RunState.FAILED, "time-limit; it goes on"),
+    ],
+)
+def test_what_follows_an_attempt_is_the_batch_scripts_to_say(
+    run: Subject, cause: str, action: str, state: RunState, words: str | None
+) -> None:
+    attempt(run, "7.0", end="cancelled", cause=cause, action=action, why="it goes on")
+    assert (run.run.state, run.run.cause) == (state, words)
+    (known,) = attempts.of_run(run.db, run.spec.id)
+    assert (known.cause, known.saved_iteration, known.verdict) == (cause, 40, "it goes on")
+
+
+def test_a_run_that_goes_on_is_running_again_and_forgets_why_it_waited(run: Subject) -> None:
+    attempt(run, "7.0", end="crashed", cause="crashed", action="restart", why="it goes on")
+    run.say("attempt-started", attempt="7.1", job_id="7", host="g1", saved=40)
+    run.ingest()
+    assert (run.run.state, run.run.cause) == (RunState.RUNNING, None)
+    assert [(a.number, a.first_iteration) for a in attempts.of_run(run.db, run.spec.id)] == [(1, None), (2, 40)]
+
+
+def test_the_job_that_follows_one_that_could_not_be_requeued_is_known_until_it_begins(run: Subject) -> None:
+    assert facts.successor(run.folder) is None
+    attempt(run, "7.0", end="crashed", cause="crashed", action="restart", why="", successor="8")
+    assert facts.successor(run.folder) == "8"
+    run.say("attempt-started", attempt="8.0", job_id="8", host="g1")
+    assert facts.successor(run.folder) is None

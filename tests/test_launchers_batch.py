@@ -1,0 +1,183 @@
+"""The batch script's side of an attempt, where Slurm is scripted: what no real slurmctld can be made to do at will.
+
+What it does on a real one is in test_survival.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import slurm_fixtures
+from slurm_fixtures import NOON, ScriptedSlurm
+from specs import folder_of, train
+
+from launchers import announce, batch, history
+from launchers.announce import read
+from launchers.batch import Batch, job_facts, lead_s
+from launchers.restart import Cause
+from launchers.run_folder import RunFolder
+from slurm.errors import SlurmError, SlurmUnavailable
+from slurm.model import JobState
+
+
+@dataclasses.dataclass
+class Slurm(ScriptedSlurm):
+    """`refuses`: its words when it is asked to requeue. `deaf`: how many more questions it does not hear."""
+
+    refuses: str | None = None
+    takes_jobs: bool = True
+    deaf: int = 0
+
+    def requeue(self, job_id: str) -> None:
+        self.deaf -= 1
+        if self.deaf >= 0:
+            raise SlurmUnavailable("Unable to contact slurm controller")
+        self._answer(f"requeue {job_id}")
+        if self.refuses is not None:
+            raise SlurmError(self.refuses)
+
+    def update(self, job_id: str, *, starts_in_s: int) -> None:
+        self._answer(f"update {job_id} {starts_in_s}")
+
+    def submit(self, script: Path, comment: str, *, dependency: str) -> str:
+        self._answer(f"submit {script.name} {comment} {dependency}")
+        if not self.takes_jobs:
+            raise SlurmError("Job violates accounting/QOS policy")
+        return "8"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return folder_of(train(), tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def kept_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(batch, "srun", lambda folder: ["true"])
+    monkeypatch.setattr(batch, "ASK_AGAIN_S", 0.01)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    kept = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, kept, strict=True):
+        signal.signal(number, handler)
+
+
+def job(**changed: Any) -> slurm_fixtures.Job:
+    return slurm_fixtures.job(7, **changed)
+
+
+def attempt(folder: RunFolder, slurm: Any, restarts: int = 0) -> Batch:
+    return Batch(folder, train(), "7", restarts, slurm)
+
+
+def says(folder: RunFolder, attempt: str, end: Cause) -> None:
+    announce.announce(folder.announcements, "attempt-started", attempt=attempt, job_id="7")
+    announce.announce(folder.announcements, "attempt-ended", attempt=attempt, end=end, exit_code=1, cause="")
+
+
+def judgements(folder: RunFolder) -> list[dict[str, Any]]:
+    found = sorted(folder.announcements.glob("*-attempt-judged.json"))
+    return [read(path, os.getuid()).facts for path in found]
+
+
+def test_a_crashed_attempt_requeues_its_job_and_has_it_start_soon(folder: RunFolder) -> None:
+    slurm = Slurm([job()])
+    says(folder, "7.0", Cause.CRASHED)
+    assert attempt(folder, slurm).run() == 0
+    assert slurm.asked[-2:] == ["requeue 7", "update 7 5"]
+    (judged,) = judgements(folder)
+    assert (judged["attempt"], judged["cause"], judged["action"]) == ("7.0", "crashed", "restart")
+
+
+def test_where_slurm_does_not_requeue_a_successor_is_submitted_after_this_job(folder: RunFolder) -> None:
+    slurm = Slurm([job()], refuses="Requested operation is presently disabled")
+    says(folder, "7.0", Cause.TIME_LIMIT)
+    assert attempt(folder, slurm).run() == 0
+    assert f"submit job.sh {folder.id} afterany:7" in slurm.asked
+    assert (judgements(folder)[-1]["successor"], judgements(folder)[-1]["action"]) == ("8", "restart")
+    assert "presently disabled" in judgements(folder)[-1]["why"]
+
+
+def test_where_slurm_takes_no_job_at_all_the_run_ends_with_both_of_its_reasons(folder: RunFolder) -> None:
+    slurm = Slurm([job()], refuses="requeue is disabled", takes_jobs=False)
+    says(folder, "7.0", Cause.TIME_LIMIT)
+    assert attempt(folder, slurm).run() == 1
+    last = judgements(folder)[-1]
+    assert last["action"] == "stop"
+    assert "requeue is disabled" in last["why"] and "QOS policy" in last["why"]
+
+
+def test_a_slurmctld_that_is_silent_for_a_while_is_asked_again(folder: RunFolder) -> None:
+    slurm = Slurm([job()], deaf=5)
+    says(folder, "7.0", Cause.CRASHED)
+    assert attempt(folder, slurm).run() == 0
+    assert "requeue 7" in slurm.asked
+
+
+def test_what_slurm_cancels_is_cancelled_unless_the_books_say_that_it_was_preempted(folder: RunFolder) -> None:
+    cancelled = Slurm([job(state=JobState.COMPLETING)])
+    says(folder, "7.0", Cause.CANCELLED)
+    assert attempt(folder, cancelled).run() == 1
+    assert not [q for q in cancelled.asked if q.startswith("requeue")]
+    preempted = Slurm([job(state=JobState.COMPLETING)], [slurm_fixtures.record(job(), JobState.PREEMPTED)])
+    says(folder, "7.1", Cause.CANCELLED)
+    assert attempt(folder, preempted, restarts=1).run() == 0
+    assert "requeue 7" in preempted.asked
+    assert judgements(folder)[-1]["cause"] == "preempted"
+
+
+def test_a_second_job_of_the_run_does_not_start_beside_one_that_lives(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(history, "SILENT_S", 1.0)
+    folder.rendezvous.mkdir()
+    announce.announce(folder.announcements, "attempt-started", attempt="6.0", job_id="6")
+    ahead = os.stat(folder.root).st_mtime + 60
+    history.show_alive(folder, "6.0")
+    os.utime(folder.alive("6.0"), (ahead, ahead))
+    slurm = Slurm([job()])
+    made = attempt(folder, slurm)
+    ticks = iter(range(1000))
+    made.clock = lambda: float(next(ticks))
+    assert made.run() == 1
+    assert "attempt 6.0 of this run is still running" in capfd.readouterr().err
+    assert slurm.asked == []
+
+
+def test_an_earlier_attempt_that_nobody_judged_was_requeued_by_slurm(folder: RunFolder) -> None:
+    announce.announce(folder.announcements, "attempt-started", attempt="7.0", job_id="7")
+    announce.announce(folder.announcements, "attempt-started", attempt="7.1", job_id="7")
+    (first,) = history.past(folder, before="7.1")
+    assert (first.attempt, first.cause) == ("7.0", Cause.REQUEUED)
+
+
+def test_whoever_submits_a_run_again_after_it_was_given_up_begins_to_count_anew(folder: RunFolder) -> None:
+    for number in ("5.0", "6.0"):
+        says(folder, number, Cause.CRASHED)
+        announce.announce(
+            folder.announcements, "attempt-judged", attempt=number, cause=Cause.CRASHED, saved=3, action="stop", why=""
+        )
+    announce.announce(folder.announcements, "attempt-started", attempt="7.0", job_id="7")
+    assert history.past(folder, before="7.0") == []
+
+
+def test_an_end_that_was_moved_forward_is_a_preemption_and_one_at_the_limit_is_not() -> None:
+    limit = NOON + timedelta(seconds=600)
+    assert job_facts(job(ends_at=limit - timedelta(seconds=300))).preempted
+    assert not job_facts(job(ends_at=limit)).preempted
+    assert not job_facts(job(ends_at=limit + timedelta(seconds=60))).preempted
+    assert not job_facts(job(state=JobState.COMPLETING, ends_at=NOON + timedelta(seconds=5))).preempted
+    assert job_facts(job(state=JobState.COMPLETING, reason="TimeLimit")).at_time_limit
+
+
+def test_the_time_before_the_limit_follows_the_last_save() -> None:
+    assert lead_s(0, 3600) == 30
+    assert lead_s(120, 3600) == 390
+    assert lead_s(1, 60) == 18  # of a short one, a quarter is enough
