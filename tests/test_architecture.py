@@ -38,6 +38,9 @@ STANDARD_LIBRARY_ONLY = (
     "launchers/vllm/guard.py",
     "launchers/megatron/recipe.py",
     "launchers/megatron/manifest.py",
+    "launchers/megatron/progress.py",
+    "launchers/megatron/shelf.py",
+    "launchers/megatron/stop.py",
     "registry/strict_toml.py",
 )
 
