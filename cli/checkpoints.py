@@ -18,6 +18,7 @@ from cli.table import ago, json_option, show
 from launchers.megatron import manifest
 from launchers.megatron.manifest import CheckpointError
 from launchers.run_folder import RunFolder
+from slurm import amounts
 
 OF_A_RUN = ("iteration", "state", "bytes", "age", "used_by", "path")
 
@@ -77,7 +78,7 @@ def examine(checkpoint: record.Checkpoint, *, asked_for: bool) -> dict[str, Any]
         whole = manifest.verify(Path(checkpoint.path))
     except CheckpointError as e:
         return {"iteration": checkpoint.iteration, "verdict": "damaged", "words": str(e)}
-    words = f"whole: {len(whole.files)} files, {whole.bytes:,} bytes, as its manifest promises"
+    words = f"whole: {amounts.counted(len(whole.files), 'file')}, {whole.bytes:,} bytes, as its manifest promises"
     return {"iteration": checkpoint.iteration, "verdict": "whole", "words": words}
 
 

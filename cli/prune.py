@@ -20,6 +20,7 @@ from launchers.megatron import manifest
 from launchers.retention import surplus
 from launchers.run_folder import RunFolder
 from launchers.spec import TrainSpec, load
+from slurm import amounts
 
 
 @click.command()
@@ -74,7 +75,7 @@ def prune(
     for checkpoint in going:
         click.echo(f"{folder.id}/{checkpoint.iteration}: {checkpoint.bytes or 0:,} bytes")
     would = "would be deleted" if dry_run else "deleted"
-    click.echo(f"{len(going)} checkpoints, {size:,} bytes {would}" if going else "nothing to delete")
+    click.echo(f"{amounts.counted(len(going), 'checkpoint')}, {size:,} bytes {would}" if going else "nothing to delete")
 
 
 def policy(folder: RunFolder) -> tuple[int, int]:

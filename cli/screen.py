@@ -43,6 +43,8 @@ def printable(text: str) -> str:
 def _head(said: dict[str, Any]) -> str:
     run = said["run"]
     state = run["state"] + (f" ({said['phase']})" if said["phase"] not in (None, "training") else "")
+    if said["silent_s"] is not None:
+        state += f", and nothing was heard of it for {amounts.duration(said['silent_s'])}"
     cause = f": {run['cause']}" if run["cause"] else ""
     whose = f"{run['kind']}, {run['owner']}'s, made {ago(run['created_at'])} ago"
     unheard = "" if said["registry"] else "; as its folder tells, no controller does"
@@ -152,10 +154,16 @@ def _ended(a: dict[str, Any], *, last: bool) -> str:
 def _checkpoints(c: dict[str, Any]) -> list[str]:
     if not c["complete"]:
         return ["none complete"] if c["incomplete"] else []
-    many = f"{c['complete']} complete, {amounts.gib(c['bytes'])} GiB" if c["bytes"] >= 1 << 30 else ""
-    many = many or f"{c['complete']} complete, {c['bytes'] / 2**20:,.1f} MiB"
     unfinished = f"; not complete: {', '.join(map(str, c['incomplete']))}" if c["incomplete"] else ""
-    return [f"{many}; newest: iteration {c['newest']:,}{unfinished}"]
+    return [f"{c['complete']} complete, {size(c['bytes'])}; newest: iteration {c['newest']:,}{unfinished}"]
+
+
+def size(count: int) -> str:
+    """Bytes in words: "7 bytes", "1.5 MiB"."""
+    for unit, length in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= length:
+            return f"{count / length:,.1f} {unit}"
+    return amounts.counted(count, "byte")
 
 
 def _time(t: dict[str, Any] | None) -> list[str]:

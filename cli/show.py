@@ -19,6 +19,7 @@ from cli.metrics import Training
 from cli.record import Attempt, Checkpoint
 from cli.screen import render
 from cli.table import json_option
+from launchers import history
 from launchers.run_folder import RunFolder
 from launchers.spec import SpecError, load
 from launchers.subjects import user_name
@@ -70,6 +71,7 @@ def gather(site: Site, folder: RunFolder, training: Training, now: float) -> dic
     return {
         "run": run | runs.standing(folder, spec.kind, now),
         "phase": record.progress(folder).get("phase") if run["state"] == "running" else None,
+        "silent_s": _silent_s(folder, attempts, now) if run["state"] == "running" else None,
         "resources": plain["resources"],
         "recipe": plain.get("recipe"),
         "parameters": (training.model or {}).get("parameters"),
@@ -81,6 +83,13 @@ def gather(site: Site, folder: RunFolder, training: Training, now: float) -> dic
         "files": _files(folder, attempts),
         "registry": known is not None,
     }
+
+
+def _silent_s(folder: RunFolder, attempts: list[Attempt], now: float) -> float | None:
+    """For how long the attempt that runs has shown no life; None where it lives, or never shows it."""
+    alive_at = history.alive_at(folder, attempts[-1].attempt) if attempts else None
+    silent_s = 0.0 if alive_at is None else now - alive_at
+    return round(silent_s) if silent_s > history.SILENT_S else None
 
 
 def _with_books(attempt: Attempt, known: dict[str, Any] | None) -> Attempt:
