@@ -149,7 +149,7 @@ class Demo:
         checkpoint: dict[str, Any] = self.control.get(f"/v1/checkpoints/{spec.id}")
         return checkpoint
 
-    def _submit(self, spec: specs.Spec) -> Launched:
+    def _submit(self, spec: specs.SupervisedSpec) -> Launched:
         launched = submit(self.site, spec)
         self.started.run = launched.folder
         self.ours.add(spec.id)

@@ -15,6 +15,7 @@ COMMANDS = {
     "down": ("cli.services", "down", "Stop them; what runs as local processes stops too."),
     "doctor": ("cli.doctor", "doctor", "Whether this site can train, serve and count, and what to mend."),
     "status": ("cli.listing", "status", "Services, runs and deployments at a glance."),
+    "submit": ("cli.submit", "submit", "Submit a script as sbatch does, with all of its options."),
     "train": ("cli.train", "train", "Submit a training run: RECIPE.toml becomes a job."),
     "publish": ("cli.train", "publish", "Convert a checkpoint and register it as a model."),
     "serve": ("cli.serve", "serve", "Deploy a model on replicas of the engine."),

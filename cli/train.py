@@ -23,7 +23,7 @@ from launchers.megatron.recipe import check, read_recipe, to_dict
 from launchers.resources import resources_from, training_environment
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for
-from launchers.spec import ConvertSpec, Spec, TrainSpec
+from launchers.spec import ConvertSpec, SupervisedSpec, TrainSpec
 from registry import clock
 from registry.db import RegistryError
 from registry.site import Site
@@ -121,7 +121,7 @@ def publish_spec(site: Site, checkpoint: dict[str, Any], target: str, resources:
     )
 
 
-def submit(site: Site, spec: Spec) -> Launched:
+def submit(site: Site, spec: SupervisedSpec) -> Launched:
     try:
         launched = launch(spec, site.runs_dir, scheduler_for(site))
     except SchedulerError as e:

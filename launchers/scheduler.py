@@ -64,6 +64,7 @@ class JobRequest:
     log_dir: Path
     resources: Resources
     batch: tuple[str, ...] | None = None
+    modules: tuple[str, ...] = ()  # loaded before anything is started
 
 
 @dataclass(frozen=True, slots=True)

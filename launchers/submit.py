@@ -31,6 +31,11 @@ from slurm.client import SlurmClient
 from slurm.process import clean_environment
 
 START_TIMEOUT_S = 60.0
+# A batch script is no login shell, and has `module` only where its submitter's environment brought it along.
+FIND_MODULES = (
+    "command -v module >/dev/null || "
+    "for init in /etc/profile.d/lmod.sh /etc/profile.d/modules.sh; do [ ! -r $init ] || . $init; done"
+)
 LAST_TASK_WAIT_S = 120  # from the first task's end to the end of all, longer than a supervisor's own grace
 
 
@@ -62,6 +67,7 @@ def slurm_parameters(request: JobRequest) -> dict[str, Any]:
             f"export SRUN_CPUS_PER_TASK={r.cpus_per_task}",
             # bash waits for what it started, whatever Slurm says to the whole job: that has still something to do.
             *([] if request.batch is None else ["trap : TERM INT USR1 USR2"]),
+            *([FIND_MODULES, f"module load {shlex.join(request.modules)} || exit 1"] if request.modules else []),
         ],
         "use_srun": request.batch is None,
         # When a task has gone without a word (killed, its node out of memory), the others must not wait for it until

@@ -65,11 +65,11 @@ class Bench:
         assert [p.returncode for p in group] == [0] * ranks, "\n".join(said)
         return "\n".join(said)
 
-    def refused(self, folder: RunFolder) -> str:
-        """Run what must fail; the last line it said."""
+    def refused(self, folder: RunFolder, code: int = 1) -> str:
+        """Run what must fail, with this exit code; the last line it said."""
         (process,) = self.start(folder)
         said, _ = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 1, said
+        assert process.returncode == code, said
         return said.strip().splitlines()[-1]
 
     def _folder(self, name: str, kind: type, **fields: Any) -> RunFolder:
@@ -297,7 +297,7 @@ def test_what_a_person_must_change_ends_in_one_line(
     bench: Bench, sections: dict[str, Any], told: str, request: pytest.FixtureRequest
 ) -> None:
     folder = bench.train_folder(request.node.callspec.id.replace(" ", "-"), **sections)
-    said = bench.refused(folder)
+    said = bench.refused(folder, os.EX_CONFIG)
     start, _, end = told.partition(".* ")
     assert said.startswith(start)
     assert end in said

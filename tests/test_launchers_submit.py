@@ -73,6 +73,14 @@ def test_a_run_that_goes_on_by_itself_is_requeueable_and_its_batch_script_outliv
     assert not re.search("^srun", script, re.MULTILINE)
 
 
+def test_the_sites_modules_are_loaded_before_anything_is_started() -> None:
+    lines = submit.script(replace(REQUEST, modules=("cuda/12.4", "nccl"))).splitlines()
+    load = lines.index("module load cuda/12.4 nccl || exit 1")
+    assert any(line.startswith("srun ") for line in lines[load:])
+    assert not any(line.startswith("srun ") for line in lines[:load])
+    assert "module load" not in submit.script(REQUEST)
+
+
 def test_what_was_not_asked_for_is_left_to_the_cluster() -> None:
     script = submit.script(replace(REQUEST, resources=Resources()))
     assert not {"partition", "account", "qos", "mem", "gpus-per-node", "wckey"} & set(options(script))

@@ -2,7 +2,7 @@
 
 The tensors go through megatron's dist_checkpointing, so another number of ranks or another layout can load them. Next
 to them stand the recipe and the tokenizer: a checkpoint directory can be converted with nothing else at hand. It
-exists when its manifest does, and only then is it announced.
+exists when its manifest does, and only then is it the latest, and announced.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import json
 import shutil
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,19 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from launchers import announce
-from launchers.megatron import manifest, model, optimizer
+from launchers.megatron import manifest, model, optimizer, shelf
 from launchers.megatron.data import Dataset
+from launchers.megatron.manifest import CheckpointError
 from launchers.megatron.metrics import Metrics
+from launchers.megatron.progress import Progress
 from launchers.megatron.ranks import Ranks
 from launchers.megatron.recipe import Recipe, to_dict
+from launchers.megatron.stop import Switches
+from launchers.megatron.writer import Writing
+from launchers.retention import surplus
 from launchers.run_folder import RunFolder
 
 RECIPE, TOKENIZER = "recipe.json", "tokenizer"
@@ -42,44 +49,125 @@ class State:
     iteration: int = 0
 
 
-class Checkpoints:
-    """The checkpoints of one run. Every method is called by all ranks together."""
+@dataclass(slots=True)
+class _Save:
+    """A checkpoint that is being written. Seconds by the steady clock."""
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, dataset: Dataset, ranks: Ranks, metrics: Metrics) -> None:
+    path: Path
+    iteration: int
+    writing: Writing
+    began: float
+    blocked_s: float
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every method is called by all ranks together.
+
+    A save stops training while the state is copied. Each rank then writes, and sums up, its own files in a thread;
+    once all have, `settle` lets rank 0 write the manifest, for which it needs to read only the few small files left.
+    """
+
+    def __init__(
+        self, folder: RunFolder, recipe: Recipe, dataset: Dataset, ranks: Ranks, metrics: Metrics, progress: Progress
+    ) -> None:
         self._folder, self._recipe, self._dataset = folder, recipe, dataset
-        self._ranks, self._metrics = ranks, metrics
+        self._ranks, self._metrics, self._progress = ranks, metrics, progress
         self._precision = str(model.precision(recipe.train.precision, ranks.device)).removeprefix("torch.")
-        self._writing = AsyncCallsQueue()
+        # Planned once: what stands where in a checkpoint does not change while a process lives.
+        self._strategy = TorchDistSaveShardedStrategy("torch_dist", 1, cached_metadata=True)
+        self._checked = False
+        self._save: _Save | None = None
+        self._behind = ThreadPoolExecutor(1, "deleting")  # rank 0 deletes while training goes on
+        self._damaged: set[int] = set()  # they have a manifest, and do not keep its promise
+        self._loaded: set[int] = set()
         self.saved = -1  # the newest iteration that was saved or loaded
 
-    def save(self, state: State) -> None:
-        """Save `state`; asynchronously when the recipe says so, but never two at a time."""
-        started = time.monotonic()
-        self.settle()
-        iteration = state.iteration
-        path = self._folder.checkpoints / f"iter_{iteration:07d}"
+    @property
+    def writing(self) -> bool:
+        """Whether this rank still writes."""
+        return self._save is not None and not self._save.writing.done
+
+    def newest(self) -> Path | None:
+        """Where to continue: the newest checkpoint that is whole. Rank 0 looks, and clears unfinished ones away."""
+        found: list[str | None] = [None]
         if self._ranks.first:
-            shutil.rmtree(path, ignore_errors=True)  # left half-written by an earlier attempt
-            path.mkdir(parents=True)
+            home = self._folder.checkpoints
+            home.mkdir(exist_ok=True)
+            newest = manifest.newest_complete(home, report=lambda problem: print(f"passed over: {problem}", flush=True))
+            self._behind.submit(shelf.delete, shelf.remains(home))
+            whole = [i for i, path in manifest.directories(home).items() if path == newest]
+            # A damaged one stays, to be looked at, until training comes to its iteration again.
+            self._damaged = {i for i in shelf.complete(home) if i > max(whole, default=-1)}
+            found[0] = newest.name if newest else None
+            shelf.note_latest(home, found[0])
+        dist.broadcast_object_list(found, src=0, device=self._ranks.device)
+        return self._folder.checkpoints / found[0] if found[0] else None
+
+    def save(self, state: State) -> None:
+        """Save `state`; in the background when the recipe says so, but never two at a time."""
+        self._progress.phase("saving")
+        self.settle()
+        began = time.monotonic()
+        path = self._folder.checkpoints / manifest.name_of(state.iteration)
+        if self._ranks.first:
+            if in_the_way := shelf.set_aside(path):
+                self._behind.submit(shelf.delete, [in_the_way])
+            path.mkdir()
         dist.barrier()
         layout = _layout()
         request = dist_checkpointing.save(
             _sharded(state, layout, loading=False),
             str(path),
-            async_sharded_save=self._recipe.checkpoint.asynchronous,
+            self._strategy,
+            validate_access_integrity=not self._checked,
+            async_sharded_save=True,
             content_metadata={k: v for k, v in layout.items() if k != "dp_cp_group"},
         )
-        self.saved = iteration
-        if request is None:
-            self._complete(path, iteration, started)
-        else:
-            blocked = time.monotonic() - started
-            request.add_finalize_fn(lambda: self._complete(path, iteration, started, blocked))
-            self._writing.schedule_async_request(request)
+        self._checked = True
+        background = self._recipe.checkpoint.asynchronous
+        writing = Writing(request, path, partial(self._beside, path), background=background)
+        self._save = _Save(path, state.iteration, writing, began, time.monotonic() - began)
+        self.saved = state.iteration
+        if not background:
+            self.settle()
+        self._progress.phase("training")
 
-    def settle(self, wait: bool = True) -> None:
-        """Complete what is being written in the background: all of it, or (`wait` off) what is done by now."""
-        self._writing.maybe_finalize_async_calls(blocking=wait)
+    def settle(self) -> None:
+        """Complete the checkpoint that is being written, if one is. Waits until every rank has written its part."""
+        if self._save is None:
+            return
+        began = time.monotonic()
+        save, self._save = self._save, None
+        save.writing.wait()
+        sealed = self._sealed(save.writing)
+        for finish in save.writing.request.finalize_fns:  # megatron's own metadata
+            finish()
+        size = [0]
+        if self._ranks.first:
+            facts = {"iteration": save.iteration, "run": self._folder.id, "parallel": _parallel(self._recipe)}
+            done = manifest.write(
+                save.path, "checkpoint", sealed=sealed, **facts, ranks=self._ranks.world, precision=self._precision
+            )
+            shelf.note_latest(self._folder.checkpoints, save.path.name)
+            self._announce(save.path, done)
+            self._damaged.discard(save.iteration)
+            self._behind.submit(self._prune)
+            size = [done.bytes]
+        dist.broadcast_object_list(size, src=0, device=self._ranks.device)
+        now = time.monotonic()
+        total, blocked = now - save.began, save.blocked_s + now - began
+        self._progress.at(saved=save.iteration, save_s=round(total, 3))
+        self._metrics.emit(
+            f"checkpoint {save.path.name}: complete after {total:.2f} s, training stood still for {blocked:.2f} s",
+            checkpoint=save.iteration,
+            blocked_s=round(blocked, 3),
+            total_s=round(total, 3),
+            bytes=size[0],
+        )
+
+    def close(self) -> None:
+        """Wait until what was to be deleted is."""
+        self._behind.shutdown()
 
     def load(self, state: State, path: Path) -> None:
         """Continue from a complete checkpoint of this run."""
@@ -94,6 +182,7 @@ class Checkpoints:
         state.optimizer.load_state_dict(loaded["optimizer"])
         state.schedule.load_state_dict(loaded["schedule"])
         state.iteration = self.saved = int(loaded["iteration"])
+        self._loaded = {state.iteration}
         optimizer.set_steps(state.optimizer, state.iteration)
         if "rng" in loaded:
             _set_random_state(loaded["rng"][0])
@@ -108,29 +197,41 @@ class Checkpoints:
                         return
             self._announce(path, manifest.read(path))
 
-    def _complete(self, path: Path, iteration: int, started: float, blocked: float | None = None) -> None:
-        if self._ranks.first:
-            (path / RECIPE).write_text(json.dumps(to_dict(self._recipe), indent=1) + "\n", encoding="utf-8")
-            shutil.copytree(self._dataset.tokenizer, path / TOKENIZER)
-            done = manifest.write(
-                path,
-                "checkpoint",
-                iteration=iteration,
-                run=self._folder.id,
-                parallel=_parallel(self._recipe),
-                ranks=self._ranks.world,
-                precision=self._precision,
-            )
-            self._announce(path, done)
-        dist.barrier()
-        took = time.monotonic() - started
-        block = took if blocked is None else blocked
-        self._metrics.emit(
-            f"checkpoint {path.name}: complete after {took:.2f} s, training stood still for {block:.2f} s",
-            checkpoint=iteration,
-            block_s=round(block, 3),
-            save_s=round(took, 3),
-        )
+    def _beside(self, path: Path) -> list[Path]:
+        """What makes a checkpoint usable with nothing else at hand. Written by rank 0, next to the tensors."""
+        if not self._ranks.first:
+            return []
+        recipe, tokenizer = path / RECIPE, path / TOKENIZER
+        recipe.write_text(json.dumps(to_dict(self._recipe), indent=1) + "\n", encoding="utf-8")
+        shutil.copytree(self._dataset.tokenizer, tokenizer)
+        return [recipe, *(p for p in tokenizer.rglob("*") if p.is_file())]
+
+    def _sealed(self, mine: Writing) -> list[manifest.File]:
+        """The files of all ranks. Raises CheckpointError on every rank when one could not write."""
+        told: list[tuple[str, list[manifest.File]]] = [("", [])] * self._ranks.world
+        dist.all_gather_object(told, (mine.error, mine.files))
+        for rank, (error, _files) in enumerate(told):
+            if error:
+                raise CheckpointError(f"rank {rank} could not write its part of a checkpoint: {error}")
+        return [file for _error, files in told for file in files]
+
+    def _prune(self) -> None:
+        """Delete what the recipe does not want kept. In a thread of rank 0."""
+        home, wanted = self._folder.checkpoints, self._recipe.checkpoint
+        unwanted = surplus(
+            (i for i in shelf.complete(home) if i not in self._damaged),
+            keep_last=wanted.keep_last, keep_every=wanted.keep_every,
+            pinned=Switches(self._folder.switches).pinned(), in_use=self._loaded,
+        )  # fmt: skip
+        try:
+            for iteration in unwanted:
+                path = home / manifest.name_of(iteration)
+                if going := shelf.set_aside(path):
+                    facts = {"iteration": iteration, "path": self._relative(path)}
+                    announce.announce(self._folder.announcements, "checkpoint-pruned", **facts)
+                    shelf.delete([going])
+        except OSError as e:  # training does not end over it
+            print(f"checkpoints that may go were not all deleted: {e}", flush=True)
 
     def _announce(self, path: Path, done: manifest.Manifest) -> None:
         announce.announce(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +48,11 @@ class Dataset:
         return self.path / "tokenizer"
 
 
-def prepare(data: Data, dataset_dir: Path) -> Dataset:
-    """Find the prepared form of this text under `dataset_dir`, or make it. Raises DataError."""
+def prepare(data: Data, dataset_dir: Path, prepared: Callable[[int], None] = lambda documents: None) -> Dataset:
+    """Find the prepared form of this text under `dataset_dir`, or make it. Raises DataError.
+
+    `prepared` is told how many documents are done, now and then; what it raises ends it.
+    """
     files = corpus.resolve(data.text)
     final = dataset_dir / f"text-{corpus.key(files, data)}"
     if found := find(final):
@@ -56,7 +60,7 @@ def prepare(data: Data, dataset_dir: Path) -> Dataset:
     dataset_dir.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=dataset_dir))
     try:
-        _build(files, data, building)
+        _build(files, data, building, prepared)
         building.chmod(0o755)
         if final.exists() and not find(final):  # a damaged one is in the way
             shutil.rmtree(final)
@@ -81,12 +85,13 @@ def find(path: Path, *, reused: bool = True) -> Dataset | None:
         return None
 
 
-def _build(files: list[corpus.TextFile], data: Data, directory: Path) -> None:
+def _build(files: list[corpus.TextFile], data: Data, directory: Path, prepared: Callable[[int], None]) -> None:
     texts = list(corpus.documents(files, data.max_mb))
     if not texts:
         raise DataError(
             f"data.text: none of the {len(files)} files is UTF-8 text of at most data.max_mb = {data.max_mb:g}"
         )
+    prepared(0)
     tokenizer = train_tokenizer(texts, data.vocab_size)
     size = tokenizer.get_vocab_size()
     if size != data.vocab_size:
@@ -103,6 +108,7 @@ def _build(files: list[corpus.TextFile], data: Data, directory: Path) -> None:
             ids = [*encoding.ids, end]
             builder.add_document(numpy.array(ids), [len(ids)])
             tokens += len(ids)
+        prepared(start + 256)
     builder.finalize(get_idx_path(prefix))
     manifest.write(directory, "dataset", documents=len(texts), tokens=tokens, vocab=size)
 

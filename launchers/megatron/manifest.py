@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,11 +49,17 @@ class Manifest:
         return sum(f.size for f in self.files)
 
 
-def write(directory: Path, kind: str, **facts: Any) -> Manifest:
-    """Make every file in `directory` durable, then say so. Everything must be in place when this is called."""
+def write(directory: Path, kind: str, *, sealed: Iterable[File] = (), **facts: Any) -> Manifest:
+    """Make every file in `directory` durable, then say so. Everything must be in place when this is called.
+
+    `sealed`: files whose writers have done that already, with `seal`; they are not read again.
+    """
+    done = {file.path: file for file in sealed}
     paths = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / NAME)
+    left = [p for p in paths if p.relative_to(directory).as_posix() not in done]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter's lock
-        files = tuple(pool.map(lambda p: _sealed(directory, p), paths))
+        done |= {file.path: file for file in pool.map(lambda p: seal(directory, p), left)}
+    files = tuple(done[path] for path in sorted(done))
     for folder in [p for p in directory.rglob("*") if p.is_dir()]:
         _sync_directory(folder)
     manifest = Manifest(kind, datetime.now(UTC).isoformat(timespec="seconds"), files, facts)
@@ -128,12 +134,21 @@ def verify(directory: Path, *, hashes: bool = True) -> Manifest:
     return manifest
 
 
+def name_of(iteration: int) -> str:
+    """What the directory of the checkpoint after so many iterations is called."""
+    return f"iter_{iteration:07d}"
+
+
+def directories(checkpoints: Path) -> dict[int, Path]:
+    """The checkpoints' directories, complete or not, by iteration."""
+    return {int(m[1]): p for p in checkpoints.glob("iter_*") if (m := _ITERATION.fullmatch(p.name))}
+
+
 def newest_complete(
     checkpoints: Path, *, hashes: bool = True, report: Callable[[CheckpointError], None] = lambda problem: None
 ) -> Path | None:
     """The newest `iter_*` directory that verifies, or None. What is passed over is reported, newest first."""
-    found = [(int(m[1]), p) for p in checkpoints.glob("iter_*") if (m := _ITERATION.fullmatch(p.name))]
-    for _iteration, path in sorted(found, reverse=True):
+    for _iteration, path in sorted(directories(checkpoints).items(), reverse=True):
         try:
             verify(path, hashes=hashes)
         except CheckpointError as problem:
@@ -155,7 +170,8 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sealed(directory: Path, path: Path) -> File:
+def seal(directory: Path, path: Path) -> File:
+    """Make one file of a directory durable, and say what it is. Raises CheckpointError when it cannot be read."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

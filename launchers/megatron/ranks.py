@@ -13,6 +13,10 @@ from megatron.core import parallel_state, tensor_parallel
 from launchers.megatron.recipe import Parallel
 
 
+class RankLost(RuntimeError):
+    """Another rank is gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     rank: int
@@ -42,11 +46,11 @@ class Ranks:
             and self.data_rank == 0
         )
 
-    def any(self, mine: bool) -> bool:
-        """Whether any rank says yes; the same answer on all."""
-        said = torch.tensor([int(mine)], device=self.device)
+    def any(self, *mine: bool) -> tuple[bool, ...]:
+        """For each of these, whether any rank says yes; the same answers on all. One exchange for all of them."""
+        said = torch.tensor(mine, dtype=torch.uint8, device=self.device)
         dist.all_reduce(said, op=dist.ReduceOp.MAX)
-        return bool(said.item())
+        return tuple(bool(answer) for answer in said.tolist())
 
 
 def connect(timeout_s: float) -> Ranks:

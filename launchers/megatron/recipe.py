@@ -75,7 +75,7 @@ class Train:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     interval: int = 0  # iterations; 0: only at the end, and when asked to stop
-    asynchronous: bool = False  # write in the background; the checkpoint exists when its manifest does
+    asynchronous: bool = True  # write in the background; the checkpoint exists when its manifest does
     keep_last: int = 0  # how many are kept, the newest; 0: all
     keep_every: int = 0  # iterations: of multiples of it the checkpoint is kept for ever
 

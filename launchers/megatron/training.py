@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from launchers.megatron import cpu, data, manifest, model, optimizer, samples, w
 from launchers.megatron.checkpoint import Checkpoints, State
 from launchers.megatron.corpus import DataError
 from launchers.megatron.metrics import Metrics
+from launchers.megatron.progress import Progress
 from launchers.megatron.ranks import Ranks, connect, join
 from launchers.megatron.recipe import Recipe
-from launchers.megatron.stop import Stop
+from launchers.megatron.report import Report
+from launchers.megatron.requests import Early, Requests
+from launchers.megatron.stop import Asked, Stop, Stopped, Switches
 from launchers.run_folder import RunFolder
-
-WAIT_FOR_DATA_S = 24 * 3600  # preparing much text takes long; should rank 0 die over it, waiting ends at once
 
 
 def run(folder: RunFolder, recipe: Recipe, dataset_dir: Path, stop: Stop, started: float) -> None:
@@ -38,78 +38,111 @@ def run(folder: RunFolder, recipe: Recipe, dataset_dir: Path, stop: Stop, starte
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     cpu.install()
-    writer.install(asynchronous=recipe.checkpoint.asynchronous)
+    writer.install()
+    first = os.environ.get("RANK", "0") == "0"
+    progress = Progress(folder.progress, first, os.environ.get("HEADGATE_ATTEMPT_NAME", ""))
+    switches = Switches(folder.switches)
     ranks = connect(recipe.train.timeout_s)
-    dataset = _dataset(folder, recipe, dataset_dir, ranks)
-    join(ranks, recipe.parallel, recipe.train.seed, recipe.train.timeout_s)
     try:
-        _run(folder, recipe, dataset, ranks, stop, started)
+        progress.phase("data")
+        dataset = _dataset(folder, recipe, dataset_dir, ranks, Early(ranks, stop, switches, progress))
+        join(ranks, recipe.parallel, recipe.train.seed, recipe.train.timeout_s)
+        _run(folder, recipe, dataset, ranks, Requests(ranks, stop, switches), progress, started)
+    except Stopped:
+        Metrics(folder.metrics, ranks.first).emit(
+            "stopped as asked before the first iteration", stage="stopped", first_loss=None, last_loss=None
+        )
+        progress.phase("stopped")
+        switches.turn_off("stop", "kill")
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
-def _run(folder: RunFolder, recipe: Recipe, dataset: data.Dataset, ranks: Ranks, stop: Stop, started: float) -> None:
-    metrics = Metrics(folder.metrics, ranks.has_loss)
+def _run(
+    folder: RunFolder, recipe: Recipe, dataset: data.Dataset, ranks: Ranks, requests: Requests, progress: Progress,
+    started: float,
+) -> None:  # fmt: skip
+    report = Report(folder, recipe, ranks, progress, started)
     attempt = int(os.environ.get("HEADGATE_ATTEMPT", "1"))
-    metrics.emit(
+    report.metrics.emit(
         f"data: {dataset.documents:,} documents, {dataset.tokens:,} tokens, vocabulary {dataset.vocab:,} "
         f"({'prepared before, reused' if dataset.reused else 'prepared now'}: {dataset.path})",
         stage="data", attempt=attempt, reused=dataset.reused, documents=dataset.documents, tokens=dataset.tokens,
         vocab=dataset.vocab,
     )  # fmt: skip
-    checkpoints = Checkpoints(folder, recipe, dataset, ranks, metrics)
-    resume = _newest(folder, ranks)
-    if resume and manifest.read(resume).facts["iteration"] >= recipe.train.iterations:
+    progress.phase("loading")
+    checkpoints = Checkpoints(folder, recipe, dataset, ranks, report.metrics, progress)
+    resume = checkpoints.newest()
+    if resume:
         checkpoints.announce_missed(resume)
-        metrics.emit(f"nothing to do: {resume.name} is the recipe's last iteration", stage="done",
-                     iterations=recipe.train.iterations, first_loss=None, last_loss=None)  # fmt: skip
-        return
+        iteration = manifest.read(resume).facts["iteration"]
+        if iteration >= recipe.train.iterations:
+            report.end(iteration, f"nothing to do: {resume.name} is the recipe's last iteration", done=True)
+            return
+    requests.stop_now()
 
     trainer = Trainer(recipe, dataset, folder.samples, ranks)
     if resume:
-        checkpoints.announce_missed(resume)
         checkpoints.load(trainer.state, resume)
     count = model.parameters(trainer.state.model.module, ranks.device)
-    metrics.emit(
+    report.metrics.emit(
         f"model: {count:,} parameters, {trainer.dtype} on {ranks.world} x {ranks.device.type}, attempt {attempt}, "
         + (f"continues after iteration {trainer.state.iteration}" if resume else "from the beginning"),
         stage="model", attempt=attempt, parameters=count, ranks=ranks.world, device=ranks.device.type,
         precision=str(trainer.dtype).removeprefix("torch."), resumed_from=trainer.state.iteration if resume else None,
     )  # fmt: skip
-    _train(trainer, checkpoints, metrics, stop, started)
+    requests.stop_now()
+    _train(trainer, checkpoints, requests, report)
+    checkpoints.close()
 
 
-def _train(trainer: Trainer, checkpoints: Checkpoints, metrics: Metrics, stop: Stop, started: float) -> None:
+def _train(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, report: Report) -> None:
     recipe, state = trainer.recipe, trainer.state
-    last, every = recipe.train.iterations, recipe.checkpoint.interval
-    losses: list[float] = []
-    pace = 0.0  # seconds per iteration, smoothed
-    stopping = False
-    while state.iteration < last and not stopping:
+    last, save_every, evaluate_every = recipe.train.iterations, recipe.checkpoint.interval, recipe.evaluation.interval
+    asked = Asked()
+    report.begin(state.iteration)
+    while state.iteration < last and not asked.ends:
         began = time.monotonic()
         loss, grad_norm = trainer.step()
-        took = time.monotonic() - began
-        pace = took if not pace else 0.9 * pace + 0.1 * took
-        losses.append(loss)
-        _report(trainer, metrics, loss, grad_norm, took, (last - state.iteration) * pace, time.monotonic() - started)
-        if recipe.evaluation.interval and state.iteration % recipe.evaluation.interval == 0 and state.iteration < last:
-            _evaluate(trainer, metrics)
-        if every and state.iteration % every == 0:
+        report.iteration(state.iteration, loss, grad_norm, trainer.lr, time.monotonic() - began)
+        asked, writing = requests.agree(checkpoints.writing)
+        if not writing:
+            checkpoints.settle()
+        if asked.save or (save_every and state.iteration % save_every == 0):
+            requests.taken("save")
             checkpoints.save(state)
-        checkpoints.settle(wait=False)
-        stopping = trainer.ranks.any(stop.requested)
-    if checkpoints.saved != state.iteration:
-        checkpoints.save(state)
-    checkpoints.settle()
-    if not stopping:
-        _evaluate(trainer, metrics)
+        if evaluate_every and state.iteration % evaluate_every == 0 and state.iteration < last and not asked.ends:
+            asked = _evaluate(trainer, requests, report)
     finished = state.iteration >= last
-    metrics.emit(
-        f"{'done' if finished else 'stopped as asked, saved,'} after iteration {state.iteration} of {last}: "
-        f"loss {losses[0]:.4f} -> {losses[-1]:.4f}",
-        stage="done" if finished else "stopped", first_loss=losses[0], last_loss=losses[-1],
-        iterations=state.iteration, elapsed_s=round(time.monotonic() - started, 3),
-    )  # fmt: skip
+    if not asked.kill:
+        if checkpoints.saved != state.iteration:
+            checkpoints.save(state)
+        report.progress.phase("saving")
+        checkpoints.settle()
+    if finished and not asked.ends:
+        _evaluate(trainer, requests, report)
+    how = "killed" if asked.kill else "done" if finished else "stopped and saved"
+    by = None if finished and not asked.kill else asked.words
+    sentence = f"{how} after iteration {state.iteration} of {last}" + (f", as asked by {by}" if by else "")
+    report.end(state.iteration, sentence, done=finished and not asked.kill, asked_by=by, saved=checkpoints.saved)
+    requests.taken("stop", "kill")
+
+
+def _evaluate(trainer: Trainer, requests: Requests, report: Report) -> Asked:
+    """Tell the validation loss, unless something more urgent is asked meanwhile: that is returned."""
+    asked = Asked()
+    if trainer.recipe.evaluation.iterations:
+        report.progress.phase("evaluating")
+        losses = []
+        for loss in trainer.evaluate():
+            losses.append(loss)
+            (asked,) = requests.agree()
+            if asked.ends:
+                return asked
+        report.validation(trainer.state.iteration, sum(losses) / len(losses))
+        report.progress.phase("training")
+    return asked
 
 
 class Trainer:
@@ -149,13 +182,14 @@ class Trainer:
         state.iteration += 1
         return loss, float(grad_norm or 0.0)
 
-    def evaluate(self) -> float:
-        """Mean loss over the recipe's number of validation batches."""
+    def evaluate(self) -> Iterator[float]:
+        """The losses of the recipe's number of validation batches."""
         self.state.model.eval()
         batches = samples.batches(self._valid, self.recipe, self.ranks, 0)
-        with torch.no_grad():
-            losses = [self._pass(batches, forward_only=True) for _ in range(self.recipe.evaluation.iterations)]
-        return sum(losses) / len(losses)
+        for _ in range(self.recipe.evaluation.iterations):
+            with torch.no_grad():
+                loss = self._pass(batches, forward_only=True)
+            yield loss
 
     @property
     def lr(self) -> float:
@@ -168,7 +202,11 @@ class Trainer:
             forward_step_func=_forward, data_iterator=batches, model=[self.state.model], num_microbatches=rounds,
             seq_length=self.recipe.model.seq_length, micro_batch_size=t.micro_batch, forward_only=forward_only,
         )  # fmt: skip
-        return float(sum(r["loss"] for r in reports) / rounds) if reports else float("nan")
+        if not reports:
+            return float("nan")
+        total = torch.stack([report["loss"] for report in reports]).sum()
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return float(total) / (rounds * self.ranks.copies)
 
 
 def _forward(batches: Iterator[samples.Batch], wrapped: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
@@ -180,42 +218,10 @@ def _forward(batches: Iterator[samples.Batch], wrapped: Any) -> tuple[torch.Tens
 def _mean_loss(mask: torch.Tensor, per_token: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     kept = mask.view(-1).float()
     loss = (per_token.float().view(-1) * kept).sum() / kept.sum()
-    everywhere = loss.detach().clone()
-    dist.all_reduce(everywhere, group=parallel_state.get_data_parallel_group())
-    return loss, {"loss": everywhere / parallel_state.get_data_parallel_world_size()}
+    return loss, {"loss": loss.detach().clone()}  # megatron goes on to divide the loss in place
 
 
-def _report(
-    trainer: Trainer, metrics: Metrics, loss: float, grad_norm: float, took: float, eta: float, elapsed: float
-) -> None:
-    t, now = trainer.recipe.train, trainer.state.iteration
-    speed = t.global_batch * trainer.recipe.model.seq_length / took
-    metrics.emit(
-        f"iteration {now:>{len(str(t.iterations))}}/{t.iterations}  loss {loss:.4f}  grad norm {grad_norm:.3f}  "
-        f"lr {trainer.lr:.2e}  {speed:,.0f} tokens/s  {eta:.0f} s left",
-        iteration=now, iterations=t.iterations, loss=loss, grad_norm=grad_norm, lr=trainer.lr,
-        tokens_per_s=round(speed, 1), eta_s=round(eta, 1), elapsed_s=round(elapsed, 3),
-    )  # fmt: skip
-
-
-def _evaluate(trainer: Trainer, metrics: Metrics) -> None:
-    if trainer.recipe.evaluation.iterations:
-        loss = trainer.evaluate()
-        now = trainer.state.iteration
-        metrics.emit(f"iteration {now}: validation loss {loss:.4f}", validation_loss=loss, iteration=now)
-
-
-def _newest(folder: RunFolder, ranks: Ranks) -> Path | None:
-    """Where to continue. Rank 0 looks, so that all continue from the same place."""
-    found: list[str | None] = [None]
-    if ranks.first:
-        newest = manifest.newest_complete(folder.checkpoints, report=lambda e: print(f"passed over: {e}", flush=True))
-        found[0] = newest.name if newest else None
-    dist.broadcast_object_list(found, src=0, device=ranks.device)
-    return folder.checkpoints / found[0] if found[0] else None
-
-
-def _dataset(folder: RunFolder, recipe: Recipe, dataset_dir: Path, ranks: Ranks) -> data.Dataset:
+def _dataset(folder: RunFolder, recipe: Recipe, dataset_dir: Path, ranks: Ranks, early: Early) -> data.Dataset:
     """The run's dataset. Rank 0 prepares it and says where it is; the others wait.
 
     A run keeps to the dataset it began with, even if the text behind it has changed since: an iteration number would
@@ -224,19 +230,19 @@ def _dataset(folder: RunFolder, recipe: Recipe, dataset_dir: Path, ranks: Ranks)
     if ranks.first:
         note = folder.dataset
         begun = Path(json.loads(note.read_text(encoding="utf-8"))["path"]) if note.exists() else None
-        dataset = (begun and data.find(begun)) or data.prepare(recipe.data, dataset_dir)
+        try:
+            dataset = (begun and data.find(begun)) or data.prepare(recipe.data, dataset_dir, early.prepared)
+        except Stopped:
+            early.leave()
+            raise
         if begun and dataset.path.name != begun.name:
             raise DataError(f"this run began with {begun}, which is gone, and its text has changed since")
         temporary = note.with_suffix(".partial")
         temporary.write_text(json.dumps({"path": str(dataset.path)}) + "\n", encoding="utf-8")
         temporary.rename(note)
-        ranks.store.set("dataset", json.dumps({"path": str(dataset.path), "reused": dataset.reused}))
+        early.tell(json.dumps({"path": str(dataset.path), "reused": dataset.reused}))
         return dataset
-    try:
-        ranks.store.wait(["dataset"], timedelta(seconds=WAIT_FOR_DATA_S))
-    except (dist.DistNetworkError, dist.DistStoreError) as e:
-        raise DataError(f"rank {ranks.rank}: rank 0 ended before the data was ready") from e
-    said = json.loads(ranks.store.get("dataset"))
+    said = json.loads(early.wait())
     found = data.find(Path(said["path"]), reused=said["reused"])
     if not found:
         raise DataError(

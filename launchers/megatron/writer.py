@@ -1,38 +1,95 @@
-"""How megatron-core 0.16's checkpoint writer puts bytes on disk: here, in the process that asked for it.
+"""How megatron-core 0.16's checkpoint writer puts bytes on disk: here, in a thread of the process that asked for it.
 
-Its own way forks one process per file from a process full of threads, and waits for ever when one of them dies; it
-also wants psutil for a debug message. Ours raises what went wrong.
+Its own way forks processes from a process full of threads, waits for ever when one of them dies, and leaves them
+writing when their parent was killed. A thread ends with its process, and says what went wrong.
 """
 
 from __future__ import annotations
 
 import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+from launchers.megatron import manifest
 
 _own_write = FileSystemWriterAsync.write_preloaded_data
 
 
-def install(*, asynchronous: bool) -> None:
-    """Replace the writer. An asynchronous save runs it in the one process that megatron forks for that save."""
-    filesystem_async._process_memory = lambda: 0
+def install() -> None:
+    """Replace the writer, and keep its results in this process: megatron starts a server process to carry them."""
+    filesystem_async._process_memory = lambda: 0  # it wants psutil for a debug message
+    filesystem_async._results_queue = queue.SimpleQueue()
     FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write)
-    if not asynchronous:  # the results stay in this process; megatron starts a server process to carry them
-        filesystem_async._results_queue = queue.SimpleQueue()
+
+
+class Writing:
+    """This rank's part of one checkpoint, from the copy of its tensors to the sums of the files they are in.
+
+    Copying is done when the constructor returns. `beside`: what else this rank writes; it returns the files it made.
+    When it is `done`, there are `files`, or there is an `error`.
+    """
+
+    def __init__(self, request: Any, directory: Path, beside: Callable[[], list[Path]], *, background: bool) -> None:
+        self.request = request
+        self.files: list[manifest.File] = []
+        self.error = ""
+        self._directory, self._beside = directory, beside
+        self._buckets = _copied(request.async_fn_args[1], background) if request.async_fn else []
+        self._thread: threading.Thread | None = None
+        if background:
+            # A daemon: a run that is killed does not wait for it.
+            self._thread = threading.Thread(target=self._run, name=f"writing {directory.name}", daemon=True)
+            self._thread.start()
+        else:
+            self._run()
+
+    @property
+    def done(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            made = self._beside()
+            if self._buckets:
+                rank, _buckets, results = self.request.async_fn_args
+                self.request.async_fn(rank, self._buckets, results)
+                made += [Path(path) for path, _key, _data in self._buckets]
+            self._buckets = []  # the copy is as large as the model and its optimizer
+            self.files = [manifest.seal(self._directory, path) for path in made]
+        except (OSError, RuntimeError, manifest.CheckpointError) as e:  # torch calls a full disk a RuntimeError
+            self.error = f"{self._directory}: {e}"
+
+
+def _copied(buckets: list, always: bool) -> list:
+    """The tensors in host memory; copied there too, where training would go on to change them."""
+    copied = []
+    for path, key, (objects, tensors) in buckets:
+        held = [(item, t.to("cpu", non_blocking=True, copy=always)) for item, t in tensors]
+        copied.append((path, key, (objects, held)))
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return copied
 
 
 def _write(transforms: list, use_msc: bool, rank: int, buckets: list, results: Any) -> None:
-    """Write the buckets, one file each, and put {bucket number: write results}, or an exception, in `results`."""
+    """Write the buckets, one file each. {bucket number: write results} goes to `results`, for megatron's metadata."""
     written: dict[int, Any] = {}
     finished: queue.SimpleQueue = queue.SimpleQueue()
     for number, bucket in enumerate(buckets):
         _own_write(transforms, number, bucket, finished, _Unused(), use_fsync=True, use_msc=use_msc)
         _number, outcome = finished.get()
-        if isinstance(outcome, Exception):  # megatron's reader raises it on every rank
-            results.put(outcome)
-            return
+        if isinstance(outcome, Exception):
+            raise outcome
         written[number] = outcome
     results.put(written)
 
