@@ -15,7 +15,7 @@ from launchers.launch import request_for, write_job
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState
 from launchers.schedulers import scheduler_for
-from launchers.spec import load
+from launchers.spec import ScriptSpec, load
 from registry.site import Site
 
 
@@ -52,8 +52,10 @@ def submit_again(site: Site, folder: RunFolder) -> JobRef:
             raise click.ClickException(
                 f"run {folder.id} goes on already: job {status.ref.job_id} is {status.state.value}"
             )
+        spec = load(folder.spec)
+        assert not isinstance(spec, ScriptSpec)  # its owner's own, and theirs to submit
         for left in ("stop", "kill"):  # meant for an attempt that is over
             (folder.switches / left).unlink(missing_ok=True)
-        job = scheduler.submit_again(request_for(load(folder.spec), folder), folder.script)
+        job = scheduler.submit_again(request_for(spec, folder), folder.script)
         write_job(folder, job)
     return job
