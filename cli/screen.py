@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +23,9 @@ def render(said: dict[str, Any], training: Training, width: int) -> str:
     """The whole screen, in lines of at most `width` where they can be folded."""
     parts = [
         _head(said),
-        _section("asked", [asked(said["resources"])], width),
+        _section("asked", [asked(said["resources"])] if said["resources"] else [], width),
+        _section("asked", _submitted(said["submitted"]), 0),
+        _section("code", _code(said["git"]), width),
         _section("recipe", recipe_lines(said["recipe"] or {}), width),
         _section("progress", _progress(said, training), width),
         _attempts(said["attempts"]),
@@ -64,6 +67,18 @@ def asked(resources: dict[str, Any]) -> str:
         *r.get("options", ()),
     ]
     return ", ".join(word for word in words if word)
+
+
+def _submitted(script: dict[str, Any] | None) -> list[str]:
+    return [f"sbatch {shlex.join(script['argv'])}", f"in {script['cwd']}"] if script else []
+
+
+def _code(git: dict[str, Any] | None) -> list[str]:
+    if not git or not git.get("commit"):
+        return []
+    changed = "; changed since (code/changes.diff)" if git.get("changed") else ""
+    branch = f" on {git['branch']}" if git.get("branch") else ""
+    return [f"{git.get('repository')}, commit {str(git['commit'])[:12]}{branch}{changed}"]
 
 
 def recipe_lines(recipe: dict[str, Any]) -> list[str]:

@@ -6,19 +6,22 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import PrivateCluster
 from platform_fixtures import Platform, platform
 from specs import convert, serve, train
 from told_runs import BEGAN, RECIPE, ToldRun, invoke, ok, restarted
 from waiting import wait_for
 
-from cli import logs, record, stop
+from cli import logs, record, scripts, stop
 from cli.context import Context
 from cli.record import STATES, Story
 from launchers.launch import write_job
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef
+from launchers.spec import ScriptSpec
 from registry.runs import RunState
 
 SECOND = "second-20260102-000000-abcd"
@@ -227,3 +230,64 @@ def test_a_run_is_stopped_and_resumed_with_and_without_a_controller(laptop: Plat
     assert (folder.switches / "kill").exists()
     wait_for(lambda: state(run) == "stopped")
     laptop.ok("down")
+
+
+# -- scripts of people's own ------------------------------------------------------------------------------------------
+
+SCRIPT: dict[str, Any] = {
+    "id": "warm-20260101-000000-abcd", "name": "warm", "owner": "ada", "created_at": "2026-01-01T00:00:00Z",
+    "argv": ("warm.sh", "1"), "args": ("1",), "cwd": "/home/ada", "script": "/home/ada/warm.sh", "job_name": "warm up",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "job_id", "task", "path"),
+    [
+        ("/o/slurm-%j.out", "12", None, "/o/slurm-12.out"),
+        ("/o/%x-%u_%6j-%%.log", "12", None, "/o/warm up-ada_000012-%.log"),
+        ("/o/%A-%a-%t-%s", "12", None, "/o/*-*-0-batch"),
+        ("/o/slurm-%A_%a.out", "12", None, "/o/slurm-12_*.out"),
+        ("/o/slurm-%A_%3a.%b", "12", 14, "/o/slurm-12_014.4"),
+        ("/o/%j-%a", "12_7", None, "/o/*-7"),
+        ("/o/%N/[1].out", "12", None, "/o/*/[[]1].out"),
+        ("/o/\\\\%j", "12", None, "/o/%j"),
+    ],
+)
+def test_where_a_script_prints_is_known_by_sbatchs_patterns(
+    pattern: str, job_id: str, task: int | None, path: str
+) -> None:
+    spec = ScriptSpec(**SCRIPT, output=pattern.replace("\\\\", "\\"))
+    assert scripts.where(spec, job_id, "ada", task) == path
+
+
+def test_a_script_is_not_resumed_but_its_owner_is_told_how(tmp_path: Path) -> None:
+    run = ToldRun(tmp_path, ScriptSpec(**SCRIPT, output="/o/%j"))
+    done = invoke(tmp_path, "resume", "warm")
+    assert done.exit_code == 1 and f"`sbatch {run.folder.script} 1` submits it again" in done.output
+
+
+def test_scripts_differ_by_their_text_and_their_environment(tmp_path: Path) -> None:
+    texts = ("#!/bin/sh\n#SBATCH --comment={id}\nhostname\n", "#!/bin/sh\n#SBATCH --comment={id}\nhostname -f\n")
+    for run_id, text in zip(("a-20260101-000000-abcd", "b-20260101-000000-abcd"), texts, strict=True):
+        folder = ToldRun(tmp_path, ScriptSpec(**SCRIPT | {"id": run_id}, output="/o/%j")).folder
+        folder.script.write_text(text.format(id=run_id))
+        folder.environment.write_text(json.dumps({"LANG": "C", "OMP_NUM_THREADS": str(len(text))}))
+    printed = invoke(tmp_path, "diff", "a-20260101-000000-abcd", "b-20260101-000000-abcd").output
+    assert "shell.OMP_NUM_THREADS: 42 -> 45" in printed and "LANG" not in printed
+    assert "-hostname\n+hostname -f" in printed and "comment=RUN" in printed and "-#SBATCH" not in printed
+
+
+def test_a_script_on_slurm_is_listed_shown_read_and_stopped(slurm_cluster: PrivateCluster, tmp_path: Path) -> None:
+    conf = f"scheduler.slurm_conf={slurm_cluster.env['SLURM_CONF']}"
+    with platform("private-cluster.toml", conf, env=slurm_cluster.env) as site:
+        script = tmp_path / "hello.sh"
+        script.write_text("#!/bin/sh\necho hello $1\nsleep 300\n")
+        job = site.ok("submit", "--parsable", "-p", "cpu", "-o", f"{tmp_path}/%x-%j.out", str(script), "world").strip()
+        wait_for(lambda: site.json("runs")[0]["state"] == "running")
+        wait_for(lambda: "hello world" in site.run("logs", "hello.sh").stdout)
+        printed = site.ok("show", "hello.sh")
+        assert f"sbatch --parsable -p cpu -o {tmp_path}/%x-%j.out {script} world" in printed
+        assert f"log: {tmp_path}/hello.sh-{job}.out" in printed
+        assert "asked to stop" in site.ok("stop", "hello.sh")
+        wait_for(lambda: site.json("runs", "--state", "stopped"))
+        assert site.ok("stop", "hello.sh") == "hello.sh had ended already\n"
