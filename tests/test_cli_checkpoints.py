@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from told_runs import ToldRun, invoke, ok
 
-from cli import prune
+from cli import checkpoints as listed
+from cli import prune, record
+from launchers import announce
 from registry import checkpoints, deployments, lineage, models, runs
 from registry.db import Database, NotFound
 from registry.deployments import DeploymentState
@@ -78,16 +80,33 @@ def test_what_is_pinned_or_gone_on_from_or_a_multiple_stays(tmp_path: Path, run:
     run.begins(0, "40.0", saved=20)
     said = json.loads(ok(tmp_path, "prune", "pretrain", "--keep-last", "1", "--dry-run", "--json"))
     assert [p["iteration"] for p in said["pruned"]] == [30]
-    assert ok(tmp_path, "prune", "pretrain", "--keep-last", "1", "--keep-every", "30", "--dry-run") == (
-        "nothing to delete\n"
-    )
+    printed = ok(tmp_path, "prune", "pretrain", "--keep-last", "1", "--keep-every", "30", "--dry-run")
+    assert printed.splitlines() == [
+        f"{run.id}/10: stays: pinned by switches/keep-iter_0000010",
+        f"{run.id}/20: stays: the last attempt went on from it",
+        "nothing to delete",
+    ]
 
 
 def test_a_checkpoint_is_never_half_deleted_to_those_who_look(run: ToldRun) -> None:
     path = run.folder.checkpoints / "iter_0000010"
-    (run.folder.checkpoints / ".pruned-iter_0000010").mkdir()  # left by one that was killed
-    prune.delete(path)
-    assert not list(run.folder.checkpoints.glob("*iter_0000010"))
+    (checkpoint,) = [c for c in record.checkpoints(run.folder) if c.path == str(path)]
+    prune.delete(run.folder, checkpoint)
+    prune.delete(run.folder, checkpoint)  # by somebody else at the same time
+    assert not list(run.folder.checkpoints.glob("*iter_0000010*"))
+    (name,) = announce.names(run.folder.announcements)
+    said = announce.read(run.folder.announcements / name, path.parent.stat().st_uid)
+    assert (said.kind, said.facts) == (
+        "checkpoint-pruned",
+        {"iteration": 10, "path": "checkpoints/iter_0000010"},
+    )
+
+
+def test_a_pin_is_a_file_among_the_runs_switches(tmp_path: Path, run: ToldRun) -> None:
+    listed.pin(run.folder.checkpoints / "iter_0000010")
+    assert "a pin" in ok(tmp_path, "checkpoints", "pretrain")
+    assert f"{run.id}/10: stays: pinned" in ok(tmp_path, "prune", "pretrain", "--dry-run")
+    listed.pin(tmp_path / "nowhere" / "checkpoints" / "iter_0000010")  # whoever may not, has not
 
 
 def test_a_run_leads_to_its_checkpoints_models_aliases_and_deployments(registry: Database) -> None:

@@ -245,7 +245,7 @@ SCRIPT: dict[str, Any] = {
     [
         ("/o/slurm-%j.out", "12", None, "/o/slurm-12.out"),
         ("/o/%x-%u_%6j-%%.log", "12", None, "/o/warm up-ada_000012-%.log"),
-        ("/o/%A-%a-%t-%s", "12", None, "/o/*-*-0-batch"),
+        ("/o/%A-%a-%t-%s", "12", None, "/o/12-*-0-batch"),
         ("/o/slurm-%A_%a.out", "12", None, "/o/slurm-12_*.out"),
         ("/o/slurm-%A_%3a.%b", "12", 14, "/o/slurm-12_014.4"),
         ("/o/%j-%a", "12_7", None, "/o/*-7"),
