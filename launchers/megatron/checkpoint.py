@@ -144,6 +144,7 @@ class Checkpoints:
             finish()
         size = [0]
         if self._ranks.first:
+            facts = {"iteration": save.iteration, "run": self._folder.id, "parallel": _parallel(self._recipe)}
             done = manifest.write(
                 save.path,
                 "checkpoint",
