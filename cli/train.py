@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
+from cli.checkpoints import pin
 from cli.client import Control, Unreachable
 from cli.context import Context
-from cli.logs import find_folder
+from cli.folders import find_folder
 from cli.resources import asked, resource_options
 from launchers.launch import Launched, launch, new_id
 from launchers.megatron import manifest
@@ -24,7 +25,7 @@ from launchers.megatron.recipe import read_recipe, to_dict
 from launchers.resources import resources_from, training_environment
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for
-from launchers.spec import ConvertSpec, Spec, TrainSpec
+from launchers.spec import ConvertSpec, SupervisedSpec, TrainSpec
 from registry import clock
 from registry.db import RegistryError
 from registry.site import Site
@@ -53,6 +54,7 @@ def publish(context: Context, /, checkpoint: str, target: str, as_json: bool, **
     """Convert a checkpoint to Hugging Face format, compare logits with the trainer's, and register it as a model."""
     site = context.site()
     found = find_checkpoint(site, checkpoint)
+    pin(Path(found["path"]))  # what an alias may name is not pruned
     report(submit(site, publish_spec(site, found, target, asked(options))), as_json)
 
 
@@ -122,7 +124,7 @@ def publish_spec(site: Site, checkpoint: dict[str, Any], target: str, resources:
     )
 
 
-def submit(site: Site, spec: Spec) -> Launched:
+def submit(site: Site, spec: SupervisedSpec) -> Launched:
     try:
         launched = launch(spec, site.runs_dir, scheduler_for(site))
     except SchedulerError as e:

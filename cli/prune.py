@@ -1,0 +1,119 @@
+"""`headgate prune`: delete checkpoints of a run that nobody needs any more, as its owner, in its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import metrics, record
+from cli.checkpoints import used_by
+from cli.context import Context
+from cli.folders import is_ours, run_folder
+from cli.record import Checkpoint
+from cli.runs import registered
+from launchers.announce import announce
+from launchers.megatron import manifest, shelf
+from launchers.megatron.stop import Switches
+from launchers.retention import surplus
+from launchers.run_folder import RunFolder
+from launchers.spec import TrainSpec, load
+from slurm import amounts
+
+
+@click.command()
+@click.argument("run")
+@click.option("--keep-last", type=click.IntRange(1), help="How many stay, the newest. Default: as the recipe says.")
+@click.option("--keep-every", type=click.IntRange(1), help="Multiples of this iteration stay. Default: as the recipe.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
+@click.option("--offline", is_flag=True, help="Even where no controller can say what aliases and deployments use.")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def prune(
+    context: Context,
+    /,
+    run: str,
+    keep_last: int | None,
+    keep_every: int | None,
+    dry_run: bool,
+    offline: bool,
+    as_json: bool,
+) -> None:
+    """Delete complete checkpoints beyond the newest N and every M-th.
+
+    The newest stays, and so do those that are pinned, that the run goes on from, and that an alias or a deployment
+    uses.
+    """
+    site = context.site()
+    folder = run_folder(site, run, ("train",))
+    known = registered(site, folder.id)
+    if known is None and not offline and not dry_run:
+        raise click.ClickException(
+            "no controller says which checkpoints are used by an alias or a deployment, so none is deleted; "
+            "start one (`headgate up`), or say --offline"
+        )
+    if not dry_run and not is_ours(folder):
+        raise click.ClickException(f"run {folder.id} is not yours; its owner may prune it")
+    asked_last, asked_every = policy(folder)
+    keep_last = asked_last if keep_last is None else keep_last
+    if not keep_last:
+        raise click.UsageError("the run's recipe keeps all of its checkpoints; say --keep-last N")
+    wanted = needed(folder, known)
+    complete = [c for c in record.checkpoints(folder) if c.complete]  # what is not is the run's own business
+    old = surplus(
+        (c.iteration for c in complete),
+        keep_last=keep_last,
+        keep_every=asked_every if keep_every is None else keep_every,
+    )
+    going = [c for c in complete if c.iteration in old and c.iteration not in wanted]
+    if not dry_run:
+        for checkpoint in going:
+            delete(folder, checkpoint)
+    size = sum(c.bytes or 0 for c in going)
+    if as_json:
+        pruned = [{"iteration": c.iteration, "path": c.path, "bytes": c.bytes} for c in going]
+        click.echo(json.dumps({"pruned": pruned, "bytes": size, "dry_run": dry_run}, indent=2))
+        return
+    for checkpoint in going:
+        click.echo(f"{folder.id}/{checkpoint.iteration}: {checkpoint.bytes or 0:,} bytes")
+    for iteration in old:
+        if iteration in wanted:
+            click.echo(f"{folder.id}/{iteration}: stays: {amounts.several(wanted[iteration])}")
+    would = "would be deleted" if dry_run else "deleted"
+    click.echo(f"{amounts.counted(len(going), 'checkpoint')}, {size:,} bytes {would}" if going else "nothing to delete")
+
+
+def policy(folder: RunFolder) -> tuple[int, int]:
+    """(keep_last, keep_every) of the run's own recipe; 0 where it does not say."""
+    spec = load(folder.spec)
+    asked = spec.recipe.get("checkpoint") if isinstance(spec, TrainSpec) else None
+    asked = asked if isinstance(asked, dict) else {}
+    return metrics.count(asked.get("keep_last")) or 0, metrics.count(asked.get("keep_every")) or 0
+
+
+def needed(folder: RunFolder, known: dict[str, Any] | None) -> dict[int, list[str]]:
+    """Why a checkpoint stays however old it is, by iteration."""
+    found = {iteration: list(users) for iteration, users in used_by(known).items() if users}
+    for iteration in Switches(folder.switches).pinned():
+        found.setdefault(iteration, []).append(f"pinned by switches/keep-{manifest.name_of(iteration)}")
+    attempts = record.story(folder).attempts
+    begun_after = attempts[-1].first_iteration if attempts else None
+    if begun_after is not None:
+        found.setdefault(begun_after, []).append("the last attempt went on from it")
+    return found
+
+
+def delete(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """As training itself does it: out of sight first, so that whoever looks sees a whole checkpoint or none."""
+    path = Path(checkpoint.path)
+    try:
+        if (going := shelf.set_aside(path)) is None:
+            return  # training was quicker
+        relative = path.relative_to(folder.root).as_posix()
+        announce(folder.announcements, "checkpoint-pruned", iteration=checkpoint.iteration, path=relative)
+        shutil.rmtree(going)
+    except OSError as e:
+        raise click.ClickException(f"{e.filename or path}: {e.strerror}") from e
