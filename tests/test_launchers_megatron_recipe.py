@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,7 @@ import pytest
 
 from launchers.megatron.arithmetic import HEAD_DIMS, check
 from launchers.megatron.command import Rank, child_argv, child_env
-from launchers.megatron.recipe import RecipeError, from_dict, to_dict
+from launchers.megatron.recipe import Init, Recipe, RecipeError, from_dict, read_recipe, to_dict
 from launchers.spec import ConvertSpec, Environment, Resources, SpecError, TrainSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +37,24 @@ def with_(plain: dict[str, Any], **settings: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_every_shipped_recipe_works_out_on_one_rank_and_on_two(path: Path) -> None:
-    recipe = from_dict(tomllib.loads(path.read_text()))
+    recipe = read_recipe(path)
     check(recipe, 1)
     check(recipe, 2)
+
+
+def test_the_reference_says_every_setting_and_what_holds_without_it(tmp_path: Path) -> None:
+    path = ROOT / "cli" / "recipes" / "reference.toml"
+    known = read_recipe(path)
+    for section in dataclasses.fields(Recipe):
+        value = Init() if section.name == "init" else getattr(known, section.name)
+        for setting in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+            assert re.search(rf"\b{setting.name}\b", path.read_text()), f"{section.name}.{setting.name}"
+    least = tmp_path / "least.toml"
+    least.write_text(
+        '[model]\npreset = "llama-125m"\n[data]\ntext = ["x"]\nvocab_size = 32000\n'
+        "[train]\niterations = 100000\nmicro_batch = 4\nglobal_batch = 256\nlr = 6e-4\n"
+    )
+    assert dataclasses.replace(read_recipe(least), data=known.data) == known
 
 
 def test_a_recipe_survives_the_journey_through_a_spec(plain: dict[str, Any]) -> None:
@@ -65,7 +81,7 @@ def test_a_recipe_survives_the_journey_through_a_spec(plain: dict[str, Any]) -> 
         (
             {"data__text": [], "data__sources": [{"text": ["x"], "weight": 0.0}]},
             1,
-            r"data.sources\[0\].weight = 0: must",
+            r"data.sources\[0\].weight = 0:",
         ),
         ({"parallel__sequence": True}, 1, "parallel.sequence .* but parallel.tensor = 1"),
         (
