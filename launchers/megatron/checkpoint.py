@@ -146,7 +146,13 @@ class Checkpoints:
         if self._ranks.first:
             facts = {"iteration": save.iteration, "run": self._folder.id, "parallel": _parallel(self._recipe)}
             done = manifest.write(
-                save.path, "checkpoint", sealed=sealed, **facts, ranks=self._ranks.world, precision=self._precision
+                save.path,
+                "checkpoint",
+                sealed=sealed,
+                **facts,
+                ranks=self._ranks.world,
+                precision=self._precision,
+                vocab=self._dataset.vocab,
             )
             shelf.note_latest(self._folder.checkpoints, save.path.name)
             self._announce(save.path, done)
