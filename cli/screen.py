@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +23,9 @@ def render(said: dict[str, Any], training: Training, width: int) -> str:
     """The whole screen, in lines of at most `width` where they can be folded."""
     parts = [
         _head(said),
-        _section("asked", [asked(said["resources"])], width),
+        _section("asked", [asked(said["resources"])] if said["resources"] else [], width),
+        _section("asked", _submitted(said["submitted"]), 0),
+        _section("code", _code(said["git"]), width),
         _section("recipe", recipe_lines(said["recipe"] or {}), width),
         _section("progress", _progress(said, training), width),
         _attempts(said["attempts"]),
@@ -43,6 +46,8 @@ def printable(text: str) -> str:
 def _head(said: dict[str, Any]) -> str:
     run = said["run"]
     state = run["state"] + (f" ({said['phase']})" if said["phase"] not in (None, "training") else "")
+    if said["silent_s"] is not None:
+        state += f", and nothing was heard of it for {amounts.duration(said['silent_s'])}"
     cause = f": {run['cause']}" if run["cause"] else ""
     whose = f"{run['kind']}, {run['owner']}'s, made {ago(run['created_at'])} ago"
     unheard = "" if said["registry"] else "; as its folder tells, no controller does"
@@ -62,6 +67,18 @@ def asked(resources: dict[str, Any]) -> str:
         *r.get("options", ()),
     ]
     return ", ".join(word for word in words if word)
+
+
+def _submitted(script: dict[str, Any] | None) -> list[str]:
+    return [f"sbatch {shlex.join(script['argv'])}", f"in {script['cwd']}"] if script else []
+
+
+def _code(git: dict[str, Any] | None) -> list[str]:
+    if not git or not git.get("commit"):
+        return []
+    changed = "; changed since (code/changes.diff)" if git.get("changed") else ""
+    branch = f" on {git['branch']}" if git.get("branch") else ""
+    return [f"{git.get('repository')}, commit {str(git['commit'])[:12]}{branch}{changed}"]
 
 
 def recipe_lines(recipe: dict[str, Any]) -> list[str]:
@@ -152,10 +169,16 @@ def _ended(a: dict[str, Any], *, last: bool) -> str:
 def _checkpoints(c: dict[str, Any]) -> list[str]:
     if not c["complete"]:
         return ["none complete"] if c["incomplete"] else []
-    many = f"{c['complete']} complete, {amounts.gib(c['bytes'])} GiB" if c["bytes"] >= 1 << 30 else ""
-    many = many or f"{c['complete']} complete, {c['bytes'] / 2**20:,.1f} MiB"
     unfinished = f"; not complete: {', '.join(map(str, c['incomplete']))}" if c["incomplete"] else ""
-    return [f"{many}; newest: iteration {c['newest']:,}{unfinished}"]
+    return [f"{c['complete']} complete, {size(c['bytes'])}; newest: iteration {c['newest']:,}{unfinished}"]
+
+
+def size(count: int) -> str:
+    """Bytes in words: "7 bytes", "1.5 MiB"."""
+    for unit, length in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= length:
+            return f"{count / length:,.1f} {unit}"
+    return amounts.counted(count, "byte")
 
 
 def _time(t: dict[str, Any] | None) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from cli.checkpoints import pin
 from cli.client import Control, Unreachable
 from cli.context import Context
 from cli.folders import find_folder
@@ -63,6 +64,7 @@ def publish(context: Context, /, checkpoint: str, target: str, as_json: bool, **
     """Convert a checkpoint to Hugging Face format, compare logits with the trainer's, and register it as a model."""
     site = context.site()
     found = find_checkpoint(site, checkpoint)
+    pin(Path(found["path"]))  # what an alias may name is not pruned
     report(submit(site, publish_spec(site, found, target, asked(options, os.environ))), as_json)
 
 

@@ -42,6 +42,9 @@ STANDARD_LIBRARY_ONLY = (
     "launchers/megatron/kinds.py",
     "launchers/megatron/recipe.py",
     "launchers/megatron/manifest.py",
+    "launchers/megatron/progress.py",
+    "launchers/megatron/shelf.py",
+    "launchers/megatron/stop.py",
     "registry/strict_toml.py",
 )
 

@@ -30,7 +30,7 @@ from launchers.megatron.manifest import CheckpointError
 from launchers.megatron.metrics import Metrics
 from launchers.megatron.progress import Progress
 from launchers.megatron.ranks import Ranks
-from launchers.megatron.recipe import Recipe, to_dict
+from launchers.megatron.recipe import Recipe, RecipeError, to_dict
 from launchers.megatron.stop import Switches
 from launchers.megatron.writer import Writing
 from launchers.retention import surplus
@@ -80,7 +80,7 @@ class Checkpoints:
         self._behind = ThreadPoolExecutor(1, "deleting")  # rank 0 deletes while training goes on
         self._damaged: set[int] = set()  # they have a manifest, and do not keep its promise
         self._loaded: set[int] = set()
-        self.saved = -1  # the newest iteration that was saved or loaded
+        self.saved: int | None = None  # the newest iteration that was saved or loaded
 
     @property
     def writing(self) -> bool:
@@ -153,6 +153,7 @@ class Checkpoints:
                 ranks=self._ranks.world,
                 precision=self._precision,
                 vocab=self._dataset.vocab,
+                distributed_optimizer=self._recipe.parallel.distributed_optimizer,
             )
             shelf.note_latest(self._folder.checkpoints, save.path.name)
             self._announce(save.path, done)
@@ -176,10 +177,16 @@ class Checkpoints:
         self._behind.shutdown()
 
     def load(self, state: State, path: Path) -> None:
-        """Continue from a complete checkpoint of this run."""
+        """Continue from a complete checkpoint of this run. Raises RecipeError when it has another kind of optimizer."""
+        mine, facts = self._recipe.parallel.distributed_optimizer, manifest.read(path).facts
+        if facts.get("distributed_optimizer", mine) != mine:
+            raise RecipeError(
+                f"parallel.distributed_optimizer = {str(mine).lower()}: {path} was saved with the other one, and a run "
+                "keeps to it"
+            )
         layout = _layout()
         wanted = _sharded(state, layout, loading=True)
-        if manifest.read(path).facts["parallel"] != _parallel(self._recipe):
+        if facts["parallel"] != _parallel(self._recipe):
             del wanted["rng"]  # kept per (pipeline, tensor) rank, so it has no meaning in another layout
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's deprecations inside its own checkpoint reader

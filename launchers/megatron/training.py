@@ -103,30 +103,33 @@ def _train(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, repor
     asked = Asked()
     report.begin(state.iteration)
     while state.iteration < last and not asked.ends:
-        began = time.monotonic()
-        loss, grad_norm = trainer.step()
-        report.iteration(state.iteration, loss, grad_norm, trainer.lr, time.monotonic() - began)
-        asked, writing = requests.agree(checkpoints.writing)
-        if not writing:
-            checkpoints.settle()
-        if asked.save or (save_every and state.iteration % save_every == 0):
+        asked = advance(trainer, checkpoints, requests, report)
+        if asked.save or (save_every and state.iteration % save_every == 0 and not asked.kill):
             requests.taken("save")
             checkpoints.save(state)
         if evaluate_every and state.iteration % evaluate_every == 0 and state.iteration < last and not asked.ends:
             asked = _evaluate(trainer, requests, report)
-    finished = state.iteration >= last
-    if not asked.kill:
-        if checkpoints.saved != state.iteration:
-            checkpoints.save(state)
-        report.progress.phase("saving")
-        checkpoints.settle()
-    if finished and not asked.ends:
+    if checkpoints.saved != state.iteration and not asked.kill:
+        checkpoints.save(state)
+    report.progress.phase("saving")
+    checkpoints.settle()
+    done = state.iteration >= last and not asked.kill
+    if done and not asked.ends:
         _evaluate(trainer, requests, report)
-    how = "killed" if asked.kill else "done" if finished else "stopped and saved"
-    by = None if finished and not asked.kill else asked.words
-    sentence = f"{how} after iteration {state.iteration} of {last}" + (f", as asked by {by}" if by else "")
-    report.end(state.iteration, sentence, done=finished and not asked.kill, asked_by=by, saved=checkpoints.saved)
+    how = "done" if done else f"stopped, as asked by {asked.words}, and {'not ' if asked.kill else ''}saved"
+    report.end(state.iteration, f"{how}, after iteration {state.iteration} of {last}", done=done)
     requests.taken("stop", "kill")
+
+
+def advance(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, report: Report) -> Asked:
+    """One iteration, and all that goes with each; what is asked after it."""
+    began = time.monotonic()
+    loss, grad_norm = trainer.step()
+    report.iteration(trainer.state.iteration, loss, grad_norm, trainer.lr, time.monotonic() - began)
+    asked, writing = requests.agree(checkpoints.writing)
+    if not writing:
+        checkpoints.settle()
+    return asked
 
 
 def _evaluate(trainer: Trainer, requests: Requests, report: Report) -> Asked:
