@@ -19,7 +19,8 @@ import click
 from cli import report, serve
 from cli.client import Control, Refused
 from cli.context import Context
-from cli.follow import Tail, follow, show
+from cli.follow import follow, show
+from cli.metrics import Tail
 from cli.progress import Display, display
 from cli.services import start_services, stop_local_jobs, stop_services, url
 from cli.train import publish_spec, submit, train_spec
@@ -148,7 +149,7 @@ class Demo:
         checkpoint: dict[str, Any] = self.control.get(f"/v1/checkpoints/{spec.id}")
         return checkpoint
 
-    def _submit(self, spec: specs.Spec) -> Launched:
+    def _submit(self, spec: specs.SupervisedSpec) -> Launched:
         launched = submit(self.site, spec)
         self.started.run = launched.folder
         self.ours.add(spec.id)

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
 from cli.client import Control, Refused
 from cli.logs import newest_log
+from cli.metrics import Tail
 from cli.progress import Display, clock
 from launchers.run_folder import RunFolder
 from launchers.supervisor import tail
 from registry.site import Site
-
-
-class Tail:
-    """The complete lines that were appended to a JSON-lines file since the last look."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.offset = path, 0
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        try:
-            with open(self.path, "rb") as f:
-                f.seek(self.offset)
-                data = f.read()
-        except FileNotFoundError:
-            return
-        whole = data.rfind(b"\n") + 1
-        self.offset += whole
-        for line in data[:whole].splitlines():
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue  # torn by a kill; the next attempt goes on below it
-            if isinstance(found, dict):
-                yield found
 
 
 def follow(site: Site, folder: RunFolder, display: Display) -> dict[str, Any]:

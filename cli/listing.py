@@ -1,4 +1,4 @@
-"""`headgate status`, `runs`, `checkpoints`, `models`."""
+"""`headgate status` and `models`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from cli.client import Control, Unreachable
 from cli.context import Context
+from cli.runs import first_line
 from cli.services import gateway_answers, url
 from cli.table import ago, json_option, show, table
 
@@ -47,24 +48,6 @@ def status(context: Context, /, as_json: bool) -> None:
 @click.command()
 @json_option
 @click.pass_obj
-def runs(context: Context, /, as_json: bool) -> None:
-    """Runs, oldest first."""
-    found = Control(context.site().control_socket).get("/v1/runs")
-    show(found if as_json else [_run(r) for r in found], ("run", "kind", "state", "owner", "age", "cause"), as_json)
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def checkpoints(context: Context, /, as_json: bool) -> None:
-    """Complete checkpoints (a manifest was written), oldest first."""
-    found = Control(context.site().control_socket).get("/v1/checkpoints")
-    show(found, ("id", "owner", "iteration", "bytes", "path"), as_json, "no checkpoint yet")
-
-
-@click.command()
-@json_option
-@click.pass_obj
 def models(context: Context, /, as_json: bool) -> None:
     """Models: servable once an engine has loaded one and generated a token."""
     found = Control(context.site().control_socket).get("/v1/models")
@@ -73,7 +56,7 @@ def models(context: Context, /, as_json: bool) -> None:
 
 
 def _run(r: dict[str, Any]) -> dict[str, Any]:
-    return {"run": r["id"], **r, "age": ago(r["created_at"]), "cause": _first_line(r["cause"])}
+    return {"run": r["id"], **r, "age": ago(r["created_at"]), "cause": first_line(r["cause"])}
 
 
 def _deployment(d: dict[str, Any]) -> list[dict[str, Any]]:
@@ -82,7 +65,7 @@ def _deployment(d: dict[str, Any]) -> list[dict[str, Any]]:
         "deployment": whole["name"],
         "state": whole["state"],
         "model": f"{whole['model']}@{whole['version']}",
-        "cause": _first_line(whole["cause"]),
+        "cause": first_line(whole["cause"]),
     }
     rows = []
     for r in d["replicas"]:
@@ -98,7 +81,3 @@ def _deployment(d: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows or [row]
-
-
-def _first_line(text: str | None) -> str | None:
-    return text.splitlines()[0][:100] if text else None

@@ -2,76 +2,161 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
 
+from cli import record
+from cli.client import Control, Refused, Unreachable
 from cli.context import Context
+from cli.folders import find_folder, kind_of
+from cli.record import Attempt
 from launchers.announce import names
 from launchers.run_folder import RunFolder
-from launchers.spec import SpecError, load
+from launchers.untrusted import Unbelievable, open_regular
 from registry.site import Site
 
-KINDS = ("train", "convert", "serve")
-ID = re.compile(r"(?P<name>.+)-\d{8}-\d{6}-[0-9a-f]{4}")
+LOOK_S = 0.3
+ASK_S = 5.0  # between two questions to the control plane
+FIRST_ASK_S = 1.0  # what starts at once needs no explanation
 
 
 @click.command()
 @click.argument("name", metavar="RUN|DEPLOYMENT|REPLICA|gateway|controller")
-@click.option("-f", "--follow", is_flag=True, help="Go on until it has ended (or Ctrl-C).")
+@click.option("-f", "--follow", is_flag=True, help="Go on, through restarts too, until it has ended (or Ctrl-C).")
 @click.option("--task", type=click.IntRange(0), default=0, show_default=True, help="Whose output: the task's number.")
+@click.option("--attempt", help="Of which attempt of a run: its number (1, 2, ...), or JOB.RESTART. Default: the last.")
 @click.pass_obj
-def logs(context: Context, /, name: str, follow: bool, task: int) -> None:
+def logs(context: Context, /, name: str, follow: bool, task: int, attempt: str | None) -> None:
     """Print what the newest attempt printed."""
     site = context.site()
-    if name in ("gateway", "controller"):
-        path, ended = site.services_dir / f"{name}.log", lambda: False
-        if not path.exists():
-            raise click.ClickException(f"{path}: the {name} was never started here")
-    else:
-        folder = find_folder(site, name)
-        if folder is None:
-            raise click.ClickException(f"nothing of the name {name!r} has run in {site.runs_dir}")
-        if follow:
-            wait_for_log(folder, task)
-        newest = newest_log(folder, task)
-        if newest is None:
-            raise click.ClickException(f"{folder.logs}: task {task} has printed nothing yet")
-        path, ended = newest, lambda: has_ended(folder)
     try:
-        for piece in read_on(path, ended) if follow else [path.read_bytes()]:
+        for piece in pieces(site, name, follow, task, attempt):
             sys.stdout.write(piece.decode(errors="replace"))
             sys.stdout.flush()
     except (KeyboardInterrupt, BrokenPipeError):
         raise SystemExit(130) from None
 
 
-def find_folder(site: Site, name: str, kinds: Collection[str] = KINDS) -> RunFolder | None:
-    """By id, or by name: then the newest one of these kinds. Ids carry their time, so names sort."""
-    if "/" in name:
-        return None
-    try:
-        entries = sorted((p.name for p in site.runs_dir.iterdir()), reverse=True)
-    except FileNotFoundError:
-        return None
-    for entry in entries:
-        found = ID.fullmatch(entry)
-        if entry == name or (found and found["name"] == name):
-            folder = RunFolder(site.runs_dir / entry)
-            if kind_of(folder) in kinds:
-                return folder
-    return None
+def pieces(site: Site, name: str, follow: bool, task: int, attempt: str | None) -> Iterator[bytes]:
+    """What is to be printed, as it comes."""
+    if name in ("gateway", "controller"):
+        path = site.services_dir / f"{name}.log"
+        if not path.exists():
+            raise click.ClickException(f"{path}: the {name} was never started here")
+        return read_on(path, lambda: not follow)
+    folder = find_folder(site, name)
+    if folder is None:
+        raise click.ClickException(f"nothing of the name {name!r} has run in {site.runs_dir}")
+    if kind_of(folder) == "serve":
+        if follow:
+            wait_for_log(folder, task)
+        return read_on(_printed(folder, task, newest_log(folder, task)), lambda: not follow or has_ended(folder))
+    told = record.story(folder).attempts
+    if attempt is not None:
+        chosen = _chosen(told, attempt, folder)
+        over = attempt_over(folder, chosen) if follow else lambda: True
+        return read_on(_printed(folder, task, folder.attempt_log(chosen.attempt, task)), over)
+    if follow:
+        return Follower(site, folder, task).pieces()
+    logs_there = (folder.attempt_log(a.attempt, task) for a in reversed(told))
+    newest = next((path for path in logs_there if path.exists()), None) or newest_log(folder, task)
+    return read_on(_printed(folder, task, newest), lambda: True)
 
 
-def kind_of(folder: RunFolder) -> str | None:
+class Follower:
+    """A run's output from its newest attempt on, until the run has ended: a restart's follows."""
+
+    def __init__(self, site: Site, folder: RunFolder, task: int) -> None:
+        self.site, self.folder, self.task = site, folder, task
+        self.asked_at = time.monotonic()  # just submitted, or running: there is time
+        self.ask_why_at = time.monotonic() + FIRST_ASK_S
+        self.said: str | None = None
+
+    def pieces(self) -> Iterator[bytes]:
+        story = record.story(self.folder)
+        shown = len(story.attempts) - (0 if story.submitted_again else 1)  # so many attempts need no showing any more
+        shown = max(0, shown)
+        while True:
+            if shown < len(story.attempts):
+                attempt = story.attempts[shown]
+                if shown:
+                    yield f"--- attempt {attempt.number}: job {attempt.job_id} on {attempt.nodes} ---\n".encode()
+                yield from self._attempt(attempt)
+                shown += 1
+                if (after := self._after(attempt)) is not None:
+                    yield after
+            elif (story.attempts and not story.goes_on) or self._ended():
+                return
+            else:
+                self._say_why_it_waits()
+                time.sleep(LOOK_S)
+            story = record.story(self.folder)
+
+    def _attempt(self, attempt: Attempt) -> Iterator[bytes]:
+        over = attempt_over(self.folder, attempt)
+        path = self.folder.attempt_log(attempt.attempt, self.task)
+        while not path.exists():
+            if over() or self._ended():
+                return
+            time.sleep(LOOK_S)
+        yield from read_on(path, lambda: over() or self._ended())
+
+    def _after(self, attempt: Attempt) -> bytes | None:
+        """What follows an attempt, once that is known, where the run goes on."""
+        told = record.story(self.folder).attempts
+        now = next((a for a in told if a.attempt == attempt.attempt), attempt)
+        if now.cause is None or now.cause in ("completed", "cancelled"):
+            return None
+        return f"--- attempt {now.number} ended: {now.cause}{f'; {now.why}' if now.why else ''} ---\n".encode()
+
+    def _ended(self) -> bool:
+        """Whether the control plane knows that the run is over: not every end is announced. Asked now and then."""
+        if time.monotonic() - self.asked_at < ASK_S:
+            return False
+        self.asked_at = time.monotonic()
+        try:
+            return Control(self.site.control_socket).get(f"/v1/runs/{self.folder.id}")["run"]["state"] in record.ENDED
+        except (Unreachable, Refused):
+            return False
+
+    def _say_why_it_waits(self) -> None:
+        """Once, and when somebody knows."""
+        if not self.said and time.monotonic() >= self.ask_why_at:
+            self.ask_why_at = time.monotonic() + ASK_S
+            self.said = why_it_waits(self.site, self.folder.id)
+            if self.said:
+                click.echo(self.said, err=True)
+
+
+def why_it_waits(site: Site, run: str) -> str | None:
+    """In the words of `headgate queue`, where a controller answers and knows the run's job."""
+    from cli.sight import local
+
     try:
-        return load(folder.spec).kind
-    except (OSError, SpecError):
-        return None  # being made, or not ours to read
+        control = Control(site.control_socket)
+        jobs = {job["job_id"] for job in control.get(f"/v1/runs/{run}")["jobs"]}
+        waiting = [j for j in control.get("/v1/queue", all="1")["jobs"] if j["job"] in jobs]
+    except (Unreachable, Refused):
+        return None
+    return f"run {run}, job {waiting[-1]['job']}: {local(waiting[-1]['why'])}" if waiting else None
+
+
+def _chosen(told: Sequence[Attempt], wanted: str, folder: RunFolder) -> Attempt:
+    for attempt in told:
+        if wanted in (str(attempt.number), attempt.attempt):
+            return attempt
+    there_are = ", ".join(f"{a.number} ({a.attempt})" for a in told) or "none yet"
+    raise click.ClickException(f"run {folder.id} has no attempt {wanted!r}; there are: {there_are}")
+
+
+def _printed(folder: RunFolder, task: int, path: Path | None) -> Path:
+    if path is None or not path.exists():
+        raise click.ClickException(f"{folder.logs}: task {task} has printed nothing yet")
+    return path
 
 
 def newest_log(folder: RunFolder, task: int = 0) -> Path | None:
@@ -86,21 +171,36 @@ def has_ended(folder: RunFolder) -> bool:
     return bool(said) and said[-1].endswith("-attempt-ended.json")
 
 
+def attempt_over(folder: RunFolder, attempt: Attempt) -> Callable[[], bool]:
+    """Whether an attempt has ended and what follows is known, or another has begun."""
+
+    def over() -> bool:
+        told = record.story(folder).attempts
+        now = next((a for a in told if a.attempt == attempt.attempt), attempt)
+        if told and told[-1].number > now.number:
+            return True
+        return now.cause is not None and (now.action is not None or not now.judged)
+
+    return over
+
+
 def wait_for_log(folder: RunFolder, task: int) -> None:
     while newest_log(folder, task) is None and not has_ended(folder):
-        time.sleep(0.3)
+        time.sleep(LOOK_S)
 
 
-def read_on(path: Path, ended: object) -> Iterator[bytes]:
+def read_on(path: Path, ended: Callable[[], bool]) -> Iterator[bytes]:
     """The file's bytes, and those that come, until `ended()` and nothing is left."""
-    assert callable(ended)
-    with open(path, "rb") as f:
-        while True:
-            over = ended()
-            piece = f.read(1 << 16)
-            if piece:
-                yield piece
-            elif over:
-                return
-            else:
-                time.sleep(0.3)
+    try:
+        with open_regular(path) as f:
+            while True:
+                over = ended()
+                piece = f.read(1 << 16)
+                if piece:
+                    yield piece
+                elif over:
+                    return
+                else:
+                    time.sleep(LOOK_S)
+    except Unbelievable as e:
+        raise click.ClickException(f"{path}: {e}") from e

@@ -10,14 +10,11 @@ from typing import Any
 
 import click
 
-from cli.client import Control, Refused, Unreachable
+from cli.client import Control
 from cli.context import Context
-from cli.logs import find_folder, has_ended, newest_log
+from cli.logs import newest_log
 from cli.resources import asked, resource_options
-from launchers.launch import read_job
 from launchers.run_folder import RunFolder
-from launchers.scheduler import SchedulerError
-from launchers.schedulers import scheduler_for
 from registry.site import Site
 
 
@@ -116,53 +113,3 @@ def last_lines(described: dict[str, Any]) -> str:
     log = newest_log(RunFolder(Path(described["replicas"][-1]["replica"]["folder"])))
     text = tail(log) if log else ""
     return f"\nits last lines ({log}):\n{text}" if text else ""
-
-
-@click.command()
-@click.argument("name", metavar="DEPLOYMENT|RUN")
-@click.option("--wait/--no-wait", default=True, show_default=True)
-@click.pass_obj
-def stop(context: Context, /, name: str, wait: bool) -> None:
-    """Stop a deployment (its requests in flight finish first), or a run (it saves a checkpoint first)."""
-    site = context.site()
-    control = Control(site.control_socket)
-    state = deployment_state(control, name)
-    run = find_folder(site, name, ("train", "convert"))
-    runs_on = run is not None and not has_ended(run)
-    if state not in (None, "stopped", "failed"):
-        control.post(f"/v1/deployments/{name}/stop")
-        while wait and (state := deployment_state(control, name)) == "stopping":
-            time.sleep(0.3)
-        click.echo(f"deployment {name}: {state}")
-        if run is not None and runs_on:
-            click.echo(f"run {run.id} of the same name goes on; `headgate stop {run.id}` stops it")
-    elif run is not None and runs_on:
-        cancel_run(site, run)
-        click.echo(f"run {run.id}: asked to stop")
-    elif run is None and state is None:
-        raise click.ClickException(f"there is no deployment and no run called {name!r}; `headgate status` lists them")
-    else:
-        click.echo(f"{name} had ended already")
-
-
-def deployment_state(control: Control, name: str) -> str | None:
-    """None when there is no such deployment, or no controller to ask."""
-    try:
-        return str(control.get(f"/v1/deployments/{name}")["deployment"]["state"])
-    except Unreachable:
-        return None
-    except Refused as e:
-        if e.status != 404:
-            raise
-        return None
-
-
-def cancel_run(site: Site, folder: RunFolder) -> None:
-    """Cancel a run's job as the person who asks: Slurm itself says whether they may."""
-    job = read_job(folder)
-    if job is None:
-        raise click.ClickException(f"run {folder.id} has no job yet")
-    try:
-        scheduler_for(site).cancel(job)
-    except SchedulerError as e:
-        raise click.ClickException(str(e)) from e

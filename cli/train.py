@@ -15,15 +15,16 @@ import click
 
 from cli.client import Control, Unreachable
 from cli.context import Context
-from cli.logs import find_folder
+from cli.folders import find_folder
 from cli.resources import asked, resource_options
 from launchers.launch import Launched, launch, new_id
 from launchers.megatron import manifest
-from launchers.megatron.recipe import check, read_recipe, to_dict
+from launchers.megatron.arithmetic import check
+from launchers.megatron.recipe import read_recipe, to_dict
 from launchers.resources import resources_from, training_environment
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for
-from launchers.spec import ConvertSpec, Spec, TrainSpec
+from launchers.spec import ConvertSpec, SupervisedSpec, TrainSpec
 from registry import clock
 from registry.db import RegistryError
 from registry.site import Site
@@ -121,7 +122,7 @@ def publish_spec(site: Site, checkpoint: dict[str, Any], target: str, resources:
     )
 
 
-def submit(site: Site, spec: Spec) -> Launched:
+def submit(site: Site, spec: SupervisedSpec) -> Launched:
     try:
         launched = launch(spec, site.runs_dir, scheduler_for(site))
     except SchedulerError as e:

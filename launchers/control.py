@@ -15,13 +15,13 @@ from typing import Any
 
 from aiohttp import web
 
-from launchers import control_cluster, control_deployments, control_tenants
+from launchers import control_cluster, control_deployments, control_runs, control_tenants
 from launchers.control_cluster import CLUSTER, Cluster, Misdirected
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
 from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.schedulers import watch_for
-from registry import accounting, attempts, checkpoints, models, reports, runs, tenants
+from registry import models, reports, tenants
 from registry.access import Forbidden, Principal
 from registry.db import Conflict, NotFound, RegistryError, StorageError, open_reader, open_writer
 from registry.migrations import MIGRATIONS
@@ -42,10 +42,7 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
     app.router.add_routes(
         [
             web.get("/v1/status", status),
-            web.get("/v1/runs", listing("run", runs.everything)),
-            web.get("/v1/runs/{id:.+}", get_run),
-            web.get("/v1/checkpoints", listing("checkpoint", checkpoints.everything)),
-            web.get("/v1/checkpoints/{ref:.+}", get_checkpoint),
+            *control_runs.routes(),
             web.get("/v1/models", listing("model", models.everything)),
             web.get("/v1/deployments", control_deployments.list_deployments),
             web.post("/v1/deployments", control_deployments.create_deployment),
@@ -152,19 +149,6 @@ async def poke(request: web.Request) -> web.Response:
     if controller.watch is not None:
         controller.watch.hurry()
     return answer({})
-
-
-async def get_run(request: web.Request) -> web.Response:
-    controller = reading(request, "run")
-    run = await controller.write(runs.get, controller.db, request.match_info["id"])
-    jobs = await controller.write(accounting.of_subject, controller.db, run.id)
-    tried = await controller.write(attempts.of_run, controller.db, run.id)
-    return answer({"run": run, "jobs": jobs, "attempts": tried})
-
-
-async def get_checkpoint(request: web.Request) -> web.Response:
-    controller = reading(request, "checkpoint")
-    return answer(await controller.write(checkpoints.get, controller.db, request.match_info["ref"]))
 
 
 async def report_usage(request: web.Request) -> web.Response:

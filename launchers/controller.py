@@ -8,7 +8,6 @@ On Slurm one watch serves the turns and whoever else asks for its picture; what 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import time
@@ -17,14 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from launchers import facts, plan, restart
+from launchers import facts, job_facts, plan
 from launchers.ended_runs import EndedRuns
 from launchers.launch import launch, new_id, read_job, write_job
 from launchers.resources import engine_environment, resources_from
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.spec import ServeSpec, Spec, SpecError, load
-from registry import accounting, attempts, clock, deployments, runs
+from registry import accounting, clock, deployments, runs
 from registry.db import Database, RegistryError
 from registry.deployments import Deployment, DeploymentState, ReplicaState
 from registry.site import Site
@@ -205,14 +204,7 @@ class Controller:
             log.warning("%s: cannot be read now: %s", folder.root, e)
 
     def _observe(self, statuses: Mapping[JobRef, JobStatus]) -> None:
-        accounting.observe(
-            self.db,
-            [
-                (ref.cluster, ref.job_id, clock.text(ref.submitted_at), status.state.value, status.reason)
-                for ref, status in statuses.items()
-                if status.state is not JobState.UNKNOWN
-            ],
-        )
+        job_facts.observe(self.db, statuses)
         for job in accounting.unsettled(self.db):
             status = statuses.get(ref_of(job))
             if status is not None and status.state.ended:
@@ -242,20 +234,8 @@ class Controller:
     def _job_is_over(self, job: accounting.Job, state: JobState, reason: str | None) -> None:
         """If its supervisor could not say why, the scheduler's word has to do. Harmless when all is known already."""
         self._listen(job.subject)  # its last words may have come after our last look
-        if job.purpose != ServeSpec.kind and self._belongs_to_another(job):
-            return  # it runs again, in another job, or will
-        why = f" ({reason})" if reason and reason != "None" else ""
-        cause = f"the job ended as {state.value}{why} without a word from its supervisor"
-        stopped, done = state is JobState.CANCELLED, state is JobState.COMPLETED
-        if job.purpose == ServeSpec.kind:
-            end = ReplicaState.STOPPED if stopped else ReplicaState.LOST
-            deployments.set_replica_state(self.db, job.subject, end, None if stopped else cause)
-        elif stopped:
-            runs.ended(self.db, job.subject, runs.RunState.STOPPED, None)
-        elif done:
-            runs.ended(self.db, job.subject, runs.RunState.COMPLETED, None)
-        else:
-            runs.ended(self.db, job.subject, runs.RunState.FAILED, cause)
+        if job.purpose == ServeSpec.kind or not self._belongs_to_another(job):
+            job_facts.is_over(self.db, job, state, reason)
 
     def _belongs_to_another(self, job: accounting.Job) -> bool:
         """Whether the run's newest attempt is another job's."""
@@ -273,23 +253,7 @@ class Controller:
                 continue
             if books.state.ended:
                 self._job_is_over(job, books.state, None)  # before its books are closed, and nobody looks any more
-            ends = restart.booked(job.job_id, books.ends)
-            attempts.settle(self.db, job.subject, {a: (c, clock.text(at)) for a, (c, at) in ends.items()})
-            accounting.settle(
-                self.db,
-                dataclasses.replace(
-                    job,
-                    state=books.state.value if books.state is not JobState.UNKNOWN else job.state,
-                    partition=books.partition,
-                    account=books.account,
-                    started_at=clock.text(books.started_at) if books.started_at else None,
-                    ended_at=clock.text(books.ended_at) if books.ended_at else None,
-                    elapsed_s=books.elapsed_s,
-                    cpus=books.cpus,
-                    gpus=books.gpus,
-                    settled=books.state.ended and books.ended_at is not None,
-                ),
-            )
+            job_facts.settle(self.db, job, books)
 
     def _plan(self) -> list[plan.Action]:
         actions: list[plan.Action] = []

@@ -34,7 +34,7 @@ def new_id(name: str, now: datetime | None = None) -> str:
     return f"{name}-{at}-{secrets.token_hex(2)}"
 
 
-def launch(spec: specs.Spec, runs_dir: Path, scheduler: Scheduler) -> Launched:
+def launch(spec: specs.SupervisedSpec, runs_dir: Path, scheduler: Scheduler) -> Launched:
     """Make the run folder, freeze code and spec into it, submit.
 
     Raises SchedulerError when the scheduler refuses, OSError when the folder cannot be made: it is then removed, since
@@ -46,7 +46,7 @@ def launch(spec: specs.Spec, runs_dir: Path, scheduler: Scheduler) -> Launched:
         freeze(folder.code)
         request = request_for(spec, folder)
         folder.script.write_text(scheduler.script(request), encoding="utf-8")
-        _write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
+        write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
         job = scheduler.submit(request)
     except SchedulerUnavailable:
         raise
@@ -57,7 +57,7 @@ def launch(spec: specs.Spec, runs_dir: Path, scheduler: Scheduler) -> Launched:
     return Launched(folder, job)
 
 
-def request_for(spec: specs.Spec, folder: RunFolder) -> JobRequest:
+def request_for(spec: specs.SupervisedSpec, folder: RunFolder) -> JobRequest:
     """What is submitted for a run folder: our supervisor on it; a training run's is started by `launchers.batch`."""
     return JobRequest(
         key=spec.id,
@@ -65,6 +65,7 @@ def request_for(spec: specs.Spec, folder: RunFolder) -> JobRequest:
         command=supervisor_command(folder),
         log_dir=folder.logs,
         resources=spec.resources,
+        modules=spec.environment.modules,
         batch=_program(folder, "launchers.batch") if isinstance(spec, specs.TrainSpec) else None,
     )
 
@@ -91,7 +92,7 @@ def write_job(folder: RunFolder, job: JobRef) -> None:
     text = json.dumps(
         {"cluster": job.cluster, "job_id": job.job_id, "submitted_at": job.submitted_at.isoformat()}, indent=2
     )
-    _write_whole(folder.job, text + "\n")
+    write_whole(folder.job, text + "\n")
 
 
 def read_job(folder: RunFolder) -> JobRef | None:
@@ -107,7 +108,7 @@ def read_job(folder: RunFolder) -> JobRef | None:
     return JobRef(cluster, job_id, submitted_at)
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """The file appears with all of its text, or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")

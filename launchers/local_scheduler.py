@@ -48,6 +48,9 @@ class LocalScheduler:
     def submit(self, request: JobRequest) -> JobRef:
         return self._ref(submit.submit_locally(request, self._spool))
 
+    def submit_again(self, request: JobRequest, script: Path) -> JobRef:
+        return self.submit(request)
+
     def script(self, request: JobRequest) -> str:
         return submit.script(request)
 

@@ -52,6 +52,7 @@ def _environment(chosen: settings.Environment) -> Environment:
         python=chosen.python,
         image=chosen.image,
         mounts=chosen.mounts,
+        modules=chosen.modules,
         command=chosen.command,
         env=dict(chosen.env),
     )

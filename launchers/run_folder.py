@@ -34,8 +34,13 @@ class RunFolder:
 
     @property
     def code(self) -> Path:
-        """The packages as they were at submission: what the job imports."""
+        """The packages as they were at submission: what the job imports. Of a script: its repository (`freeze`)."""
         return self.root / "code"
+
+    @property
+    def environment(self) -> Path:
+        """The environment that it was submitted in, as far as it may be told (JSON)."""
+        return self.root / "environment.json"
 
     @property
     def logs(self) -> Path:

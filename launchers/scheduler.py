@@ -64,6 +64,7 @@ class JobRequest:
     log_dir: Path
     resources: Resources
     batch: tuple[str, ...] | None = None
+    modules: tuple[str, ...] = ()  # loaded before anything is started
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,9 @@ class Scheduler(Protocol):
 
     def submit(self, request: JobRequest) -> JobRef:
         """Raises SchedulerError with the scheduler's own words when it refuses."""
+
+    def submit_again(self, request: JobRequest, script: Path) -> JobRef:
+        """Submit a run folder once more, where there are batch scripts by its own as it stands. Raises as `submit`."""
 
     def script(self, request: JobRequest) -> str:
         """The text that `submit` would submit; a person can submit it by hand."""

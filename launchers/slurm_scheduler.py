@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launchers import submit
+from launchers import job_array, submit
 from launchers.scheduler import (
     JobRef,
     JobRequest,
@@ -72,7 +73,7 @@ STATES = {
     model.JobState.TIMEOUT: JobState.TIMEOUT,
     model.JobState.UNRECOGNISED: JobState.UNKNOWN,
 }
-_Queue = Mapping[tuple[str, datetime], model.Job]
+Records = list[list[model.JobUsage]]  # the attempts of each of its tasks: of one, unless it is an array
 
 
 class SlurmScheduler:
@@ -88,7 +89,7 @@ class SlurmScheduler:
         self._acted_at = datetime.min.replace(tzinfo=UTC)  # when we last changed the queue, or tried to
         self._resubmitted: dict[JobRef, datetime] = {}  # of jobs that were requeued: their newest submit time
         # What accounting said of jobs that this picture does not show, so that it is asked once for each picture.
-        self._books: dict[JobRef, list[model.JobUsage]] = {}
+        self._books: dict[JobRef, Records] = {}
         self._books_for: Picture | None = None
 
     @cached_property
@@ -99,9 +100,15 @@ class SlurmScheduler:
 
     def submit(self, request: JobRequest) -> JobRef:
         """Raises SchedulerUnavailable also when the job was submitted and Slurm then fell silent: see `find`."""
+        return self._submit(lambda: submit.submit_to_slurm(request, self.client))
+
+    def submit_again(self, request: JobRequest, script: Path) -> JobRef:
+        return self._submit(lambda: self.client.submit(script, request.key))
+
+    def _submit(self, submit_job: Callable[[], str]) -> JobRef:
         cluster = self.cluster  # asked first: without an answer there is nothing to submit to
         with self._acting():
-            job_id = submit.submit_to_slurm(request, self.client)
+            job_id = submit_job()
             for job in self.client.jobs([job_id]):
                 return JobRef(cluster, job.id, job.submitted_at)
         raise SchedulerUnavailable(f"job {job_id} was submitted, and the queue does not know it")
@@ -123,7 +130,7 @@ class SlurmScheduler:
                 books = self.client.accounting_between(now - FIND, now, user=us)
                 found = [attempt for attempt in books if attempt.carries(key)]
         newest = max(found, key=lambda job: job.submitted_at, default=None)
-        return None if newest is None else JobRef(self.cluster, newest.id, newest.submitted_at)
+        return None if newest is None else JobRef(self.cluster, job_array.array_of(newest.id), newest.submitted_at)
 
     def states(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobStatus]:
         """Jobs that only accounting could tell of are absent when it does not answer, unless no job is left then."""
@@ -154,7 +161,7 @@ class SlurmScheduler:
         asked = list(refs)
         with _in_protocol_words():
             books = self.client.accounting(ref.job_id for ref in asked)
-        return {ref: _usage(ref, mine) for ref in asked if self._ours(ref) and (mine := attempts_of(ref, books))}
+        return {ref: _usage(ref, mine) for ref in asked if self._ours(ref) and (mine := records_of(ref, books))}
 
     def _picture(self) -> Picture | None:
         """The watch's, if it shows all that we did ourselves. None: the queue has to be asked.
@@ -186,46 +193,49 @@ class SlurmScheduler:
     def _states(self, refs: Sequence[JobRef], picture: Picture | None) -> dict[JobRef, JobStatus]:
         ids = {ref.job_id for ref in refs}
         with _in_protocol_words():
-            jobs = self.client.jobs(ids) if picture is None else [job for job in picture.jobs if job.id in ids]
+            jobs = self.client.jobs(ids) if picture is None else picture.jobs
         asked = [ref for ref in refs if self._ours(ref)]
         queue = {(job.id, job.submitted_at): job for job in jobs}
         known = {ref: job for ref in asked if (job := queue.get(self._now_called(ref))) is not None}
+        arrays = {ref: tasks for ref in asked if ref not in known and (tasks := job_array.queued_tasks(ref, jobs))}
         # A job that the queue has under another submit time was requeued, or has only our job's id: accounting
         # tells the two apart. It runs behind the queue, so the queue's word counts where it has one.
-        others = [ref for ref in asked if ref not in known]
+        others = [ref for ref in asked if ref not in known and ref not in arrays]
         try:
             with _in_protocol_words():
                 books = self._attempts(others, picture)
         except SchedulerUnavailable as e:
-            if not known:
+            if not known and not arrays:
                 raise
             log.warning("%d jobs that the queue does not show remain as they were: %s", len(others), e)
             books, others = {}, []
         by_id = {job.id: job for job in jobs}
         for ref in others:
             job = by_id.get(ref.job_id)
-            if job is not None and books[ref] and continues(books[ref][-1], job):
+            if job is not None and books[ref] and continues(books[ref][0][-1], job):
                 self._resubmitted[ref] = job.submitted_at
                 known[ref] = job
         strangers = {ref: JobStatus(ref, JobState.UNKNOWN) for ref in refs if not self._ours(ref)}
         booked = {ref: _booked(ref, books[ref]) for ref in others if ref not in known}
-        return strangers | booked | {ref: _queued(ref, job) for ref, job in known.items()}
+        grouped = {ref: job_array.whole(ref, [_queued(ref, task) for task in tasks]) for ref, tasks in arrays.items()}
+        return strangers | booked | grouped | {ref: _queued(ref, job) for ref, job in known.items()}
 
     def _now_called(self, ref: JobRef) -> tuple[str, datetime]:
         return ref.job_id, self._resubmitted.get(ref, ref.submitted_at)
 
-    def _attempts(self, refs: Sequence[JobRef], picture: Picture | None) -> Mapping[JobRef, list[model.JobUsage]]:
+    def _attempts(self, refs: Sequence[JobRef], picture: Picture | None) -> Mapping[JobRef, Records]:
         if picture is None or picture is not self._books_for:
             self._books, self._books_for = {}, picture
         new = [ref for ref in refs if ref not in self._books]
         books = self.client.accounting(ref.job_id for ref in new)
-        self._books |= {ref: attempts_of(ref, books) for ref in new}
+        self._books |= {ref: records_of(ref, books) for ref in new}
         return self._books
 
 
-def attempts_of(ref: JobRef, books: Sequence[model.JobUsage]) -> list[model.JobUsage]:
-    """A job's attempts, oldest first."""
-    return attempts((attempt for attempt in books if attempt.id == ref.job_id), ref.submitted_at)
+def records_of(ref: JobRef, books: Sequence[model.JobUsage]) -> Records:
+    """A job's attempts, oldest first; of an array, those of each task."""
+    mine = attempts((attempt for attempt in books if attempt.id == ref.job_id), ref.submitted_at)
+    return [mine] if mine else job_array.booked_tasks(ref, books)
 
 
 def _name(uid: str) -> str:
@@ -239,27 +249,30 @@ def _queued(ref: JobRef, job: model.Job) -> JobStatus:
     return JobStatus(ref, STATES[job.state], job.reason, job.nodes, job.started_at, job.ended_at)
 
 
-def _booked(ref: JobRef, mine: Sequence[model.JobUsage]) -> JobStatus:
-    if not mine:
-        return JobStatus(ref, JobState.UNKNOWN)
-    last = mine[-1]
+def _booked(ref: JobRef, tasks: Records) -> JobStatus:
+    return job_array.whole(ref, [_recorded(ref, mine[-1]) for mine in tasks] or [JobStatus(ref, JobState.UNKNOWN)])
+
+
+def _recorded(ref: JobRef, last: model.JobUsage) -> JobStatus:
     reason = f"{last.state_text}, exit code {last.exit_code}"
     return JobStatus(ref, STATES[last.state], reason, last.nodes, last.started_at, last.ended_at)
 
 
-def _usage(ref: JobRef, mine: Sequence[model.JobUsage]) -> JobUsage:
-    last = mine[-1]
+def _usage(ref: JobRef, tasks: Records) -> JobUsage:
+    everything = [attempt for mine in tasks for attempt in mine]
+    last = tasks[-1][-1]
+    status = _booked(ref, tasks)
     return JobUsage(
         ref=ref,
-        state=STATES[last.state],
-        started_at=mine[0].started_at,
-        ended_at=last.ended_at,
-        elapsed_s=sum(a.elapsed_s for a in mine),
-        cpus=max(a.allocated.cpus for a in mine),
-        gpus=max(a.allocated.gpus for a in mine),
+        state=status.state,
+        started_at=min((a.started_at for a in everything if a.started_at is not None), default=None),
+        ended_at=status.ended_at if len(tasks) > 1 else last.ended_at,
+        elapsed_s=sum(a.elapsed_s for a in everything),
+        cpus=max(a.allocated.cpus for a in everything),
+        gpus=max(a.allocated.gpus for a in everything),
         partition=last.partition or None,
         account=last.account or None,
-        ends=tuple((a.state.value, a.ended_at) for a in mine),
+        ends=tuple((a.state.value, a.ended_at) for a in tasks[0]) if len(tasks) == 1 else (),
     )
 
 

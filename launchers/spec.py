@@ -48,6 +48,7 @@ class Environment:
     python: str  # the interpreter, as seen inside the environment
     image: str | None = None  # .sif path (apptainer) or image URI (pyxis)
     mounts: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
     command: tuple[str, ...] = ()  # engine only: how the server is started; empty means `python -m vllm...`
     env: dict[str, str] = field(default_factory=dict)
 
@@ -62,6 +63,7 @@ class TrainSpec:
     resources: Resources
     environment: Environment
     recipe: dict[str, Any]  # launchers.megatron.recipe.Recipe as plain data
+    peak_tflops: float | None = None  # of one GPU, dense, in the recipe's precision: the divisor of MFU
     dataset_dir: str  # where prepared datasets are kept and found again
 
 
@@ -96,9 +98,28 @@ class ServeSpec:
     start_timeout_s: int = 900
 
 
-Spec = TrainSpec | ConvertSpec | ServeSpec
-_KINDS: dict[str, type[TrainSpec] | type[ConvertSpec] | type[ServeSpec]] = {
-    c.kind: c for c in (TrainSpec, ConvertSpec, ServeSpec)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptSpec:
+    """A script of the owner's own, as `headgate submit` gave it to sbatch; nothing of ours runs in its job."""
+
+    kind: ClassVar[str] = "script"
+    id: str
+    name: str  # the job's name, made safe
+    owner: str
+    created_at: str
+    argv: tuple[str, ...]  # sbatch's options, the script and its arguments, as they were typed
+    args: tuple[str, ...]  # the script's own
+    cwd: str  # where it was submitted
+    script: str | None  # the file's absolute path; None: the script came from standard input, or from --wrap
+    job_name: str  # as Slurm has it
+    output: str  # where the job prints to, absolute, in Slurm's patterns (%j, %A, %a, %x, ...)
+    error: str | None = None  # None: the same
+
+
+SupervisedSpec = TrainSpec | ConvertSpec | ServeSpec  # what our supervisor runs
+Spec = SupervisedSpec | ScriptSpec
+_KINDS: dict[str, type[TrainSpec] | type[ConvertSpec] | type[ServeSpec] | type[ScriptSpec]] = {
+    c.kind: c for c in (TrainSpec, ConvertSpec, ServeSpec, ScriptSpec)
 }
 
 
@@ -118,8 +139,9 @@ def load(path: Path) -> Spec:
             raise ValueError(f"schema {schema!r} is not known here; this Headgate reads schema {SCHEMA}")
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"kind {kind!r} is none of {', '.join(sorted(_KINDS))}")
-        data["resources"] = _built(Resources, data.get("resources"), "resources.")
-        data["environment"] = _built(Environment, data.get("environment"), "environment.")
+        if _KINDS[kind] is not ScriptSpec:
+            data["resources"] = _built(Resources, data.get("resources"), "resources.")
+            data["environment"] = _built(Environment, data.get("environment"), "environment.")
         spec = _built(_KINDS[kind], data)
         if datetime.fromisoformat(spec.created_at).tzinfo is None:
             raise ValueError(f"created_at: {spec.created_at!r} names no time zone")
@@ -130,7 +152,7 @@ def load(path: Path) -> Spec:
     return spec
 
 
-_Part = typing.TypeVar("_Part", bound=TrainSpec | ConvertSpec | ServeSpec | Resources | Environment)
+_Part = typing.TypeVar("_Part", bound=TrainSpec | ConvertSpec | ServeSpec | ScriptSpec | Resources | Environment)
 
 
 def _built(cls: type[_Part], data: Any, prefix: str = "") -> _Part:

@@ -12,13 +12,13 @@ from launchers.run_folder import RunFolder
 from launchers.spec import SpecError, load
 from slurm.model import Job
 
-WHAT = {"train": "run", "convert": "conversion", "serve": "replica"}  # by a spec's kind
+WHAT = {"train": "run", "convert": "conversion", "serve": "replica", "script": "script"}  # by a spec's kind
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     id: str
-    what: str  # run | conversion | replica
+    what: str  # run | conversion | replica | script
     of: str  # the run's or the deployment's name
     owner: str  # whoever wanted it; a replica's job runs as the service's user
     user: str  # whose jobs may carry its id: anybody can write a comment

@@ -31,12 +31,20 @@ from slurm.client import SlurmClient
 from slurm.process import clean_environment
 
 START_TIMEOUT_S = 60.0
+# A batch script is no login shell, and has `module` only where its submitter's environment brought it along.
+FIND_MODULES = (
+    "command -v module >/dev/null || "
+    "for init in /etc/profile.d/lmod.sh /etc/profile.d/modules.sh; do [ ! -r $init ] || . $init; done"
+)
 LAST_TASK_WAIT_S = 120  # from the first task's end to the end of all, longer than a supervisor's own grace
 
 
 def signal_lead_s(time_limit_s: int) -> int:
-    """How long before the time limit every task gets SIGUSR2: 90 s, or a quarter of a short limit."""
-    return min(90, time_limit_s // 4)
+    """How long before the time limit every task gets SIGUSR2: 90 s, or of a short limit a quarter.
+
+    Slurm looks every 30 s, and signals those whose time would have come by its next look.
+    """
+    return max(1, min(90, time_limit_s // 4 - 30))
 
 
 def slurm_parameters(request: JobRequest) -> dict[str, Any]:
@@ -62,6 +70,7 @@ def slurm_parameters(request: JobRequest) -> dict[str, Any]:
             f"export SRUN_CPUS_PER_TASK={r.cpus_per_task}",
             # bash waits for what it started, whatever Slurm says to the whole job: that has still something to do.
             *([] if request.batch is None else ["trap : TERM INT USR1 USR2"]),
+            *([FIND_MODULES, f"module load {shlex.join(request.modules)} || exit 1"] if request.modules else []),
         ],
         "use_srun": request.batch is None,
         # When a task has gone without a word (killed, its node out of memory), the others must not wait for it until

@@ -28,7 +28,7 @@ from launchers.megatron import command as megatron
 from launchers.megatron.recipe import Restart
 from launchers.restart import Cause
 from launchers.run_folder import RunFolder
-from launchers.spec import ConvertSpec, ServeSpec, Spec, TrainSpec, load
+from launchers.spec import ConvertSpec, ScriptSpec, ServeSpec, SupervisedSpec, TrainSpec, load
 from launchers.task import Task
 from launchers.vllm import server
 from launchers.watchdog import Watchdog
@@ -55,7 +55,7 @@ class Ending:
 
 
 class Supervisor:
-    def __init__(self, folder: RunFolder, spec: Spec, task: Task) -> None:
+    def __init__(self, folder: RunFolder, spec: SupervisedSpec, task: Task) -> None:
         self.folder, self.spec, self.task = folder, spec, task
         self.log = folder.attempt_log(task.attempt, task.rank)
         self.stopping_since: float | None = None
@@ -221,7 +221,7 @@ class Supervisor:
             self.forward = signal.SIGTERM
 
 
-def ending_of(spec: Spec, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
+def ending_of(spec: SupervisedSpec, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
     """What a child's exit means. `code` is Popen's: negative for a signal. Exit 0 is not success for an engine.
 
     `asked`: what it was asked to end for. `stage`: its training's last word; it may have come to its end all the same.
@@ -305,7 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "SLURM_JOB_ID" in os.environ:
         _end_with_parent()
     folder = RunFolder(Path(words[0]))
-    return Supervisor(folder, load(folder.spec), tasks.task_of(os.environ)).run()
+    spec = load(folder.spec)
+    assert not isinstance(spec, ScriptSpec), f"{folder.root} holds a script of its owner's, which Slurm runs by itself"
+    return Supervisor(folder, spec, tasks.task_of(os.environ)).run()
 
 
 if __name__ == "__main__":

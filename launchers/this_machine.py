@@ -11,7 +11,7 @@ import psutil
 
 from launchers.local_job import LocalJob, records
 from launchers.run_folder import RunFolder
-from launchers.spec import SpecError, load
+from launchers.spec import ScriptSpec, SpecError, load
 from launchers.subjects import user_name
 from slurm.model import TRES, Job, JobState, Node, NodeState, Partition
 from slurm.picture import Picture
@@ -122,6 +122,7 @@ def _job(recorded: LocalJob, host: str, now: datetime) -> Job | None:
 
 def _time_limit_s(folder: RunFolder) -> int | None:
     try:
-        return load(folder.spec).resources.time_limit_s
+        spec = load(folder.spec)
     except (OSError, SpecError):
         return None
+    return None if isinstance(spec, ScriptSpec) else spec.resources.time_limit_s

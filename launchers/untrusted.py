@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # What no second look changes. Any other failure to open is the file system's, and passes.
 _REFUSALS = (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENOTDIR)
@@ -20,24 +20,28 @@ class Unbelievable(ValueError):
     """The file is not what it should be, and will not become so; the message says why, without the file's name."""
 
 
-def read_bytes(path: Path, max_bytes: int, owner_uid: int | None = None) -> bytes:
-    """What a regular file holds. Raises Unbelievable, or OSError where a second look may succeed."""
+def open_regular(path: Path, owner_uid: int | None = None) -> BinaryIO:
+    """A regular file, opened for reading. Raises Unbelievable, or OSError where a second look may succeed."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as e:
         if e.errno in _REFUSALS:
             raise Unbelievable(e.strerror) from e
         raise
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise Unbelievable("not a regular file")
-        if owner_uid is not None and status.st_uid != owner_uid:
-            raise Unbelievable(f"owned by uid {status.st_uid}, the run belongs to uid {owner_uid}")
-        with open(fd, "rb", closefd=False) as f:
-            raw = f.read(max_bytes + 1)
-    finally:
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
         os.close(fd)
+        raise Unbelievable("not a regular file")
+    if owner_uid is not None and status.st_uid != owner_uid:
+        os.close(fd)
+        raise Unbelievable(f"owned by uid {status.st_uid}, the run belongs to uid {owner_uid}")
+    return open(fd, "rb")
+
+
+def read_bytes(path: Path, max_bytes: int, owner_uid: int | None = None) -> bytes:
+    """What a regular file holds. Raises as `open_regular` does, and Unbelievable for one that is larger."""
+    with open_regular(path, owner_uid) as f:
+        raw = f.read(max_bytes + 1)
     if len(raw) > max_bytes:
         raise Unbelievable(f"more than {max_bytes} bytes")
     return raw

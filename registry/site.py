@@ -76,6 +76,7 @@ class Environment:
     python: str = field(metadata={"unit": "program"})  # the interpreter, as seen inside the environment
     image: str | None = None  # .sif path or URI (apptainer), image URI or .sqsh path (pyxis)
     mounts: tuple[str, ...] = ()  # HOST:CONTAINER, containers only
+    modules: tuple[str, ...] = ()  # what `module load` takes, loaded in the batch script; Slurm only
     command: tuple[str, ...] = ()  # engine only: argv that starts an OpenAI-compatible server
     env: dict[str, str] = field(default_factory=dict)  # added to the program's environment; no secrets
     args: tuple[str, ...] = ()  # engine only: arguments every deployment gets, before its own
@@ -273,6 +274,8 @@ def _problems(site: Site) -> Iterator[tuple[str, str]]:
     for name, environment in (("training", site.environments.training), ("engine", site.environments.engine)):
         if environment is not None:
             yield from _environment_problems(f"environments.{name}", environment)
+            if environment.modules and site.scheduler.kind == "local":
+                yield f"environments.{name}.modules", "are loaded in a Slurm job's script; here is none"
     for name, external in site.external.items():
         variable = external.api_key_env
         if variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
@@ -294,6 +297,9 @@ def _environment_problems(key: str, environment: Environment) -> Iterator[tuple[
             yield f"{key}.image", "a venv has no image; allowed with kind apptainer or pyxis"
     elif environment.image is None:
         yield f"{key}.kind", f"{environment.kind} needs an image: set {key}.image"
+    for module in environment.modules:
+        if not re.fullmatch(r"[A-Za-z0-9._/+-]+", module):
+            yield f"{key}.modules", f"{module!r} is no module's name: letters, digits and any of . _ / + -"
     texts = {
         f"{key}.mounts": environment.mounts,
         f"{key}.command": environment.command,

@@ -206,8 +206,13 @@ class JobUsage:
     reservation: str | None = None
 
     def carries(self, comment: str) -> bool:
-        """Whether it was submitted with this comment, also on a cluster that stores submit lines only."""
-        return self.comment == comment or f" --comment={comment} " in f"{self.submit_line} "
+        """Whether it was submitted with this comment, also on a cluster that stores submit lines only.
+
+        A script may bring a comment of its owner's: then the submit line tells, if the script stands in a folder of
+        that name.
+        """
+        line = f"{self.submit_line} "
+        return self.comment == comment or f" --comment={comment} " in line or f"/{comment}/job.sh " in line
 
 
 class NodeState(enum.Enum):

@@ -59,8 +59,8 @@ def put(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
     [
         (put(2, "schema"), "schema 2 is not known here; this Headgate reads schema 1"),
         (drop("schema"), "schema None is not known here"),
-        (put("bake", "kind"), "kind 'bake' is none of convert, serve, train"),
-        (put([], "kind"), "kind [] is none of convert, serve, train"),
+        (put("bake", "kind"), "kind 'bake' is none of convert, script, serve, train"),
+        (put([], "kind"), "kind [] is none of convert, script, serve, train"),
         (put(1, "modle_path"), "unknown field 'modle_path'; allowed: created_at, engine_args, environment, id, "),
         (put(1, "resources", "gpus"), "unknown field 'resources.gpus'; allowed: account, cpus_per_task, "),
         (put(1, "environment", "pythn"), "unknown field 'environment.pythn'; allowed: command, env, "),

@@ -49,7 +49,7 @@ def test_the_script_asks_for_what_the_request_asks_for() -> None:
         "gpus-per-node": "4",
         "mem": "1536M",
         "time": "2",  # Slurm counts minutes; less than was asked for would be wrong
-        "signal": "USR2@22",
+        "signal": "USR2@1",
         "no-requeue": "",
         "output": "'/shared/runs/a run/logs/%j_0_log.out'",
         "error": "'/shared/runs/a run/logs/%j_0_log.err'",
@@ -73,12 +73,20 @@ def test_a_run_that_goes_on_by_itself_is_requeueable_and_its_batch_script_outliv
     assert not re.search("^srun", script, re.MULTILINE)
 
 
+def test_the_sites_modules_are_loaded_before_anything_is_started() -> None:
+    lines = submit.script(replace(REQUEST, modules=("cuda/12.4", "nccl"))).splitlines()
+    load = lines.index("module load cuda/12.4 nccl || exit 1")
+    assert any(line.startswith("srun ") for line in lines[load:])
+    assert not any(line.startswith("srun ") for line in lines[:load])
+    assert "module load" not in submit.script(REQUEST)
+
+
 def test_what_was_not_asked_for_is_left_to_the_cluster() -> None:
     script = submit.script(replace(REQUEST, resources=Resources()))
     assert not {"partition", "account", "qos", "mem", "gpus-per-node", "wckey"} & set(options(script))
 
 
-@pytest.mark.parametrize(("limit_s", "lead_s"), [(24 * 3600, 90), (360, 90), (120, 30), (8, 2)])
+@pytest.mark.parametrize(("limit_s", "lead_s"), [(24 * 3600, 90), (480, 90), (240, 30), (120, 1), (8, 1)])
 def test_the_warning_comes_before_the_limit_however_short(limit_s: int, lead_s: int) -> None:
     assert submit.signal_lead_s(limit_s) == lead_s
 

@@ -26,7 +26,7 @@ RECIPE = ROOT / "tests" / "recipes" / "survive.toml"
 INTERVAL = 100
 TRAINING = "launchers.megatron.pretrain"
 # Evaluation makes a run long; what it learns is the same.
-EVALUATION = "\n[evaluation]\ninterval = 20\niterations = 400\n"
+EVALUATION = "\n[evaluation]\ninterval = 20\niterations = 250\n"
 
 pytestmark = pytest.mark.slurm
 
@@ -53,13 +53,15 @@ class Run:
                 found.append(process)
         return found
 
+    def described(self) -> dict[str, Any]:
+        said: dict[str, Any] = Control(self.platform.root / "state" / "control.sock").get(f"/v1/runs/{self.folder.id}")
+        return said
+
     def ends(self, timeout: float = 150) -> dict[str, Any]:
         """The run as the control API describes it when it has ended."""
 
-        path = f"/v1/runs/{self.folder.id}"
-
         def whole() -> dict[str, Any] | None:
-            described: dict[str, Any] = Control(self.platform.root / "state" / "control.sock").get(path)
+            described = self.described()
             return described if described["run"]["ended_at"] else None
 
         return wait_for(whole, timeout=timeout, every=0.5)
@@ -159,7 +161,7 @@ def test_a_preempted_run_saves_within_its_grace_and_goes_on_afterwards(
     start: Start, undisturbed: dict[int, float], slurm_cluster: PrivateCluster, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "long.toml"
-    recipe.write_text(RECIPE.read_text() + EVALUATION.replace("400", "50"))
+    recipe.write_text(RECIPE.read_text() + EVALUATION.replace("250", "50"))
     run = start("--qos", "preemptible", recipe=recipe)
     run.reaches(20)
     slurm_cluster.run(
@@ -193,6 +195,23 @@ def test_a_requeue_by_an_administrator_restarts_the_run_at_once(
     first, second = run.finishes(timeout=100)  # Slurm alone would let it wait for two minutes
     assert (first["cause"], second["cause"]) == ("requeued", "completed")
     assert losses(run.folder) == undisturbed
+
+
+def test_a_run_that_loses_a_node_goes_on_when_there_is_one_again(
+    start: Start, undisturbed: dict[int, float], slurm_cluster: PrivateCluster
+) -> None:
+    run = start()
+    run.reaches(INTERVAL + 20)
+    slurm_cluster.run("scontrol", "update", "nodename=c2", "state=down", "reason=fan")
+    try:
+        wait_for(lambda: not run.processes(TRAINING), timeout=60)
+    finally:
+        slurm_cluster.run("scontrol", "update", "nodename=c2", "state=resume")
+    *_, last = run.finishes()
+    assert last["cause"] == "completed"
+    assert losses(run.folder) == undisturbed
+    # The supervisor could not know; Slurm's books do, a little later.
+    wait_for(lambda: [a["cause"] for a in run.described()["attempts"]] == ["node-failure", "completed"], timeout=60)
 
 
 def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(start: Start, undisturbed: dict[int, float]) -> None:

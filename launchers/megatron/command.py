@@ -48,5 +48,7 @@ def child_env(
         "HEADGATE_ATTEMPT": str(rank.attempt),
         "HEADGATE_ATTEMPT_NAME": rank.attempt_name,
     }
+    if isinstance(spec, TrainSpec) and spec.peak_tflops is not None:
+        ours["HEADGATE_PEAK_TFLOPS"] = f"{spec.peak_tflops:g}"
     code = RunFolder(run_folder).code
     return environment.child_env({**inherited, **ours}, spec.environment, code, spec.resources.cpus_per_task)

@@ -44,7 +44,7 @@ def run(folder: RunFolder, recipe: Recipe, dataset_dir: Path, stop: Stop, starte
     switches = Switches(folder.switches)
     ranks = connect(recipe.train.timeout_s)
     try:
-        progress.phase("data")
+        progress.phase("data", iterations=recipe.train.iterations)
         dataset = _dataset(folder, recipe, dataset_dir, ranks, Early(ranks, stop, switches, progress))
         join(ranks, recipe.parallel, recipe.train.seed, recipe.train.timeout_s)
         _run(folder, recipe, dataset, ranks, Requests(ranks, stop, switches), progress, started)
@@ -63,11 +63,11 @@ def _run(
     folder: RunFolder, recipe: Recipe, dataset: data.Dataset, ranks: Ranks, requests: Requests, progress: Progress,
     started: float,
 ) -> None:  # fmt: skip
-    report = Report(folder, recipe, ranks, progress, started)
+    report = Report(folder, recipe, dataset.vocab, ranks, progress, started)
     attempt = int(os.environ.get("HEADGATE_ATTEMPT", "1"))
     report.metrics.emit(
         f"data: {dataset.documents:,} documents, {dataset.tokens:,} tokens, vocabulary {dataset.vocab:,} "
-        f"({'prepared before, reused' if dataset.reused else 'prepared now'}: {dataset.path})",
+        f"({'prepared before, reused' if dataset.reused else 'prepared now'}: {dataset.where})",
         stage="data", attempt=attempt, reused=dataset.reused, documents=dataset.documents, tokens=dataset.tokens,
         vocab=dataset.vocab,
     )  # fmt: skip
@@ -104,7 +104,7 @@ def _train(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, repor
     report.begin(state.iteration)
     while state.iteration < last and not asked.ends:
         asked = advance(trainer, checkpoints, requests, report)
-        if asked.save or (save_every and state.iteration % save_every == 0 and not asked.kill):
+        if not asked.kill and (asked.save or (save_every and state.iteration % save_every == 0)):
             requests.taken("save")
             checkpoints.save(state)
         if evaluate_every and state.iteration % evaluate_every == 0 and state.iteration < last and not asked.ends:
@@ -232,21 +232,22 @@ def _dataset(folder: RunFolder, recipe: Recipe, dataset_dir: Path, ranks: Ranks,
     """
     if ranks.first:
         note = folder.dataset
-        begun = Path(json.loads(note.read_text(encoding="utf-8"))["path"]) if note.exists() else None
+        begun = json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
         try:
             dataset = (begun and data.find(begun)) or data.prepare(recipe.data, dataset_dir, early.prepared)
         except Stopped:
             early.leave()
             raise
-        if begun and dataset.path.name != begun.name:
-            raise DataError(f"this run began with {begun}, which is gone, and its text has changed since")
+        if begun and dataset.note()["parts"] != begun["parts"]:
+            was = ", ".join(part["path"] for part in begun["parts"])
+            raise DataError(f"this run began with {was}, which is gone, and its text has changed since")
         temporary = note.with_suffix(".partial")
-        temporary.write_text(json.dumps({"path": str(dataset.path)}) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(dataset.note()) + "\n", encoding="utf-8")
         temporary.rename(note)
-        early.tell(json.dumps({"path": str(dataset.path), "reused": dataset.reused}))
+        early.tell(json.dumps(dataset.note()))
         return dataset
     said = json.loads(early.wait())
-    found = data.find(Path(said["path"]), reused=said["reused"])
+    found = data.find(said, reused=said["reused"])
     if not found:
         raise DataError(
             f"rank {ranks.rank}: {said['path']} is not visible here; dataset_dir must be on a shared filesystem"

@@ -1,0 +1,61 @@
+"""`headgate resume`: submit a run's folder again. It goes on from its newest complete checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from cli import record
+from cli.client import Control
+from cli.context import Context
+from cli.folders import is_ours, run_folder
+from cli.jobs import newest_job, scheduler_answers
+from launchers.launch import request_for, write_job
+from launchers.run_folder import RunFolder
+from launchers.scheduler import JobRef, JobState
+from launchers.schedulers import scheduler_for
+from launchers.spec import ScriptSpec, load
+from registry.site import Site
+
+
+@click.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def resume(context: Context, /, run: str, as_json: bool) -> None:
+    """Submit a run that was stopped, or that failed, again: the same folder, code, recipe and resources.
+
+    It keeps its id, and goes on from its newest complete checkpoint. What `sbatch JOB.SH` does by hand in its folder.
+    """
+    site = context.site()
+    folder = run_folder(site, run, ("train", "convert"))
+    if not is_ours(folder):
+        raise click.ClickException(f"run {folder.id} is not yours; its owner may resume it")
+    if record.story(folder).state == "completed":
+        raise click.ClickException(f"run {folder.id} has come to its end; there is nothing left to go on with")
+    job = submit_again(site, folder)
+    Control(site.control_socket).poke()
+    if as_json:
+        said = {"run": folder.id, "folder": str(folder.root), "job": job.job_id, "cluster": job.cluster}
+        click.echo(json.dumps(said))
+    else:
+        click.echo(f"run {folder.id} submitted again as job {job.job_id} on {job.cluster}")
+
+
+def submit_again(site: Site, folder: RunFolder) -> JobRef:
+    """Unless a job of the run still waits or runs: two must not write one run's checkpoints."""
+    with scheduler_answers():
+        scheduler = scheduler_for(site)
+        status = newest_job(scheduler, folder)
+        if status is not None and not status.state.ended and status.state is not JobState.UNKNOWN:
+            raise click.ClickException(
+                f"run {folder.id} goes on already: job {status.ref.job_id} is {status.state.value}"
+            )
+        spec = load(folder.spec)
+        assert not isinstance(spec, ScriptSpec)  # its owner's own, and theirs to submit
+        for left in ("stop", "kill"):  # meant for an attempt that is over
+            (folder.switches / left).unlink(missing_ok=True)
+        job = scheduler.submit_again(request_for(spec, folder), folder.script)
+        write_job(folder, job)
+    return job
