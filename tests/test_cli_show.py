@@ -153,6 +153,22 @@ def test_a_flat_curve_with_gaps_is_drawn() -> None:
     assert lines[2] == "3 ┤" + "▁" * 27
 
 
+def test_a_recipe_is_told_by_what_it_says_itself() -> None:
+    recipe = {
+        "kind": "pretrain",
+        "model": {"hidden": 64, "rope_base": 10_000.0, "init_std": 0.01},
+        "data": {"text": ["a.txt", "b"], "sources": [{"text": ["c"], "weight": 2.0}]},
+        "checkpoint": {"asynchronous": False, "interval": 0},
+        "restart": {"max_attempts": 100},
+    }
+    assert screen.recipe_lines(recipe) == [
+        "kind: pretrain",
+        "model: hidden 64, init_std 0.01",
+        "data: text a.txt b, sources (text c, weight 2)",
+        "checkpoint: asynchronous no",
+    ]
+
+
 @pytest.mark.parametrize(
     ("count", "words"), [(0, "0 bytes"), (1, "1 byte"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (1 << 41, "2.0 TiB")]
 )
