@@ -27,7 +27,7 @@ def test_one_screen_tells_of_a_run_that_was_restarted(tmp_path: Path) -> None:
     assert printed.startswith(f"{run.id}  pending: time-limit; it goes on from iteration 60\n")
     assert "no controller does" in printed
     assert "asked       1 node x 1 task x 1 CPU, for up to 1d" in printed
-    assert "train: iterations 100, lr 0.001" in printed and "weight_decay" not in printed
+    assert "train: iterations 100, lr 0.001, weight_decay 0\n" in printed
     assert "iteration 60/100  loss 7.4000  validation 7.5000 (at 60)" in printed
     assert "ETA" not in printed  # it does not run
     assert line_with(printed, "preempted").split()[:3] == ["1", "40", "g1"]
