@@ -64,8 +64,6 @@ def submit(context: Context, /, words: tuple[str, ...]) -> None:
         raise click.ClickException(f"{e.filename}: {e.strerror}") from e
     except OSError as e:
         raise click.ClickException(f"{e.filename or site.runs_dir}: {e.strerror or e}") from e
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     _tell(site, submission, outcome)
     raise SystemExit(outcome.returncode)
 

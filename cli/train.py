@@ -20,7 +20,8 @@ from cli.folders import find_folder
 from cli.resources import asked, resource_options
 from launchers.launch import Launched, launch, new_id
 from launchers.megatron import manifest
-from launchers.megatron.recipe import check, read_recipe, to_dict
+from launchers.megatron.arithmetic import check
+from launchers.megatron.recipe import read_recipe, to_dict
 from launchers.resources import resources_from, training_environment
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from launchers import history, launch, restart, task
 from launchers.announce import announce
+from launchers.deadline import Deadline
 from launchers.megatron.recipe import Restart
 from launchers.restart import Action, Cause, JobFacts, Verdict
 from launchers.run_folder import RunFolder
@@ -44,11 +45,6 @@ SRUN = ("srun", "--unbuffered", "--open-mode=append", "--kill-on-bad-exit=0", "-
 def srun(folder: RunFolder) -> list[str]:
     """The step: our supervisor once in each task. Its own words go where the local scheduler puts them too."""
     return [*SRUN, "--output", str(folder.logs / "%j_%t_log.out"), *launch.supervisor_command(folder)]
-
-
-def lead_s(save_s: float, limit_s: float) -> float:
-    """How long before its time limit a run is asked to save, that takes `save_s` by its last save."""
-    return 3 * save_s + min(30.0, limit_s / 4)
 
 
 def job_facts(job: Job) -> JobFacts:
@@ -103,7 +99,7 @@ class Batch:
 
     def _watch(self, step: subprocess.Popen[bytes]) -> None:
         """Until the step is over. One whose supervisor is gone does not end by itself where its slurmstepd is, too."""
-        ends = self._ends()
+        deadline = Deadline(self._ends)
         last_word_at: float | None = None
         alive_at, heard_at = None, self.clock()
         while not _over(step):
@@ -116,22 +112,19 @@ class Batch:
             if silent or (last_word_at is not None and now - last_word_at > LEAVE_S):
                 print("batch: the supervisor is gone and its step is not: ending the step", file=sys.stderr)
                 _end(step)
-            if ends is not None and self._must_save(ends, now):
-                ends = self._ends()  # it may have been extended
-                if ends is not None and self._must_save(ends, now):
-                    ends = None
-                    self._ask_to_save()
+            if deadline.reached(history.save_s(self.folder), now):
+                self._ask_to_save()
 
     def _ends(self) -> tuple[float, float] | None:
         """When Slurm will end this job, in seconds since the epoch, and its time limit in seconds."""
-        job = self._job()
+        try:
+            job = next(iter(self.client.jobs([self.job_id])), None)
+        except SlurmError as e:
+            print(f"batch: when this job will end is not known: {e}", file=sys.stderr)
+            return None
         if job is None or job.ends_at is None or job.time_limit_s is None:
             return None
         return job.ends_at.timestamp(), job.time_limit_s
-
-    def _must_save(self, ends: tuple[float, float], now: float) -> bool:
-        at, limit_s = ends
-        return now >= at - lead_s(history.save_s(self.folder), limit_s)
 
     def _ask_to_save(self) -> None:
         try:

@@ -65,7 +65,7 @@ class Git:
     """Asks git about the repository that a directory stands in. Starts at once; `code` waits, PATIENCE_S at most."""
 
     def __init__(self, directory: Path, patience_s: float = PATIENCE_S) -> None:
-        self._deadline = time.monotonic() + patience_s
+        self._patience_s, self._deadline = patience_s, time.monotonic() + patience_s
         self._directory = directory
         self._head = self._ask("rev-parse", "--show-toplevel", "HEAD", "--symbolic-full-name", "HEAD")
         self._diff = self._ask("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
@@ -104,7 +104,7 @@ class Git:
             diff, diff_whole = self._read(self._diff, MAX_DIFF_BYTES)
             untracked = self._read(self._untracked, MAX_UNTRACKED_BYTES)[0].rpartition(b"\0")[0]
         except TimeoutError:
-            return Code(problem=f"git took more than {PATIENCE_S:g} s")
+            return Code(problem=f"git took more than {self._patience_s:g} s")
         branch = head[2].removeprefix("refs/heads/") if head[2].startswith("refs/heads/") else None
         names = tuple(name.decode(errors="replace") for name in untracked.split(b"\0") if name)
         return Code(head[0], head[1], branch, diff, diff_whole, names)

@@ -13,9 +13,11 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,29 +144,29 @@ def submit(
     folder = RunFolder(runs_dir.resolve() / submission.spec.id)
     described = submission.spec
     folder.create()
-    with Git(Path(os.path.dirname(described.script or "") or described.cwd)) as git:
+    with ExitStack() as stack:
         try:
             folder.script.write_bytes(submission.script)
             told = json.dumps(allowed_environment(environ), indent=2)
             folder.environment.write_text(told + "\n", encoding="utf-8")
             write_whole(folder.spec, spec.dump(described))
+            git = stack.enter_context(Git(Path(os.path.dirname(described.script or "") or described.cwd)))
             argv = ["sbatch", *submission.options, str(folder.script), *described.args]
-            process = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            process = stack.enter_context(_started(argv, environ))
         except OSError:
             shutil.rmtree(folder.root, ignore_errors=True)
             raise
+        assert process.stdout is not None and process.stderr is not None
         job_id, printed = None, b""
-        with process:
-            assert process.stdout is not None and process.stderr is not None
-            complaints = _Pump(process.stderr, err, COMPLAINT if quiet else None)
-            for line in process.stdout:
-                printed += line
-                if not quiet:
-                    _pass_on(line, out)
-                if job_id is None and (found := JOB.fullmatch(line)):
-                    job_id = found[1].decode()
-                    _note(folder, job_id, found[2].decode() if found[2] else None, environ, git)
-            complaints.join()
+        complaints = _Pump(process.stderr, err, COMPLAINT if quiet else None)
+        for line in process.stdout:
+            printed += line
+            if not quiet:
+                _pass_on(line, out)
+            if job_id is None and (found := JOB.fullmatch(line)):
+                job_id = found[1].decode()
+                _note(folder, job_id, found[2].decode() if found[2] else None, environ, git)
+        complaints.join()
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     if job_id is None and process.returncode >= 0 and not printed and not NO_ANSWER.search(complaints.text):
         shutil.rmtree(folder.root, ignore_errors=True)
@@ -184,6 +186,24 @@ def _note(folder: RunFolder, job_id: str, cluster: str | None, environ: Mapping[
         git.code().save(folder.code)
     except (SlurmError, OSError) as e:
         log.warning("run %s: job %s is not noted in its folder: %s", folder.id, job_id, e)
+
+
+@contextmanager
+def _started(argv: Sequence[str], environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A running sbatch. What would end us ends it instead: its last words are still to be passed on, and noted."""
+    early: list[int] = []
+    take: Callable[[int], None] = early.append
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: signal.signal(signum, lambda number, _: take(number)) for signum in ends}
+    try:
+        with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            take = process.send_signal
+            for signum in early:
+                take(signum)
+            yield process
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _pass_on(text: bytes, to: IO[bytes]) -> None:

@@ -40,8 +40,11 @@ LAST_TASK_WAIT_S = 120  # from the first task's end to the end of all, longer th
 
 
 def signal_lead_s(time_limit_s: int) -> int:
-    """How long before the time limit every task gets SIGUSR2: 90 s, or a quarter of a short limit."""
-    return min(90, time_limit_s // 4)
+    """How long before the time limit every task gets SIGUSR2: 90 s, or of a short limit a quarter.
+
+    Slurm looks every 30 s, and signals those whose time would have come by its next look.
+    """
+    return max(1, min(90, time_limit_s // 4 - 30))
 
 
 def slurm_parameters(request: JobRequest) -> dict[str, Any]:

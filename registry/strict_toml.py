@@ -11,6 +11,8 @@ A field's `metadata` says what its type cannot:
     unit        "duration": written "90s", "8h", "1h30m", "8:00:00" or "7-00:00:00", held in seconds. The field's name
                 ends in `_s` (the unit, for the reader of the code); the key in the file does not.
                 "program": a string; with a slash in it a path, relative to the file, else a command of the PATH.
+                "pattern": a string, or a list of them; a path or a pattern of paths, relative to the file, unless it
+                begins with a brace ("{stdlib}").
     min, max    bounds of a number, both included
     above       a bound of a number, not included
     must_exist  True: a path that must be there; or a string, shown as the remedy when it is not
@@ -186,6 +188,8 @@ class _Builder:
             if default is MISSING:
                 self.problem(parent.layer, path, "is required and missing")
             return default
+        if get_origin(inner) is tuple and dataclasses.is_dataclass(get_args(inner)[0]):
+            return self.array(get_args(inner)[0], node, path)
         if get_origin(inner) is dict:
             return self.names(get_args(inner)[1], metadata, node, path, {} if default in (MISSING, None) else default)
         return self.leaf(inner, metadata, node, path)
@@ -203,6 +207,17 @@ class _Builder:
             else:
                 values[name] = self.leaf(hint, metadata, child, here)
         return values
+
+    def array(self, cls: type, node: _Node, path: KeyPath) -> Any:
+        """An array of tables, [[name]]: tuple[Dataclass, ...]. Problems and origins are of the array's first line."""
+        if not isinstance(node.value, list) or not all(isinstance(item, dict) for item in node.value):
+            return self.problem(node.layer, path, f"expects tables [[{dotted(path)}]], not {_said(node.value)}")
+        items = []
+        for number, item in enumerate(node.value):
+            table: dict[str, _Node] = {}
+            _merge(table, item, node.layer)
+            items.append(self.table(cls, _Node(table, node.layer), (*path, str(number)), None))
+        return tuple(items)
 
     def leaf(self, hint: Any, metadata: Mapping[str, Any], node: _Node, path: KeyPath) -> Any:
         if isinstance(node.value, dict):
@@ -273,6 +288,9 @@ def _convert(hint: Any, value: Any, metadata: Mapping[str, Any], base: Path | No
         if not isinstance(value, list):
             raise ValueError(f"expects a list, not {_said(value)}")
         return tuple(_convert(get_args(hint)[0], item, metadata, base) for item in value)
+    if hint is str and metadata.get("unit") == "pattern":
+        text = _exactly(str, value)
+        return text if text.startswith("{") else os.path.abspath((base or Path()) / Path(text).expanduser())
     if hint is Path:
         return _path(_exactly(str, value), metadata, base)
     if hint is float and type(value) is int:
@@ -339,5 +357,5 @@ def _written(value: Any, metadata: Mapping[str, Any]) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple):
-        return list(value)
+        return [dict(leaves(item)) if dataclasses.is_dataclass(item) else item for item in value]
     return str(value) if isinstance(value, Path) else value

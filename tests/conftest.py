@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from megatron_fixtures import bench, trained  # noqa: F401 - here, so that all files share what was trained
 
 if TYPE_CHECKING:
     from registry.db import Database

@@ -26,6 +26,7 @@ HOMES = {
     "torch": "launchers/megatron/",
     "megatron": "launchers/megatron/",
     "transformers": "launchers/megatron/",
+    "pyarrow": "launchers/megatron/",
 }
 # What runs inside a job, in an environment with nothing of the control plane's: standard library only.
 STANDARD_LIBRARY_ONLY = (
@@ -36,8 +37,14 @@ STANDARD_LIBRARY_ONLY = (
     "launchers/spec.py",
     "launchers/untrusted.py",
     "launchers/vllm/guard.py",
+    "launchers/megatron/arithmetic.py",
+    "launchers/megatron/flops.py",
+    "launchers/megatron/kinds.py",
     "launchers/megatron/recipe.py",
     "launchers/megatron/manifest.py",
+    "launchers/megatron/progress.py",
+    "launchers/megatron/shelf.py",
+    "launchers/megatron/stop.py",
     "registry/strict_toml.py",
 )
 

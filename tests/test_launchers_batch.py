@@ -20,7 +20,7 @@ from specs import folder_of, train
 
 from launchers import announce, batch, history
 from launchers.announce import read
-from launchers.batch import Batch, job_facts, lead_s
+from launchers.batch import Batch, job_facts
 from launchers.restart import Cause
 from launchers.run_folder import RunFolder
 from slurm.errors import SlurmError, SlurmUnavailable
@@ -175,9 +175,3 @@ def test_an_end_that_was_moved_forward_is_a_preemption_and_one_at_the_limit_is_n
     assert not job_facts(job(ends_at=limit + timedelta(seconds=60))).preempted
     assert not job_facts(job(state=JobState.COMPLETING, ends_at=NOON + timedelta(seconds=5))).preempted
     assert job_facts(job(state=JobState.COMPLETING, reason="TimeLimit")).at_time_limit
-
-
-def test_the_time_before_the_limit_follows_the_last_save() -> None:
-    assert lead_s(0, 3600) == 30
-    assert lead_s(120, 3600) == 390
-    assert lead_s(1, 60) == 18  # of a short one, a quarter is enough

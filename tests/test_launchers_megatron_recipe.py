@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from launchers.megatron.arithmetic import HEAD_DIMS, check
 from launchers.megatron.command import Rank, child_argv, child_env
-from launchers.megatron.recipe import HEAD_DIMS, RecipeError, check, from_dict, to_dict
+from launchers.megatron.recipe import RecipeError, from_dict, to_dict
 from launchers.spec import ConvertSpec, Environment, Resources, SpecError, TrainSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +97,7 @@ def test_a_missing_key_is_named(plain: dict[str, Any]) -> None:
 
 
 def test_what_the_control_plane_imports_needs_neither_torch_nor_numpy() -> None:
-    modules = "recipe, manifest, corpus, command, pretrain, convert"
+    modules = "recipe, arithmetic, kinds, flops, foundations, manifest, corpus, command, pretrain, convert"
     program = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'numpy', 'megatron', 'transformers', 'tokenizers')));"
         f"from launchers.megatron import {modules}"

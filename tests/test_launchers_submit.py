@@ -49,7 +49,7 @@ def test_the_script_asks_for_what_the_request_asks_for() -> None:
         "gpus-per-node": "4",
         "mem": "1536M",
         "time": "2",  # Slurm counts minutes; less than was asked for would be wrong
-        "signal": "USR2@22",
+        "signal": "USR2@1",
         "no-requeue": "",
         "output": "'/shared/runs/a run/logs/%j_0_log.out'",
         "error": "'/shared/runs/a run/logs/%j_0_log.err'",
@@ -86,7 +86,7 @@ def test_what_was_not_asked_for_is_left_to_the_cluster() -> None:
     assert not {"partition", "account", "qos", "mem", "gpus-per-node", "wckey"} & set(options(script))
 
 
-@pytest.mark.parametrize(("limit_s", "lead_s"), [(24 * 3600, 90), (360, 90), (120, 30), (8, 2)])
+@pytest.mark.parametrize(("limit_s", "lead_s"), [(24 * 3600, 90), (480, 90), (240, 30), (120, 1), (8, 1)])
 def test_the_warning_comes_before_the_limit_however_short(limit_s: int, lead_s: int) -> None:
     assert submit.signal_lead_s(limit_s) == lead_s
 

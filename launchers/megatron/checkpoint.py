@@ -144,11 +144,17 @@ class Checkpoints:
             finish()
         size = [0]
         if self._ranks.first:
+            facts = {"iteration": save.iteration, "run": self._folder.id, "parallel": _parallel(self._recipe)}
             done = manifest.write(
-                save.path, "checkpoint", sealed=sealed, iteration=save.iteration, run=self._folder.id,
-                parallel=_parallel(self._recipe), distributed_optimizer=self._recipe.parallel.distributed_optimizer,
-                ranks=self._ranks.world, precision=self._precision,
-            )  # fmt: skip
+                save.path,
+                "checkpoint",
+                sealed=sealed,
+                **facts,
+                ranks=self._ranks.world,
+                precision=self._precision,
+                vocab=self._dataset.vocab,
+                distributed_optimizer=self._recipe.parallel.distributed_optimizer,
+            )
             shelf.note_latest(self._folder.checkpoints, save.path.name)
             self._announce(save.path, done)
             self._damaged.discard(save.iteration)
@@ -260,6 +266,13 @@ def load_weights(gpt: Any, path: Path) -> None:
         warnings.simplefilter("ignore")
         loaded = dist_checkpointing.load({"model": gpt.sharded_state_dict(metadata=_layout())}, str(path))
     gpt.load_state_dict(loaded["model"])
+
+
+def save_weights(gpt: Any, path: Path) -> None:
+    """The counterpart: a bare model's weights into an empty directory."""
+    layout = _layout()
+    content = {k: v for k, v in layout.items() if k != "dp_cp_group"}
+    dist_checkpointing.save({"model": gpt.sharded_state_dict(metadata=layout)}, str(path), content_metadata=content)
 
 
 def _parallel(recipe: Recipe) -> dict[str, int]:

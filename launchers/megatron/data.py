@@ -1,25 +1,29 @@
-"""Text -> byte-level BPE, trained on the spot -> Megatron's .bin and .idx, kept under a name made from the inputs.
+"""Documents -> tokens -> Megatron's .bin and .idx, kept under names made from the inputs.
 
-A prepared dataset is a directory that appears whole, by renaming, with a manifest inside. Two jobs that prepare the
-same text at the same time each build their own; one rename wins, and both then read the same thing.
+A tokenizer and each prepared source is a directory that appears whole, by renaming, with a manifest inside. Two jobs
+that prepare the same text at the same time each build their own; one rename wins, and both then read the same thing.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder, get_bin_path, get_idx_path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from launchers.megatron import corpus, manifest
-from launchers.megatron.corpus import DataError
+from launchers.megatron import corpus, hugging_face, manifest
+from launchers.megatron.corpus import Corpus, DataError
+from launchers.megatron.manifest import Manifest
 from launchers.megatron.recipe import Data
 
 END_OF_TEXT, PAD, TURN_START, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -28,89 +32,192 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+LEARN_FROM_MB = 1024  # a tokenizer learns no more from more text, but needs memory for it
+Prepared = Callable[[int], None]  # is told how many documents are done; what it raises ends the preparation
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
+class Part:
+    """One prepared source."""
+
     path: Path
     documents: int
     tokens: int
-    vocab: int
-    reused: bool
+    weight: float
 
     @property
     def prefix(self) -> str:
         """What Megatron calls the .bin and .idx files without their endings."""
         return str(self.path / "text")
 
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    tokenizer: Path
+    vocab: int  # token ids that the model knows
+    parts: tuple[Part, ...]
+    reused: bool  # nothing had to be prepared
+
     @property
-    def tokenizer(self) -> Path:
-        return self.path / "tokenizer"
+    def documents(self) -> int:
+        return sum(part.documents for part in self.parts)
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def where(self) -> str:
+        return ", ".join(str(part.path) for part in self.parts)
+
+    def note(self) -> dict[str, Any]:
+        """Plain data from which `find` gets it back."""
+        parts = [{"path": str(part.path), "weight": part.weight} for part in self.parts]
+        return {"tokenizer": str(self.tokenizer), "vocab": self.vocab, "parts": parts, "reused": self.reused}
 
 
-def prepare(data: Data, dataset_dir: Path, prepared: Callable[[int], None] = lambda documents: None) -> Dataset:
-    """Find the prepared form of this text under `dataset_dir`, or make it. Raises DataError.
+def prepare(data: Data, dataset_dir: Path, prepared: Prepared = lambda documents: None) -> Dataset:
+    """Find the prepared form of these documents under `dataset_dir`, or make it. Raises DataError."""
+    corpora = [corpus.resolve(source) for source in data.blend]
+    tokenizer_key = corpus.tokenizer_key(corpora, data)
+    tokenizer = dataset_dir / f"tokenizer-{tokenizer_key}"
+    made, reused = _have(tokenizer, partial(_make_tokenizer, corpora, data, prepared))
+    parts = []
+    for each in corpora:
+        final = dataset_dir / f"text-{corpus.key(each, tokenizer_key)}"
+        done, had = _have(final, partial(_tokenize, each, tokenizer, prepared))
+        parts.append(_part(final, done, each.source.weight))
+        reused = reused and had
+    return Dataset(tokenizer, max(int(made.facts["vocab"]), data.vocab_size), tuple(parts), reused)
 
-    `prepared` is told how many documents are done, now and then; what it raises ends it.
-    """
-    files = corpus.resolve(data.text)
-    final = dataset_dir / f"text-{corpus.key(files, data)}"
-    if found := find(final):
-        return found
-    dataset_dir.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=dataset_dir))
+
+def find(note: dict[str, Any], *, reused: bool = True) -> Dataset | None:
+    """A dataset by its note, or None when anything of it is absent. Sizes are compared, not contents."""
     try:
-        _build(files, data, building, prepared)
-        building.chmod(0o755)
-        if final.exists() and not find(final):  # a damaged one is in the way
-            shutil.rmtree(final)
-        try:
-            os.rename(building, final)
-        except OSError:
-            if not find(final):  # not another job that was quicker
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    made = find(final, reused=False)
-    assert made, final
-    return made
-
-
-def find(path: Path, *, reused: bool = True) -> Dataset | None:
-    """The prepared dataset at `path`, or None when it is absent or incomplete. Sizes are compared, not contents."""
-    try:
-        facts = manifest.verify(path, hashes=False).facts
-        return Dataset(path, int(facts["documents"]), int(facts["tokens"]), int(facts["vocab"]), reused)
+        manifest.verify(Path(note["tokenizer"]), hashes=False)
+        parts = [(Path(p["path"]), float(p["weight"])) for p in note["parts"]]
+        found = tuple(_part(path, manifest.verify(path, hashes=False), weight) for path, weight in parts)
+        return Dataset(Path(note["tokenizer"]), int(note["vocab"]), found, reused)
     except (manifest.CheckpointError, KeyError):
         return None
 
 
-def _build(files: list[corpus.TextFile], data: Data, directory: Path, prepared: Callable[[int], None]) -> None:
-    texts = list(corpus.documents(files, data.max_mb))
-    if not texts:
-        raise DataError(
-            f"data.text: none of the {len(files)} files is UTF-8 text of at most data.max_mb = {data.max_mb:g}"
-        )
-    prepared(0)
-    tokenizer = train_tokenizer(texts, data.vocab_size)
-    size = tokenizer.get_vocab_size()
-    if size != data.vocab_size:
-        raise DataError(
-            f"data.vocab_size = {data.vocab_size}: {sum(map(len, texts)):,} characters only make {size} tokens; "
-            "give more text or ask for a smaller vocabulary"
-        )
-    save_tokenizer(tokenizer, directory / "tokenizer")
+def _part(path: Path, done: Manifest, weight: float) -> Part:
+    return Part(path, int(done.facts["documents"]), int(done.facts["tokens"]), weight)
+
+
+def _have(final: Path, build: Callable[[Path], None]) -> tuple[Manifest, bool]:
+    """The manifest of a directory, which is built when it is absent or damaged; and whether it was there."""
+    if found := _whole(final):
+        return found, True
+    final.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    try:
+        build(building)
+        building.chmod(0o755)
+        if final.exists() and not _whole(final):  # a damaged one is in the way
+            shutil.rmtree(final)
+        try:
+            os.rename(building, final)
+        except OSError:
+            if not _whole(final):  # not another job that was quicker
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    made = _whole(final)
+    assert made, final
+    return made, False
+
+
+def _whole(path: Path) -> Manifest | None:
+    try:
+        return manifest.verify(path, hashes=False)
+    except manifest.CheckpointError:
+        return None
+
+
+def _make_tokenizer(corpora: Sequence[Corpus], data: Data, prepared: Prepared, directory: Path) -> None:
+    if data.tokenizer is not None:
+        for name in hugging_face.TOKENIZER_FILES:
+            if (data.tokenizer / name).exists():
+                shutil.copyfile(data.tokenizer / name, directory / name)
+        end_of_text(directory)
+        size = hugging_face.vocabulary(directory)
+    else:
+        texts = list(_at_most(itertools.chain.from_iterable(map(_documents, corpora)), LEARN_FROM_MB))
+        prepared(0)
+        tokenizer = train_tokenizer(texts, data.vocab_size)
+        size = tokenizer.get_vocab_size()
+        if size != data.vocab_size:
+            raise DataError(
+                f"data.vocab_size = {data.vocab_size}: {sum(map(len, texts)):,} characters only make {size} tokens; "
+                "give more text or ask for a smaller vocabulary"
+            )
+        save_tokenizer(tokenizer, directory)
+    manifest.write(directory, "tokenizer", vocab=size)
+
+
+def _tokenize(each: Corpus, tokenizer_path: Path, prepared: Prepared, directory: Path) -> None:
+    """In parts, so that a large text need not fit in memory; each part on all cores (tokenizers' own threads)."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_path / hugging_face.TOKENIZER))
+    size, end = hugging_face.vocabulary(tokenizer_path), end_of_text(tokenizer_path)
     prefix = str(directory / "text")
     builder = IndexedDatasetBuilder(get_bin_path(prefix), dtype=numpy.uint16 if size <= 2**16 else numpy.int32)
-    tokens, end = 0, tokenizer.token_to_id(END_OF_TEXT)
-    for start in range(0, len(texts), 256):  # in parts, so that the encodings of a large text need not fit in memory
-        for encoding in tokenizer.encode_batch(texts[start : start + 256]):
-            ids = [*encoding.ids, end]
+    documents = tokens = 0
+    texts = _documents(each)
+    while part := list(itertools.islice(texts, 256)):
+        for encoding in tokenizer.encode_batch(part):
+            ids = encoding.ids if encoding.ids and encoding.ids[-1] == end else [*encoding.ids, end]
             builder.add_document(numpy.array(ids), [len(ids)])
             tokens += len(ids)
-        prepared(start + 256)
+        documents += len(part)
+        prepared(documents)
     builder.finalize(get_idx_path(prefix))
-    manifest.write(directory, "dataset", documents=len(texts), tokens=tokens, vocab=size)
+    manifest.write(directory, "dataset", documents=documents, tokens=tokens, vocab=size)
+
+
+def _documents(each: Corpus) -> Iterator[str]:
+    """A source's documents. Raises DataError when it has none."""
+    texts = corpus.documents(each)
+    first = next(texts, None)
+    if first is None:
+        most = f" of at most max_mb = {each.source.max_mb:g}" if each.source.max_mb else ""
+        raise DataError(f"data.{each.kind}: none of the {len(each.files)} files has UTF-8 text{most}")
+    yield first
+    yield from texts
+
+
+def _at_most(texts: Iterator[str], megabytes: float) -> Iterator[str]:
+    left = megabytes * 1e6
+    for text in texts:
+        left -= len(text)
+        if left < 0:
+            return
+        yield text
+
+
+def end_of_text(directory: Path) -> int:
+    """The token that a tokenizer puts after a document. Raises DataError when it names none."""
+    return _special(directory, "eos_token")
+
+
+def padding(directory: Path) -> int:
+    """The token that stands for no text, whose loss does not count; -1 where there is none of its own."""
+    own = hugging_face.special_token(directory, "pad_token")
+    if own is None or own == hugging_face.special_token(directory, "eos_token"):
+        return -1
+    return _special(directory, "pad_token")
+
+
+def _special(directory: Path, name: str) -> int:
+    text = hugging_face.special_token(directory, name)
+    known = Tokenizer.from_file(str(directory / hugging_face.TOKENIZER)).token_to_id(text) if text else None
+    if known is None:
+        raise DataError(
+            f"data.tokenizer: {directory / hugging_face.TOKENIZER_CONFIG} must name its {name}, a token of its "
+            f"vocabulary, not {text!r}"
+        )
+    return int(known)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -9,7 +11,8 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from launchers.megatron import attention, cpu
+from launchers.megatron import cpu, layers
+from launchers.megatron.arithmetic import padded_vocab
 from launchers.megatron.recipe import Model, Parallel
 
 
@@ -18,6 +21,15 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+# What megatron calls `selective` by default recomputes attention scores, which a fused kernel never keeps. The MLPs'
+# activations are the largest of those that are left.
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 
 
 def config(model: Model, parallel: Parallel, dtype: torch.dtype) -> TransformerConfig:
@@ -38,6 +50,8 @@ def config(model: Model, parallel: Parallel, dtype: torch.dtype) -> TransformerC
         init_method_std=model.init_std,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence,
+        **_RECOMPUTE[parallel.recompute],
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
@@ -54,30 +68,50 @@ def config(model: Model, parallel: Parallel, dtype: torch.dtype) -> TransformerC
 
 
 def build(model: Model, vocab_size: int, settings: TransformerConfig, device: torch.device) -> GPTModel:
-    """This rank's shard, freshly initialised, on `device`."""
-    made = GPTModel(
+    """This rank's shard, freshly initialised, on `device`; its embedding has padded_vocab(vocab_size) rows."""
+    made = _Gpt(
         settings,
-        attention.layer(),
-        vocab_size=vocab_size,
-        max_sequence_length=model.seq_length,
+        layers.block(settings),
+        vocab_size=padded_vocab(vocab_size),
+        max_sequence_length=model.context,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         parallel_output=True,
-        share_embeddings_and_output_weights=False,
+        share_embeddings_and_output_weights=model.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=model.rope_base,
+        rope_scaling=model.rope_scaling != 1.0,
+        rope_scaling_factor=model.rope_scaling,
     ).to(device=device, dtype=settings.params_dtype)
+    if model.tied_embeddings and not torch.cuda.is_available():
+        made.tie()
     cpu.adopt(made)
     return made
+
+
+class _Gpt(GPTModel):
+    """megatron's constructor sends tied embeddings through a GPU when they stand on two stages: without one, later."""
+
+    def _is_in_embd_group(self) -> bool:
+        return torch.cuda.is_available() and super()._is_in_embd_group()
+
+    def tie(self) -> None:
+        """The last stage's copy begins as zeros: the sum is the first stage's."""
+        if self.config.pipeline_model_parallel_size > 1 and super()._is_in_embd_group():
+            dist.all_reduce(self.shared_embedding_or_output_weight().data, group=self.embd_group)
 
 
 def parameters(made: GPTModel, device: torch.device) -> int:
     """How many parameters the whole model has, over all tensor- and pipeline-parallel ranks.
 
-    Norm weights stand on every tensor-parallel rank and are counted once.
+    Norm weights stand on every tensor-parallel rank, tied embeddings on the first and the last stage: counted once.
     """
     shards = parallel_state.get_tensor_model_parallel_world_size()
-    mine = sum(p.numel() * (shards if getattr(p, "tensor_model_parallel", False) else 1) for p in made.parameters())
+    mine = sum(
+        p.numel() * (shards if getattr(p, "tensor_model_parallel", False) else 1)
+        for p in made.parameters()
+        if not getattr(p, "shared", False)  # megatron's mark on the last stage's copy
+    )
     count = torch.tensor([mine], dtype=torch.int64, device=device)
     dist.all_reduce(count, group=parallel_state.get_pipeline_model_parallel_group())
     return int(count.item())

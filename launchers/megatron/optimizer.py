@@ -1,4 +1,4 @@
-"""Adam with a warm-up and a cosine, and what it takes to load its state back."""
+"""Adam and its schedule, and what it takes to load its state back."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ def build(recipe: Recipe, model: Any, dtype: torch.dtype) -> tuple[MegatronOptim
     t = recipe.train
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
-            optimizer="adam", lr=t.lr, min_lr=t.min_lr, weight_decay=t.weight_decay, adam_beta2=0.95,
-            clip_grad=t.grad_clip, bf16=dtype is torch.bfloat16, params_dtype=dtype,
+            optimizer="adam", lr=t.lr, min_lr=t.min_lr, weight_decay=t.weight_decay, adam_beta1=t.beta1,
+            adam_beta2=t.beta2, adam_eps=t.eps, clip_grad=t.grad_clip, bf16=dtype is torch.bfloat16, params_dtype=dtype,
             use_distributed_optimizer=recipe.parallel.distributed_optimizer,
         ),
         [model],
     )  # fmt: skip
     schedule = OptimizerParamScheduler(
         optimizer, init_lr=0.0, max_lr=t.lr, min_lr=t.min_lr, lr_warmup_steps=t.warmup, lr_decay_steps=t.iterations,
-        lr_decay_style="cosine", start_wd=t.weight_decay, end_wd=t.weight_decay, wd_incr_steps=t.iterations,
+        lr_decay_style="WSD" if t.schedule == "wsd" else t.schedule, wsd_decay_steps=t.decay or None,
+        lr_wsd_decay_style="linear", start_wd=t.weight_decay, end_wd=t.weight_decay, wd_incr_steps=t.iterations,
         wd_incr_style="constant", use_checkpoint_opt_param_scheduler=False,
     )  # fmt: skip
     return optimizer, schedule

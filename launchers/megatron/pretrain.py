@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 from launchers.megatron import quiet
+from launchers.megatron.arithmetic import check
 from launchers.megatron.corpus import DataError
 from launchers.megatron.manifest import CheckpointError
-from launchers.megatron.recipe import RecipeError, check, from_dict
+from launchers.megatron.recipe import RecipeError, from_dict
 from launchers.megatron.stop import Stop
 from launchers.run_folder import RunFolder
 from launchers.spec import SpecError, TrainSpec, load

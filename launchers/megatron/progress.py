@@ -32,6 +32,7 @@ class Progress:
         self._tell()
 
     def phase(self, name: Phase, **facts: Any) -> None:
+        self._now.pop("documents", None)
         self._now.update(facts, phase=name)
         self._tell()
 

@@ -1,21 +1,22 @@
 """What a training run does: model, data, layout, schedule. Standard library only, the control plane reads it too.
 
-A recipe is a TOML file with one table per section below. `check` holds the arithmetic that must work out before a
-single process is started.
+A recipe is a TOML file with one table per section below. arithmetic.py holds what must work out before a single
+process is started.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-# Head sizes that vLLM's CPU attention computes. With another one it starts, says it is healthy, and dies at the first
-# token, so a model that could never be served there is refused before it is trained.
-HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 256)
+if TYPE_CHECKING:
+    from registry.strict_toml import Layer
 
 
 class RecipeError(ValueError):
@@ -24,15 +25,19 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A Llama-shaped decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention, untied embeddings."""
+    """A Llama-shaped decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention."""
 
+    preset: str = ""  # a shape of presets.py; what is said beside it overrides it
     hidden: int
     layers: int
     heads: int
     kv_heads: int
     ffn: int
-    seq_length: int  # tokens in a training sample, and the longest context of the served model
+    seq_length: int  # tokens in a training sample
+    max_length: int = 0  # longest context of the served model; 0: seq_length
+    tied_embeddings: bool = False  # one matrix embeds tokens and scores them
     rope_base: float = 10_000.0
+    rope_scaling: float = 1.0  # Llama 3.1's stretching of long wavelengths, by this factor; 1: none
     norm_epsilon: float = 1e-5
     init_std: float = 0.02
 
@@ -40,20 +45,64 @@ class Model:
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
+    @property
+    def context(self) -> int:
+        return self.max_length or self.seq_length
+
+
+def _patterns() -> Any:
+    """Files by name or by pattern; strict_toml takes them from the recipe's directory on."""
+    return field(default=(), metadata={"unit": "pattern"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Documents of one kind: exactly one of `text`, `jsonl` and `dataset` says where they are."""
+
+    text: tuple[str, ...] = _patterns()  # a file is a document; "{stdlib}" is Python's own standard library
+    jsonl: tuple[str, ...] = _patterns()  # a JSON object on each line
+    dataset: tuple[str, ...] = _patterns()  # Hugging Face's: a directory of save_to_disk, parquet files
+    field: str = "text"  # of a JSON object or a column: where the document is
+    max_mb: float = 0.0  # megabytes of text to read, from a fixed shuffle of the files; 0: all
+    weight: float = 1.0  # its share of the samples, relative to the others'
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    text: tuple[str, ...]  # glob patterns, files, or directories; "{stdlib}" is Python's own standard library
-    vocab_size: int  # of the byte-level BPE that is trained on this text
-    max_mb: float = 1024.0  # megabytes of text to read, from a fixed shuffle of the files
+    """One source, said here, or a blend of several in `sources`; and the tokenizer they share."""
+
+    text: tuple[str, ...] = _patterns()
+    jsonl: tuple[str, ...] = _patterns()
+    dataset: tuple[str, ...] = _patterns()
+    field: str = "text"
+    max_mb: float = 0.0
+    sources: tuple[Source, ...] = ()
+    tokenizer: Path | None = None  # a directory with tokenizer.json; none: a byte-level BPE is trained on the text
+    vocab_size: int = 0  # of the tokenizer that is trained; where one is given, its own
     split: str = "95,5,0"  # training, validation, test: parts of the documents
+
+    @property
+    def blend(self) -> tuple[Source, ...]:
+        if self.sources:
+            return self.sources
+        return (Source(text=self.text, jsonl=self.jsonl, dataset=self.dataset, field=self.field, max_mb=self.max_mb),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Init:
+    """Whose weights a run begins with; the shape and the tokenizer are theirs too."""
+
+    hugging_face: Path | None = None  # a directory with config.json and safetensors of a Llama
+    checkpoint: Path | None = None  # a checkpoint of ours, in whatever layout it was saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel:
     tensor: int = 1
     pipeline: int = 1
+    sequence: bool = False  # tensor-parallel ranks also share out what lies between the matrices
     distributed_optimizer: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"  # activations made again: none, the MLPs', whole layers'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +113,11 @@ class Train:
     lr: float
     min_lr: float = 0.0
     warmup: int = 0  # iterations
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # wsd: warm-up, stable, decay
+    decay: int = 0  # iterations at the end of a wsd schedule, in which lr falls to min_lr in a straight line
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     seed: int = 1234
@@ -98,26 +152,43 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
+    kind: str = "pretrain"  # one of kinds.KINDS
     model: Model
     data: Data
     train: Train
+    init: Init | None = None
     parallel: Parallel = field(default_factory=Parallel)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     restart: Restart = field(default_factory=Restart)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
 
-def read_recipe(path: Path) -> Recipe:
-    """A recipe from its TOML file. Raises registry.strict_toml.ConfigError (a ValueError) naming file, key and line."""
-    from registry import strict_toml  # here, because a training environment reads spec.json only
+def read_recipe(path: Path, overrides: Sequence[Layer] = ()) -> Recipe:
+    """A recipe from its TOML file, with what it takes from elsewhere filled in: preset, shape of [init], vocabulary.
 
-    recipe, _origins = strict_toml.build(Recipe, [strict_toml.read_layer(path)])
+    `overrides` win over the file (strict_toml.flag_layers makes them of "train.lr=1e-3"). Raises ConfigError or
+    RecipeError (both a ValueError), naming file, key and line.
+    """
+    from launchers.megatron import foundations  # these here, because a training environment reads spec.json only
+    from registry import strict_toml
+
+    layers = [strict_toml.read_layer(path), *overrides]
+    recipe, _origins = strict_toml.build(Recipe, [*foundations.below(layers), *layers])
     return recipe
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """Plain data, as a spec carries it; `from_dict` reads it back, also after a journey through JSON."""
-    return dataclasses.asdict(recipe)
+    plain: dict[str, Any] = _plain(dataclasses.asdict(recipe))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def from_dict(data: dict[str, Any]) -> Recipe:
@@ -128,13 +199,13 @@ def from_dict(data: dict[str, Any]) -> Recipe:
 def _table(cls: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise RecipeError(f"{where or 'the recipe'} must be a table, not {data!r}")
-    types = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls)
     for key in data:
-        if key not in types:
-            close = difflib.get_close_matches(str(key), types, n=1)
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise RecipeError(f"unknown key {_dot(where, key)!r}; allowed: {', '.join(sorted(types))}{hint}")
-    values = {key: _value(types[key], value, _dot(where, key)) for key, value in data.items()}
+            raise RecipeError(f"unknown key {_dot(where, key)!r}; allowed: {', '.join(sorted(hints))}{hint}")
+    values = {key: _value(hints[key], value, _dot(where, key)) for key, value in data.items()}
     for f in dataclasses.fields(cls):
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and f.name not in values:
@@ -143,12 +214,17 @@ def _table(cls: type, data: Any, where: str) -> Any:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
+    if typing.get_origin(kind) is types.UnionType:  # X | None
+        return None if value is None else _value(typing.get_args(kind)[0], value, where)
     if dataclasses.is_dataclass(kind):
         return _table(typing.cast(type, kind), value, where)
     if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            raise RecipeError(f"{where} must be a list of strings, not {value!r}")
-        return tuple(value)
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, list | tuple) or (item is str and not all(isinstance(v, str) for v in value)):
+            raise RecipeError(f"{where} must be a list of {'strings' if item is str else 'tables'}, not {value!r}")
+        return tuple(_value(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if kind is Path and isinstance(value, str):
+        return Path(value)
     if typing.get_origin(kind) is Literal:
         allowed = typing.get_args(kind)
         if value not in allowed:
@@ -163,76 +239,3 @@ def _value(kind: Any, value: Any, where: str) -> Any:
 
 def _dot(where: str, key: str) -> str:
     return f"{where}.{key}" if where else str(key)
-
-
-def check(recipe: Recipe, world_size: int) -> None:
-    """Raise RecipeError, with the sum that does not work out, unless `world_size` ranks can train this recipe."""
-    m, d, p, t = recipe.model, recipe.data, recipe.parallel, recipe.train
-    at_least_one: dict[str, float] = {
-        "model.hidden": m.hidden, "model.layers": m.layers, "model.heads": m.heads, "model.kv_heads": m.kv_heads,
-        "model.ffn": m.ffn, "model.seq_length": m.seq_length, "parallel.tensor": p.tensor,
-        "parallel.pipeline": p.pipeline, "train.iterations": t.iterations, "train.micro_batch": t.micro_batch,
-        "train.global_batch": t.global_batch, "train.timeout_s": t.timeout_s,
-        "restart.max_attempts": recipe.restart.max_attempts,
-        "restart.without_progress": recipe.restart.without_progress,
-        "restart.hang_timeout_s": recipe.restart.hang_timeout_s,
-        "restart.start_timeout_s": recipe.restart.start_timeout_s,
-    }  # fmt: skip
-    not_negative: dict[str, float] = {
-        "train.warmup": t.warmup, "train.threads": t.threads, "train.min_lr": t.min_lr, "train.grad_clip": t.grad_clip,
-        "train.weight_decay": t.weight_decay, "checkpoint.interval": recipe.checkpoint.interval,
-        "checkpoint.keep_last": recipe.checkpoint.keep_last, "checkpoint.keep_every": recipe.checkpoint.keep_every,
-        "evaluation.interval": recipe.evaluation.interval, "evaluation.iterations": recipe.evaluation.iterations,
-    }  # fmt: skip
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise RecipeError(f"{name} = {value}: must be at least 1")
-    for name, value in not_negative.items():
-        if value < 0:
-            raise RecipeError(f"{name} = {value}: must not be negative")
-    if not d.text:
-        raise RecipeError("data.text is empty: name at least one pattern, file or directory")
-    if not 512 <= d.vocab_size <= 2**31 - 1:
-        raise RecipeError(f"data.vocab_size = {d.vocab_size}: must be at least 512 (256 bytes, 4 markers, and merges)")
-    if d.max_mb <= 0:
-        raise RecipeError(f"data.max_mb = {d.max_mb:g}: must be more than 0")
-    _check_split(d.split)
-
-    _divides("model.hidden", m.hidden, "model.heads", m.heads)
-    if m.head_dim not in HEAD_DIMS:
-        raise RecipeError(
-            f"model.hidden / model.heads = {m.hidden} / {m.heads} = {m.head_dim} is a head size that vLLM's CPU "
-            f"attention cannot serve; allowed: {', '.join(map(str, HEAD_DIMS))}"
-        )
-    _divides("model.heads", m.heads, "model.kv_heads", m.kv_heads)
-    _divides("model.heads", m.heads, "parallel.tensor", p.tensor)
-    _divides("model.kv_heads", m.kv_heads, "parallel.tensor", p.tensor)
-    _divides("model.ffn", m.ffn, "parallel.tensor", p.tensor)
-    _divides("data.vocab_size", d.vocab_size, "parallel.tensor", p.tensor)
-    _divides("model.layers", m.layers, "parallel.pipeline", p.pipeline)
-    _divides("ranks (nodes x tasks per node)", world_size, "parallel.tensor x parallel.pipeline", p.tensor * p.pipeline)
-    copies = world_size // (p.tensor * p.pipeline)
-    _divides("train.global_batch", t.global_batch, "train.micro_batch x data-parallel copies", t.micro_batch * copies)
-
-    if t.lr <= 0:
-        raise RecipeError(f"train.lr = {t.lr:g}: must be more than 0")
-    if t.min_lr > t.lr:
-        raise RecipeError(f"train.min_lr = {t.min_lr:g} is above train.lr = {t.lr:g}")
-    if t.warmup >= t.iterations:
-        raise RecipeError(f"train.warmup = {t.warmup} must be less than train.iterations = {t.iterations}")
-
-
-def _divides(name: str, value: int, by_name: str, by: int) -> None:
-    if value % by:
-        raise RecipeError(
-            f"{name} = {value} is not divisible by {by_name} = {by} ({value} = {value // by} x {by} + {value % by})"
-        )
-
-
-def _check_split(split: str) -> None:
-    try:
-        parts = [float(x) for x in split.split(",")]
-    except ValueError:
-        parts = []
-    if len(parts) != 3 or min(parts) < 0 or parts[0] <= 0:
-        raise RecipeError(f'data.split = {split!r} is not three parts (training, validation, test) like "95,5,0"')

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-from tokenizers import Tokenizer
 
+from launchers.megatron import manifest
 from launchers.megatron.corpus import DataError
-from launchers.megatron.data import END_OF_TEXT, PAD, Dataset
+from launchers.megatron.data import Dataset, end_of_text, padding
 from launchers.megatron.ranks import Ranks
 from launchers.megatron.recipe import Recipe
 
@@ -25,9 +25,8 @@ class _TokenizerFacts:
     """What GPTDataset asks of a tokenizer."""
 
     def __init__(self, directory: Path) -> None:
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self.vocab_size = tokenizer.get_vocab_size()
-        self.eod, self.pad = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(PAD)
+        self.vocab_size = int(manifest.read(directory).facts["vocab"])
+        self.eod, self.pad = end_of_text(directory), padding(directory)
         self.unique_identifiers = {"class": type(self).__name__, "path": str(directory)}
 
 
@@ -42,7 +41,7 @@ def build(recipe: Recipe, dataset: Dataset, index: Path, ranks: Ranks) -> tuple[
     dist.barrier()
     t, e = recipe.train, recipe.evaluation
     settings = GPTDatasetConfig(
-        random_seed=t.seed, sequence_length=recipe.model.seq_length, blend=([dataset.prefix], None),
+        random_seed=t.seed, sequence_length=recipe.model.seq_length, blend=_blend(dataset),
         split=recipe.data.split, tokenizer=_TokenizerFacts(dataset.tokenizer), path_to_cache=str(index),
         reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
         mid_level_dataset_surplus=0.005,
@@ -57,6 +56,12 @@ def build(recipe: Recipe, dataset: Dataset, index: Path, ranks: Ranks) -> tuple[
     if ranks.first:
         mark.touch()
     return train, valid
+
+
+def _blend(dataset: Dataset) -> tuple[list[str], list[float] | None]:
+    """megatron's words for a blend: the files, and the share of samples that each gives."""
+    prefixes, weights = [part.prefix for part in dataset.parts], [part.weight for part in dataset.parts]
+    return prefixes, weights if len(weights) > 1 else None
 
 
 def batches(samples: Any, recipe: Recipe, ranks: Ranks, start: int) -> Iterator[Batch]:

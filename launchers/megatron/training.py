@@ -67,7 +67,7 @@ def _run(
     attempt = int(os.environ.get("HEADGATE_ATTEMPT", "1"))
     report.metrics.emit(
         f"data: {dataset.documents:,} documents, {dataset.tokens:,} tokens, vocabulary {dataset.vocab:,} "
-        f"({'prepared before, reused' if dataset.reused else 'prepared now'}: {dataset.path})",
+        f"({'prepared before, reused' if dataset.reused else 'prepared now'}: {dataset.where})",
         stage="data", attempt=attempt, reused=dataset.reused, documents=dataset.documents, tokens=dataset.tokens,
         vocab=dataset.vocab,
     )  # fmt: skip
@@ -85,6 +85,11 @@ def _run(
     trainer = Trainer(recipe, dataset, folder.samples, ranks)
     if resume:
         checkpoints.load(trainer.state, resume)
+    elif recipe.init:
+        from launchers.megatron import start  # transformers' models: only for a run that begins with one
+
+        sentence, facts = start.begin(recipe, dataset, trainer.state, ranks)
+        report.metrics.emit(sentence, stage="weights", attempt=attempt, **facts)
     count = model.parameters(trainer.state.model.module, ranks.device)
     report.metrics.emit(
         f"model: {count:,} parameters, {trainer.dtype} on {ranks.world} x {ranks.device.type}, attempt {attempt}, "
@@ -232,21 +237,22 @@ def _dataset(folder: RunFolder, recipe: Recipe, dataset_dir: Path, ranks: Ranks,
     """
     if ranks.first:
         note = folder.dataset
-        begun = Path(json.loads(note.read_text(encoding="utf-8"))["path"]) if note.exists() else None
+        begun = json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
         try:
             dataset = (begun and data.find(begun)) or data.prepare(recipe.data, dataset_dir, early.prepared)
         except Stopped:
             early.leave()
             raise
-        if begun and dataset.path.name != begun.name:
-            raise DataError(f"this run began with {begun}, which is gone, and its text has changed since")
+        if begun and dataset.note()["parts"] != begun["parts"]:
+            was = ", ".join(part["path"] for part in begun["parts"])
+            raise DataError(f"this run began with {was}, which is gone, and its text has changed since")
         temporary = note.with_suffix(".partial")
-        temporary.write_text(json.dumps({"path": str(dataset.path)}) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(dataset.note()) + "\n", encoding="utf-8")
         temporary.rename(note)
-        early.tell(json.dumps({"path": str(dataset.path), "reused": dataset.reused}))
+        early.tell(json.dumps(dataset.note()))
         return dataset
     said = json.loads(early.wait())
-    found = data.find(Path(said["path"]), reused=said["reused"])
+    found = data.find(said, reused=said["reused"])
     if not found:
         raise DataError(
             f"rank {ranks.rank}: {said['path']} is not visible here; dataset_dir must be on a shared filesystem"

@@ -1,4 +1,4 @@
-"""Causal attention through torch's own fused kernels.
+"""The parts of a layer that megatron leaves to TransformerEngine, made of what torch has itself.
 
 megatron-core's unfused attention writes out every score. At 512 tokens on a CPU that is five times the work of the
 fused kernel, and on a GPU without TransformerEngine it is the memory that runs out first.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 
 class CausalAttention(torch.nn.Module):
@@ -31,8 +31,20 @@ class CausalAttention(torch.nn.Module):
         return context.permute(2, 0, 1, 3).flatten(2)
 
 
-def layer() -> ModuleSpec:
-    """A megatron layer, with torch's attention."""
-    made = get_gpt_layer_local_spec(normalization="RMSNorm")
-    made.submodules.self_attention.submodules.core_attention = CausalAttention
-    return made
+class Norm(torch.nn.RMSNorm):
+    """torch's RMSNorm, which megatron takes as it is only without sequence parallelism.
+
+    With it a rank sees a part of each sequence; the mark says that the weight's gradients are to be summed.
+    """
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **settings: Any) -> None:
+        super().__init__(hidden_size, eps=eps)
+        self.weight.sequence_parallel = config.sequence_parallel
+
+
+def block(config: Any) -> TransformerBlockSubmodules:
+    """This pipeline stage's layers, with the attention and the norms of this module."""
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer.submodules.self_attention.submodules.core_attention = CausalAttention
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=Norm)

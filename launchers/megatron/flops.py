@@ -1,0 +1,19 @@
+"""What training costs in arithmetic. Standard library only."""
+
+from __future__ import annotations
+
+from launchers.megatron.recipe import Recipe
+
+
+def flops_per_token(recipe: Recipe, vocab_size: int) -> float:
+    """Floating-point operations of one forward and backward pass, per token; a multiplication and an addition are two.
+
+    Six per weight of every matrix, and causal attention's scores: on average half a sequence of keys for each token.
+    Norms, rotations and the look-up of embeddings are left out, recomputed activations too: this is what the model
+    needs, not what the machine does, as in model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B).
+    """
+    model = recipe.model
+    h = model.hidden
+    attention = h * h * (2 + 2 * model.kv_heads / model.heads)  # queries and output; keys and values
+    weights = model.layers * (attention + 3 * h * model.ffn) + h * vocab_size
+    return 6 * weights + 6 * model.layers * h * model.seq_length
