@@ -106,6 +106,7 @@ def train_spec(site: Site, recipe_file: Path, name: str | None, resources: dict[
         environment=environment,
         recipe=to_dict(recipe),
         dataset_dir=str(site.datasets_dir),
+        peak_tflops=partition.peak_tflops if (partition := site.partitions.get(asks.partition or "")) else None,
     )
 
 
