@@ -185,8 +185,8 @@ def test_a_run_continues_from_a_checkpoint_as_from_the_model_it_was_made_of(
             ("from-checkpoint", f'checkpoint = "{converted_in.checkpoints}/iter_0000000"'),
         )
     ]
-    for folder in made:
-        bench.run(folder)
+    for group in [bench.start(folder) for folder in made]:
+        bench.finish(group)
     assert losses(made[0]) == losses(made[1])
     said = next(m for m in metrics(made[1]) if m.get("stage") == "weights")
     assert (said["init_run"], said["init_iteration"]) == ("in", 0)
