@@ -197,6 +197,16 @@ def test_in_a_container_run_folder_datasets_and_mounts_are_visible_and_gpus_with
     ]  # fmt: skip
 
 
+def test_a_container_sees_the_weights_and_the_tokenizer_that_a_run_begins_with() -> None:
+    recipe = {"init": {"hugging_face": "/models/x", "checkpoint": None}, "data": {"tokenizer": "/models/y"}}
+    spec = dataclasses.replace(
+        train_spec(kind="apptainer", image="i.sif", python="python3"), recipe=recipe, dataset_dir="/d"
+    )
+    argv = child_argv(spec, RUN)
+    binds = [argv[i + 1] for i, word in enumerate(argv) if word == "--bind"]
+    assert binds == [f"{p}:{p}" for p in ("/shared/runs/r1", "/d", "/models/x", "/models/y")]
+
+
 def test_a_conversion_sees_its_checkpoint_and_needs_no_gpu() -> None:
     common = {f.name: getattr(train_spec(), f.name) for f in dataclasses.fields(TrainSpec)[:4]}
     spec = ConvertSpec(
