@@ -26,7 +26,7 @@ from launchers.megatron.recipe import Recipe
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerUnavailable
 from registry.strict_toml import ConfigError, Layer, did_you_mean, settings_of
-from registry.toml_layers import dotted, nest, read_text
+from registry.toml_layers import Words, dotted, nest, read_text
 from slurm.client import SlurmClient
 
 RANGE = re.compile(r"\s*(-?\d+)\.\.(-?\d+)\s*")
@@ -59,7 +59,8 @@ def _key(typed: str) -> tuple[str, ...]:
     if len(fitting) > 1:
         raise ConfigError(f"--sweep {typed}: could be any of {', '.join(fitting)}")
     if not fitting:
-        raise ConfigError(f"--sweep {typed}: a recipe has no such setting;{did_you_mean(typed, known)}")
+        hint = did_you_mean(typed, [*known, *(path[-1] for path in known.values())])
+        raise ConfigError(f"--sweep {typed}: a recipe has no such setting{hint and ';' + hint}")
     return known[fitting[0]]
 
 
@@ -89,7 +90,8 @@ def _values(asked: str, text: str) -> Iterable[Any]:
                 raise ConfigError(f"--sweep {asked}: {piece.strip()} is no range: FIRST..LAST, the smaller one first")
             yield from range(first, last + 1)
         else:
-            yield read_text(piece.strip())
+            value = Words(piece.strip()).meant()
+            yield read_text(piece.strip()) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, slots=True)
