@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import textwrap
+import typing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,11 +13,13 @@ from cli.curve import curve
 from cli.metrics import Training
 from cli.runs import progress
 from cli.table import ago, table
+from launchers.megatron.recipe import Recipe
 from slurm import amounts
 
 LAST_ATTEMPTS = 12
 MARGIN = 12
 RECIPE_FIRST = ("kind", "model", "data", "train", "parallel")  # then the rest, as it stands
+_UNSET: tuple[Any, ...] = (None, 0, False, "", [], ())
 ATTEMPTS = ("attempt", "job", "nodes", "started", "lasted", "iterations", "ended", "lost")
 
 
@@ -33,9 +37,9 @@ def render(said: dict[str, Any], training: Training, width: int) -> str:
         _section("time", _time(said["time"]), width),
         _section("lineage", _lineage(said["lineage"]), width),
         _section("files", _files(said["files"]), 0),
-        "\n".join(curve(training.losses, width, marks=[life.begun_after for life in training.lives[1:]])),
+        "\n" + "\n".join(curve(training.losses, width, marks=[life.begun_after for life in training.lives[1:]])),
     ]
-    return printable("\n".join(part for part in parts if part))
+    return printable("\n".join(part for part in parts if part.strip()))
 
 
 def printable(text: str) -> str:
@@ -82,22 +86,36 @@ def _code(git: dict[str, Any] | None) -> list[str]:
 
 
 def recipe_lines(recipe: dict[str, Any]) -> list[str]:
-    """A line for each table of a recipe, without what is not set."""
+    """A line for each table of a recipe, without what is not set, or as a recipe that does not say it has it."""
     names = [n for n in RECIPE_FIRST if n in recipe] + [n for n in recipe if n not in RECIPE_FIRST]
     lines = []
     for name in names:
         value = recipe[name]
         settings = value if isinstance(value, dict) else {"": value}
-        words = [f"{key} {_value(v)}".strip() for key, v in settings.items() if v not in (None, 0, False, "", [], ())]
+        usual = defaults(name)
+        told = {k: v for k, v in settings.items() if (_plain(v) != usual[k] if k in usual else v not in _UNSET)}
+        words = [f"{key} {_value(v)}".strip() for key, v in told.items()]
         if words:
             lines.append(f"{name}: {', '.join(words)}")
     return lines
 
 
+def defaults(table: str) -> dict[str, Any]:
+    """What a recipe's table has where nothing else is said; nothing for what is no table."""
+    kind = typing.get_type_hints(Recipe).get(table)
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    return {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _value(value: Any) -> str:
     match value:
-        case True:
-            return ""
+        case bool():
+            return "" if value else "no"
         case int():
             return f"{value:,}"
         case float():
@@ -163,7 +181,7 @@ def _ended(a: dict[str, Any], *, last: bool) -> str:
         return "runs" if last else "without a word"
     failed = a["exit_code"] and a["words"]
     words = f"{a['cause']}: {a['words']}" if failed and a["words"] != a["cause"] else a["cause"]
-    return str(words).splitlines()[0][:80]
+    return textwrap.shorten(str(words), 72, placeholder=" …")
 
 
 def _checkpoints(c: dict[str, Any]) -> list[str]:

@@ -136,6 +136,7 @@ def train_spec(
         environment=environment,
         recipe=to_dict(recipe),
         dataset_dir=str(site.datasets_dir),
+        peak_tflops=partition.peak_tflops if (partition := site.partitions.get(asks.partition or "")) else None,
     )
 
 

@@ -27,7 +27,7 @@ def test_one_screen_tells_of_a_run_that_was_restarted(tmp_path: Path) -> None:
     assert printed.startswith(f"{run.id}  pending: time-limit; it goes on from iteration 60\n")
     assert "no controller does" in printed
     assert "asked       1 node x 1 task x 1 CPU, for up to 1d" in printed
-    assert "train: iterations 100, lr 0.001" in printed and "weight_decay" not in printed
+    assert "train: iterations 100, lr 0.001, weight_decay 0\n" in printed
     assert "iteration 60/100  loss 7.4000  validation 7.5000 (at 60)" in printed
     assert "ETA" not in printed  # it does not run
     assert line_with(printed, "preempted").split()[:3] == ["1", "40", "g1"]
@@ -151,6 +151,22 @@ def test_what_cannot_be_drawn_is_no_curve(points: list[tuple[int, float]]) -> No
 def test_a_flat_curve_with_gaps_is_drawn() -> None:
     lines = curve([(0, 3.0), (1000, 3.0), (2000, math.inf)], width=30, height=3)
     assert lines[2] == "3 ┤" + "▁" * 27
+
+
+def test_a_recipe_is_told_by_what_it_says_itself() -> None:
+    recipe = {
+        "kind": "pretrain",
+        "model": {"hidden": 64, "rope_base": 10_000.0, "init_std": 0.01},
+        "data": {"text": ["a.txt", "b"], "sources": [{"text": ["c"], "weight": 2.0}]},
+        "checkpoint": {"asynchronous": False, "interval": 0},
+        "restart": {"max_attempts": 100},
+    }
+    assert screen.recipe_lines(recipe) == [
+        "kind: pretrain",
+        "model: hidden 64, init_std 0.01",
+        "data: text a.txt b, sources (text c, weight 2)",
+        "checkpoint: asynchronous no",
+    ]
 
 
 @pytest.mark.parametrize(
