@@ -18,8 +18,10 @@ from launchers.submission import submit as submit_script
 from registry.site import Site
 
 ABOUT = """\
-headgate submit takes what sbatch takes, and --dry-run, which prints the script that would be submitted.
-What sbatch says of itself:
+Usage: headgate submit [--dry-run] [sbatch's options] SCRIPT [ARGUMENTS]
+
+  Submit a script as sbatch does, with all of its options, and keep a run
+  folder of it. --dry-run prints the script that would be submitted.
 
 """
 
@@ -37,20 +39,23 @@ class Verbatim(click.Command):
 def submit(context: Context, /, words: tuple[str, ...]) -> None:
     """Submit a script as sbatch does, with all of sbatch's options, and keep a run folder of it."""
     site = context.site()
-    if site.scheduler.kind != "slurm":
-        raise click.ClickException(
-            f"{site.file}: scheduler.kind is {site.scheduler.kind!r}, and `headgate submit` needs Slurm: name another "
-            "site with --site or HEADGATE_SITE"
-        )
     environ = _environment(site)
     try:
         command = sbatch.parse(words)
     except NotUnderstood:
-        _sbatch(words, environ)
-    dry_run = command.says("dry-run")
-    if command.says("help", "usage") and not dry_run:
+        command = None
+    asks_for_help = command is not None and command.says("help", "usage")
+    if asks_for_help:
         click.echo(ABOUT, nl=False)
-    if not dry_run and _is_sbatchs_alone(command):
+    if site.scheduler.kind != "slurm":
+        if asks_for_help:
+            return
+        raise click.ClickException(
+            f"{site.file}: scheduler.kind is {site.scheduler.kind!r}, and `headgate submit` needs Slurm: name another "
+            "site with --site or HEADGATE_SITE"
+        )
+    dry_run = command is not None and command.says("dry-run")
+    if command is None or (not dry_run and _is_sbatchs_alone(command)):
         _sbatch(words, environ)
     submission = _submission(words, command, environ, dry_run)
     if dry_run:

@@ -196,7 +196,9 @@ def _started(argv: Sequence[str], environ: Mapping[str, str]) -> Iterator[subpro
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {signum: signal.signal(signum, lambda number, _: take(number)) for signum in ends}
     try:
-        with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        # Open files go along, as they would from a shell: --export-file takes the number of one.
+        pipe = subprocess.PIPE
+        with subprocess.Popen(argv, env=environ, stdout=pipe, stderr=pipe, close_fds=False) as process:
             take = process.send_signal
             for signum in early:
                 take(signum)
