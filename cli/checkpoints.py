@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from cli.runs import registered
 from cli.table import ago, json_option, show
 from launchers.megatron import manifest
 from launchers.megatron.manifest import CheckpointError
+from launchers.megatron.stop import Switches
 from launchers.run_folder import RunFolder
+from slurm import amounts
 
 OF_A_RUN = ("iteration", "state", "bytes", "age", "used_by", "path")
 
@@ -37,9 +41,10 @@ def checkpoints(context: Context, /, run: str | None, as_json: bool) -> None:
         show(found, ("id", "owner", "iteration", "bytes", "path"), as_json, "no checkpoint yet")
         return
     folder = run_folder(site, run, ("train",))
-    users = used_by(registered(site, folder.id))
-    rows = [dataclasses.asdict(c) | {"used_by": users.get(c.iteration, [])} for c in record.checkpoints(folder)]
+    users, pinned = used_by(registered(site, folder.id)), Switches(folder.switches).pinned()
+    rows = [dataclasses.asdict(c) for c in record.checkpoints(folder)]
     for row in rows:
+        row["used_by"] = [*users.get(row["iteration"], []), *(["a pin"] if row["iteration"] in pinned else [])]
         row["state"] = "complete" if row["problem"] is None else "not complete"
         row["age"] = ago(row["created_at"])
     show(rows, OF_A_RUN, as_json, f"run {folder.id} has saved nothing yet")
@@ -77,7 +82,7 @@ def examine(checkpoint: record.Checkpoint, *, asked_for: bool) -> dict[str, Any]
         whole = manifest.verify(Path(checkpoint.path))
     except CheckpointError as e:
         return {"iteration": checkpoint.iteration, "verdict": "damaged", "words": str(e)}
-    words = f"whole: {len(whole.files)} files, {whole.bytes:,} bytes, as its manifest promises"
+    words = f"whole: {amounts.counted(len(whole.files), 'file')}, {whole.bytes:,} bytes, as its manifest promises"
     return {"iteration": checkpoint.iteration, "verdict": "whole", "words": words}
 
 
@@ -87,7 +92,8 @@ def used_by(known: dict[str, Any] | None) -> dict[int, list[str]]:
     return {branch["checkpoint"]["iteration"]: branch["users"] for branch in branches}
 
 
-def pins(folder: RunFolder) -> set[int]:
-    """The iterations that somebody pinned: `switches/keep-iter_0000100`."""
-    found = (path.name.removeprefix("keep-iter_") for path in folder.switches.glob("keep-iter_*"))
-    return {int(name) for name in found if name.isdecimal()}
+def pin(checkpoint: Path) -> None:
+    """Keep a checkpoint from being pruned, by its run or by a person. Where we may not, its owner has to."""
+    folder = RunFolder(checkpoint.parent.parent)
+    with contextlib.suppress(OSError):
+        os.close(os.open(folder.switches / f"keep-{checkpoint.name}", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o660))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -14,12 +15,12 @@ from typing import Any
 import click
 
 from cli.context import Context
-from cli.folders import run_folder
+from cli.folders import kind_of, run_folder
 from cli.screen import printable
 from launchers.megatron.manifest import CheckpointError, sha256
 from launchers.run_folder import RunFolder
 from launchers.spec import SpecError, load
-from launchers.untrusted import Unbelievable, read_bytes
+from launchers.untrusted import Unbelievable, read_bytes, read_object
 
 OWN = ("id", "created_at")  # what no two runs share
 MAX_BYTES = 1 << 20  # of a file that is shown line by line
@@ -90,6 +91,7 @@ def settings(old: dict[str, Any], new: dict[str, Any]) -> list[Setting]:
 def code(old: RunFolder, new: RunFolder) -> Iterator[File]:
     """The files of the frozen code that differ, by path."""
     a, b = _files(old.code), _files(new.code)
+    yield from _script(old, new)
     for path in sorted({*a, *b}):
         where = f"code/{path}"
         try:
@@ -101,6 +103,19 @@ def code(old: RunFolder, new: RunFolder) -> Iterator[File]:
             continue
         if before != after:
             yield File(where, tuple(_lines(where, before, after)))
+
+
+def _script(old: RunFolder, new: RunFolder) -> Iterator[File]:
+    """A script of the owner's own is code; job.sh of a training run follows from its settings."""
+    if {kind_of(old), kind_of(new)} != {"script"}:
+        return
+    try:
+        before, after = (read_bytes(f.script, MAX_BYTES).replace(f.id.encode(), b"RUN") for f in (old, new))
+    except Unbelievable:
+        yield File("job.sh", ())
+        return
+    if before != after:
+        yield File("job.sh", tuple(_lines("job.sh", before, after)))
 
 
 def render(old: str, new: str, changed: list[Setting], files: list[File], stat: bool) -> str:
@@ -121,7 +136,10 @@ def render(old: str, new: str, changed: list[Setting], files: list[File], stat: 
 def _spec(folder: RunFolder) -> dict[str, Any]:
     spec = load(folder.spec)
     plain = {"kind": spec.kind, **json.loads(json.dumps(dataclasses.asdict(spec)))}
-    return {key: value for key, value in plain.items() if key not in OWN}
+    shell: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError, Unbelievable):
+        shell["shell"] = read_object(folder.environment, MAX_BYTES)
+    return {key: value for key, value in (plain | shell).items() if key not in OWN}
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,13 +10,18 @@ from pathlib import Path
 
 import click
 
-from cli import record
+from cli import record, scripts
 from cli.client import Control, Refused, Unreachable
 from cli.context import Context
-from cli.folders import find_folder, kind_of
+from cli.folders import find_folder
 from cli.record import Attempt
+from cli.runs import registered
 from launchers.announce import names
+from launchers.launch import read_job
 from launchers.run_folder import RunFolder
+from launchers.schedulers import scheduler_for
+from launchers.spec import ScriptSpec, ServeSpec, load
+from launchers.subjects import user_name
 from launchers.untrusted import Unbelievable, open_regular
 from registry.site import Site
 
@@ -27,10 +33,10 @@ FIRST_ASK_S = 1.0  # what starts at once needs no explanation
 @click.command()
 @click.argument("name", metavar="RUN|DEPLOYMENT|REPLICA|gateway|controller")
 @click.option("-f", "--follow", is_flag=True, help="Go on, through restarts too, until it has ended (or Ctrl-C).")
-@click.option("--task", type=click.IntRange(0), default=0, show_default=True, help="Whose output: the task's number.")
+@click.option("--task", type=click.IntRange(0), help="Whose output: the task's number, or a script's array task. [0]")
 @click.option("--attempt", help="Of which attempt of a run: its number (1, 2, ...), or JOB.RESTART. Default: the last.")
 @click.pass_obj
-def logs(context: Context, /, name: str, follow: bool, task: int, attempt: str | None) -> None:
+def logs(context: Context, /, name: str, follow: bool, task: int | None, attempt: str | None) -> None:
     """Print what the newest attempt printed."""
     site = context.site()
     try:
@@ -41,7 +47,7 @@ def logs(context: Context, /, name: str, follow: bool, task: int, attempt: str |
         raise SystemExit(130) from None
 
 
-def pieces(site: Site, name: str, follow: bool, task: int, attempt: str | None) -> Iterator[bytes]:
+def pieces(site: Site, name: str, follow: bool, array_task: int | None, attempt: str | None) -> Iterator[bytes]:
     """What is to be printed, as it comes."""
     if name in ("gateway", "controller"):
         path = site.services_dir / f"{name}.log"
@@ -51,7 +57,11 @@ def pieces(site: Site, name: str, follow: bool, task: int, attempt: str | None) 
     folder = find_folder(site, name)
     if folder is None:
         raise click.ClickException(f"nothing of the name {name!r} has run in {site.runs_dir}")
-    if kind_of(folder) == "serve":
+    task = array_task or 0
+    spec = load(folder.spec)
+    if isinstance(spec, ScriptSpec):
+        return _script(site, folder, spec, follow, array_task)
+    if isinstance(spec, ServeSpec):
         if follow:
             wait_for_log(folder, task)
         return read_on(_printed(folder, task, newest_log(folder, task)), lambda: not follow or has_ended(folder))
@@ -65,6 +75,23 @@ def pieces(site: Site, name: str, follow: bool, task: int, attempt: str | None) 
     logs_there = (folder.attempt_log(a.attempt, task) for a in reversed(told))
     newest = next((path for path in logs_there if path.exists()), None) or newest_log(folder, task)
     return read_on(_printed(folder, task, newest), lambda: True)
+
+
+def _script(site: Site, folder: RunFolder, spec: ScriptSpec, follow: bool, task: int | None) -> Iterator[bytes]:
+    """What a script's job prints stands where Slurm was asked to put it."""
+    owner = user_name(os.stat(folder.root).st_uid)
+    following = Follower(site, folder, 0)
+    while True:
+        over = not follow or following.script_ended()
+        job = read_job(folder)
+        found = scripts.printed(spec, job.job_id, owner, task) if job else []
+        if found:
+            return read_on(found[-1], lambda: not follow or following.script_ended())
+        if over:
+            place = scripts.where(spec, job.job_id, owner, task) if job else spec.output
+            raise click.ClickException(f"{place}: run {folder.id} has printed nothing yet")
+        following.say_why_it_waits()
+        time.sleep(LOOK_S)
 
 
 class Follower:
@@ -92,7 +119,7 @@ class Follower:
             elif (story.attempts and not story.goes_on) or self._ended():
                 return
             else:
-                self._say_why_it_waits()
+                self.say_why_it_waits()
                 time.sleep(LOOK_S)
             story = record.story(self.folder)
 
@@ -123,7 +150,16 @@ class Follower:
         except (Unreachable, Refused):
             return False
 
-    def _say_why_it_waits(self) -> None:
+    def script_ended(self) -> bool:
+        """The same of a script, of which the scheduler has to be asked where no controller answers."""
+        if time.monotonic() - self.asked_at < ASK_S:
+            return False
+        self.asked_at = time.monotonic()
+        if (known := registered(self.site, self.folder.id)) is not None:
+            return known["run"]["state"] in record.ENDED
+        return scripts.states(scheduler_for(self.site), [self.folder])[self.folder.id][0] in record.ENDED
+
+    def say_why_it_waits(self) -> None:
         """Once, and when somebody knows."""
         if not self.said and time.monotonic() >= self.ask_why_at:
             self.ask_why_at = time.monotonic() + ASK_S

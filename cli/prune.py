@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cli import metrics, record
-from cli.checkpoints import pins, used_by
+from cli.checkpoints import used_by
 from cli.context import Context
 from cli.folders import is_ours, run_folder
 from cli.record import Checkpoint
 from cli.runs import registered
-from launchers.megatron import manifest
+from launchers.announce import announce
+from launchers.megatron import manifest, shelf
+from launchers.megatron.stop import Switches
 from launchers.retention import surplus
 from launchers.run_folder import RunFolder
 from launchers.spec import TrainSpec, load
+from slurm import amounts
 
 
 @click.command()
@@ -59,13 +61,17 @@ def prune(
     keep_last = asked_last if keep_last is None else keep_last
     if not keep_last:
         raise click.UsageError("the run's recipe keeps all of its checkpoints; say --keep-last N")
-    in_use = {iteration for iteration, users in used_by(known).items() if users} | going_on_from(folder)
-    going = chosen(
-        record.checkpoints(folder), keep_last, asked_every if keep_every is None else keep_every, pins(folder), in_use
+    wanted = needed(folder, known)
+    complete = [c for c in record.checkpoints(folder) if c.complete]  # what is not is the run's own business
+    old = surplus(
+        (c.iteration for c in complete),
+        keep_last=keep_last,
+        keep_every=asked_every if keep_every is None else keep_every,
     )
+    going = [c for c in complete if c.iteration in old and c.iteration not in wanted]
     if not dry_run:
         for checkpoint in going:
-            delete(Path(checkpoint.path))
+            delete(folder, checkpoint)
     size = sum(c.bytes or 0 for c in going)
     if as_json:
         pruned = [{"iteration": c.iteration, "path": c.path, "bytes": c.bytes} for c in going]
@@ -73,8 +79,11 @@ def prune(
         return
     for checkpoint in going:
         click.echo(f"{folder.id}/{checkpoint.iteration}: {checkpoint.bytes or 0:,} bytes")
+    for iteration in old:
+        if iteration in wanted:
+            click.echo(f"{folder.id}/{iteration}: stays: {amounts.several(wanted[iteration])}")
     would = "would be deleted" if dry_run else "deleted"
-    click.echo(f"{len(going)} checkpoints, {size:,} bytes {would}" if going else "nothing to delete")
+    click.echo(f"{amounts.counted(len(going), 'checkpoint')}, {size:,} bytes {would}" if going else "nothing to delete")
 
 
 def policy(folder: RunFolder) -> tuple[int, int]:
@@ -85,34 +94,26 @@ def policy(folder: RunFolder) -> tuple[int, int]:
     return metrics.count(asked.get("keep_last")) or 0, metrics.count(asked.get("keep_every")) or 0
 
 
-def going_on_from(folder: RunFolder) -> set[int]:
-    """The checkpoint that the newest attempt was loaded from."""
+def needed(folder: RunFolder, known: dict[str, Any] | None) -> dict[int, list[str]]:
+    """Why a checkpoint stays however old it is, by iteration."""
+    found = {iteration: list(users) for iteration, users in used_by(known).items() if users}
+    for iteration in Switches(folder.switches).pinned():
+        found.setdefault(iteration, []).append(f"pinned by switches/keep-{manifest.name_of(iteration)}")
     attempts = record.story(folder).attempts
     begun_after = attempts[-1].first_iteration if attempts else None
-    return set() if begun_after is None else {begun_after}
+    if begun_after is not None:
+        found.setdefault(begun_after, []).append("the last attempt went on from it")
+    return found
 
 
-def chosen(
-    found: Sequence[Checkpoint], keep_last: int, keep_every: int, pinned: Collection[int], in_use: Collection[int]
-) -> list[Checkpoint]:
-    """Which of them go, oldest first. What is not complete is the run's own business."""
-    going = surplus(
-        (c.iteration for c in found if c.complete),
-        keep_last=keep_last,
-        keep_every=keep_every,
-        pinned=pinned,
-        in_use=in_use,
-    )
-    return [c for c in found if c.iteration in going]
-
-
-def delete(path: Path) -> None:
-    """Whoever looks at the folder sees a whole checkpoint or none: its manifest goes first, under another name."""
-    hidden = path.with_name(f".pruned-{path.name}")
+def delete(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """As training itself does it: out of sight first, so that whoever looks sees a whole checkpoint or none."""
+    path = Path(checkpoint.path)
     try:
-        shutil.rmtree(hidden, ignore_errors=True)
-        os.rename(path, hidden)
-        (hidden / manifest.NAME).unlink(missing_ok=True)
-        shutil.rmtree(hidden)
+        if (going := shelf.set_aside(path)) is None:
+            return  # training was quicker
+        relative = path.relative_to(folder.root).as_posix()
+        announce(folder.announcements, "checkpoint-pruned", iteration=checkpoint.iteration, path=relative)
+        shutil.rmtree(going)
     except OSError as e:
         raise click.ClickException(f"{e.filename or path}: {e.strerror}") from e

@@ -23,6 +23,7 @@ from launchers.untrusted import Unbelievable, read_object
 STATES = ("pending", "running", "completed", "failed", "stopped")  # registry.runs.RunState, without its database
 ENDED = ("completed", "failed", "stopped")
 MAX_PROGRESS_BYTES = 1 << 16
+MAX_GIT_BYTES = 1 << 18
 _ITERATION = re.compile(r"iter_(\d{1,15})")
 _FAILURES = frozenset(cause.value for cause in Cause if cause.failure)
 _TOLD_TO_END = {"cancelled": Cause.CANCELLED, "timeout": Cause.TIME_LIMIT}  # by words, where no cause is named
@@ -150,6 +151,14 @@ def progress(folder: RunFolder) -> dict[str, Any]:
         return read_object(folder.progress, MAX_PROGRESS_BYTES)
     except (OSError, Unbelievable):
         return {}
+
+
+def git(folder: RunFolder) -> dict[str, Any] | None:
+    """The repository that the submitted code stood in (launchers.freeze.Code); None where that is not known."""
+    try:
+        return read_object(folder.code / "git.json", MAX_GIT_BYTES)
+    except (OSError, Unbelievable):
+        return None
 
 
 def _said(folder: RunFolder, *kinds: str) -> Iterator[Announcement]:

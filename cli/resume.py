@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import click
 
@@ -15,7 +16,7 @@ from launchers.launch import request_for, write_job
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState
 from launchers.schedulers import scheduler_for
-from launchers.spec import ScriptSpec, load
+from launchers.spec import ScriptSpec, SupervisedSpec, load
 from registry.site import Site
 
 
@@ -29,12 +30,16 @@ def resume(context: Context, /, run: str, as_json: bool) -> None:
     It keeps its id, and goes on from its newest complete checkpoint. What `sbatch JOB.SH` does by hand in its folder.
     """
     site = context.site()
-    folder = run_folder(site, run, ("train", "convert"))
+    folder = run_folder(site, run)
+    spec = load(folder.spec)
+    if isinstance(spec, ScriptSpec):
+        again = shlex.join(["sbatch", str(folder.script), *spec.args])
+        raise click.ClickException(f"run {folder.id} is a script of its owner's own; `{again}` submits it again")
     if not is_ours(folder):
         raise click.ClickException(f"run {folder.id} is not yours; its owner may resume it")
     if record.story(folder).state == "completed":
         raise click.ClickException(f"run {folder.id} has come to its end; there is nothing left to go on with")
-    job = submit_again(site, folder)
+    job = submit_again(site, folder, spec)
     Control(site.control_socket).poke()
     if as_json:
         said = {"run": folder.id, "folder": str(folder.root), "job": job.job_id, "cluster": job.cluster}
@@ -43,7 +48,7 @@ def resume(context: Context, /, run: str, as_json: bool) -> None:
         click.echo(f"run {folder.id} submitted again as job {job.job_id} on {job.cluster}")
 
 
-def submit_again(site: Site, folder: RunFolder) -> JobRef:
+def submit_again(site: Site, folder: RunFolder, spec: SupervisedSpec) -> JobRef:
     """Unless a job of the run still waits or runs: two must not write one run's checkpoints."""
     with scheduler_answers():
         scheduler = scheduler_for(site)
@@ -52,8 +57,6 @@ def submit_again(site: Site, folder: RunFolder) -> JobRef:
             raise click.ClickException(
                 f"run {folder.id} goes on already: job {status.ref.job_id} is {status.state.value}"
             )
-        spec = load(folder.spec)
-        assert not isinstance(spec, ScriptSpec)  # its owner's own, and theirs to submit
         for left in ("stop", "kill"):  # meant for an attempt that is over
             (folder.switches / left).unlink(missing_ok=True)
         job = scheduler.submit_again(request_for(spec, folder), folder.script)

@@ -16,6 +16,7 @@ from cli import metrics, record
 from cli.client import Control, Refused, Unreachable
 from cli.context import Context
 from cli.folders import RUNS
+from cli.jobs import scheduler_answers
 from cli.table import ago, json_option, show
 from launchers.run_folder import RunFolder
 from launchers.spec import Spec, SpecError, load
@@ -61,6 +62,7 @@ def everything(site: Site) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = Control(site.control_socket).get("/v1/runs")
     except Unreachable:
         found = sorted(told(site), key=lambda r: r["created_at"])
+        ask_about_scripts(site, [r for r in found if r["kind"] == "script"])
     return found
 
 
@@ -91,6 +93,20 @@ def told(site: Site) -> Iterator[dict[str, Any]]:
             continue
         if spec.kind in RUNS:
             yield as_row(folder, spec, owner)
+
+
+def ask_about_scripts(site: Site, rows: list[dict[str, Any]]) -> None:
+    """Fill in how they stand, which nothing in their folders tells."""
+    if not rows:
+        return
+    from cli import scripts
+    from launchers.schedulers import scheduler_for
+
+    folders = [RunFolder(Path(r["folder"])) for r in rows]
+    with scheduler_answers():
+        stand = scripts.states(scheduler_for(site), folders)
+    for r in rows:
+        r["state"], r["cause"] = stand[r["id"]]
 
 
 def as_row(folder: RunFolder, spec: Spec, owner: str) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import textwrap
+import typing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,11 +13,13 @@ from cli.curve import curve
 from cli.metrics import Training
 from cli.runs import progress
 from cli.table import ago, table
+from launchers.megatron.recipe import Recipe
 from slurm import amounts
 
 LAST_ATTEMPTS = 12
 MARGIN = 12
 RECIPE_FIRST = ("kind", "model", "data", "train", "parallel")  # then the rest, as it stands
+_UNSET: tuple[Any, ...] = (None, 0, False, "", [], ())
 ATTEMPTS = ("attempt", "job", "nodes", "started", "lasted", "iterations", "ended", "lost")
 
 
@@ -22,7 +27,9 @@ def render(said: dict[str, Any], training: Training, width: int) -> str:
     """The whole screen, in lines of at most `width` where they can be folded."""
     parts = [
         _head(said),
-        _section("asked", [asked(said["resources"])], width),
+        _section("asked", [asked(said["resources"])] if said["resources"] else [], width),
+        _section("asked", _submitted(said["submitted"]), 0),
+        _section("code", _code(said["git"]), width),
         _section("recipe", recipe_lines(said["recipe"] or {}), width),
         _section("progress", _progress(said, training), width),
         _attempts(said["attempts"]),
@@ -30,9 +37,9 @@ def render(said: dict[str, Any], training: Training, width: int) -> str:
         _section("time", _time(said["time"]), width),
         _section("lineage", _lineage(said["lineage"]), width),
         _section("files", _files(said["files"]), 0),
-        "\n".join(curve(training.losses, width, marks=[life.begun_after for life in training.lives[1:]])),
+        "\n" + "\n".join(curve(training.losses, width, marks=[life.begun_after for life in training.lives[1:]])),
     ]
-    return printable("\n".join(part for part in parts if part))
+    return printable("\n".join(part for part in parts if part.strip()))
 
 
 def printable(text: str) -> str:
@@ -43,6 +50,8 @@ def printable(text: str) -> str:
 def _head(said: dict[str, Any]) -> str:
     run = said["run"]
     state = run["state"] + (f" ({said['phase']})" if said["phase"] not in (None, "training") else "")
+    if said["silent_s"] is not None:
+        state += f", and nothing was heard of it for {amounts.duration(said['silent_s'])}"
     cause = f": {run['cause']}" if run["cause"] else ""
     whose = f"{run['kind']}, {run['owner']}'s, made {ago(run['created_at'])} ago"
     unheard = "" if said["registry"] else "; as its folder tells, no controller does"
@@ -64,23 +73,49 @@ def asked(resources: dict[str, Any]) -> str:
     return ", ".join(word for word in words if word)
 
 
+def _submitted(script: dict[str, Any] | None) -> list[str]:
+    return [f"sbatch {shlex.join(script['argv'])}", f"in {script['cwd']}"] if script else []
+
+
+def _code(git: dict[str, Any] | None) -> list[str]:
+    if not git or not git.get("commit"):
+        return []
+    changed = "; changed since (code/changes.diff)" if git.get("changed") else ""
+    branch = f" on {git['branch']}" if git.get("branch") else ""
+    return [f"{git.get('repository')}, commit {str(git['commit'])[:12]}{branch}{changed}"]
+
+
 def recipe_lines(recipe: dict[str, Any]) -> list[str]:
-    """A line for each table of a recipe, without what is not set."""
+    """A line for each table of a recipe, without what is not set, or as a recipe that does not say it has it."""
     names = [n for n in RECIPE_FIRST if n in recipe] + [n for n in recipe if n not in RECIPE_FIRST]
     lines = []
     for name in names:
         value = recipe[name]
         settings = value if isinstance(value, dict) else {"": value}
-        words = [f"{key} {_value(v)}".strip() for key, v in settings.items() if v not in (None, 0, False, "", [], ())]
+        usual = defaults(name)
+        told = {k: v for k, v in settings.items() if (_plain(v) != usual[k] if k in usual else v not in _UNSET)}
+        words = [f"{key} {_value(v)}".strip() for key, v in told.items()]
         if words:
             lines.append(f"{name}: {', '.join(words)}")
     return lines
 
 
+def defaults(table: str) -> dict[str, Any]:
+    """What a recipe's table has where nothing else is said; nothing for what is no table."""
+    kind = typing.get_type_hints(Recipe).get(table)
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    return {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _value(value: Any) -> str:
     match value:
-        case True:
-            return ""
+        case bool():
+            return "" if value else "no"
         case int():
             return f"{value:,}"
         case float():
@@ -146,16 +181,22 @@ def _ended(a: dict[str, Any], *, last: bool) -> str:
         return "runs" if last else "without a word"
     failed = a["exit_code"] and a["words"]
     words = f"{a['cause']}: {a['words']}" if failed and a["words"] != a["cause"] else a["cause"]
-    return str(words).splitlines()[0][:80]
+    return textwrap.shorten(str(words), 72, placeholder=" …")
 
 
 def _checkpoints(c: dict[str, Any]) -> list[str]:
     if not c["complete"]:
         return ["none complete"] if c["incomplete"] else []
-    many = f"{c['complete']} complete, {amounts.gib(c['bytes'])} GiB" if c["bytes"] >= 1 << 30 else ""
-    many = many or f"{c['complete']} complete, {c['bytes'] / 2**20:,.1f} MiB"
     unfinished = f"; not complete: {', '.join(map(str, c['incomplete']))}" if c["incomplete"] else ""
-    return [f"{many}; newest: iteration {c['newest']:,}{unfinished}"]
+    return [f"{c['complete']} complete, {size(c['bytes'])}; newest: iteration {c['newest']:,}{unfinished}"]
+
+
+def size(count: int) -> str:
+    """Bytes in words: "7 bytes", "1.5 MiB"."""
+    for unit, length in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= length:
+            return f"{count / length:,.1f} {unit}"
+    return amounts.counted(count, "byte")
 
 
 def _time(t: dict[str, Any] | None) -> list[str]:

@@ -12,15 +12,17 @@ from typing import Any
 
 import click
 
-from cli import metrics, record, runs, timing
+from cli import metrics, record, runs, scripts, timing
 from cli.context import Context
 from cli.folders import run_folder
 from cli.metrics import Training
 from cli.record import Attempt, Checkpoint
 from cli.screen import render
 from cli.table import json_option
+from launchers import history
+from launchers.launch import read_job
 from launchers.run_folder import RunFolder
-from launchers.spec import SpecError, load
+from launchers.spec import ScriptSpec, Spec, SpecError, load
 from launchers.subjects import user_name
 from registry.site import Site
 
@@ -65,12 +67,17 @@ def gather(site: Site, folder: RunFolder, training: Training, now: float) -> dic
     of = timing.stretches(attempts, training, now)
     owner = user_name(folder.root.stat().st_uid)
     run = runs.as_row(folder, spec, owner) | (known["run"] if known else {})
+    if known is None and isinstance(spec, ScriptSpec):
+        runs.ask_about_scripts(site, [run])
     checkpoints = record.checkpoints(folder)
     plain = dataclasses.asdict(spec)
     return {
         "run": run | runs.standing(folder, spec.kind, now),
         "phase": record.progress(folder).get("phase") if run["state"] == "running" else None,
-        "resources": plain["resources"],
+        "silent_s": _silent_s(folder, attempts, now) if run["state"] == "running" else None,
+        "resources": plain.get("resources"),
+        "submitted": {key: plain[key] for key in ("argv", "cwd", "script")} if isinstance(spec, ScriptSpec) else None,
+        "git": record.git(folder),
         "recipe": plain.get("recipe"),
         "parameters": (training.model or {}).get("parameters"),
         "attempts": [_attempt(a, of[a.number], now) for a in attempts],
@@ -78,9 +85,16 @@ def gather(site: Site, folder: RunFolder, training: Training, now: float) -> dic
         "checkpoints": _checkpoints(checkpoints),
         "time": _time(attempts, of, training, now),
         "lineage": _lineage(plain, known),
-        "files": _files(folder, attempts),
+        "files": _files(folder, spec, owner, attempts),
         "registry": known is not None,
     }
+
+
+def _silent_s(folder: RunFolder, attempts: list[Attempt], now: float) -> float | None:
+    """For how long the attempt that runs has shown no life; None where it lives, or never shows it."""
+    alive_at = history.alive_at(folder, attempts[-1].attempt) if attempts else None
+    silent_s = 0.0 if alive_at is None else now - alive_at
+    return round(silent_s) if silent_s > history.SILENT_S else None
 
 
 def _with_books(attempt: Attempt, known: dict[str, Any] | None) -> Attempt:
@@ -163,8 +177,10 @@ def _lineage(spec: dict[str, Any], known: dict[str, Any] | None) -> dict[str, An
     }
 
 
-def _files(folder: RunFolder, attempts: list[Attempt]) -> dict[str, str | None]:
+def _files(folder: RunFolder, spec: Spec, owner: str, attempts: list[Attempt]) -> dict[str, str | None]:
     log = folder.attempt_log(attempts[-1].attempt, 0) if attempts else None
+    if isinstance(spec, ScriptSpec) and (job := read_job(folder)) is not None:
+        log = next(reversed(scripts.printed(spec, job.job_id, owner)), None)
     return {
         "folder": str(folder.root),
         "log": str(log) if log is not None and log.exists() else None,

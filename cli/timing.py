@@ -32,7 +32,7 @@ def stretches(attempts: Sequence[Attempt], training: Training, now: float) -> di
     lives = {life.number: life for life in training.lives}
     counting = {life.number: life for life in kept(training.lives)}
     found = {}
-    for attempt, following in zip(attempts, [*attempts[1:], None], strict=True):
+    for attempt, following in zip(attempts, [*attempts, None][1:], strict=True):
         life = lives.get(attempt.number)
         steps = life.steps if life else []
         counts = counting[attempt.number].steps if life else []

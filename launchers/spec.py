@@ -13,7 +13,7 @@ import typing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from launchers.untrusted import Unbelievable, read_object
 
@@ -38,6 +38,7 @@ class Resources:
     gpus_per_node: int = 0
     mem_gb: float | None = None
     time_limit_s: int = 24 * 3600
+    options: tuple[str, ...] = ()  # more of sbatch's options, each --NAME or --NAME=VALUE; the last of a kind counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +77,10 @@ class ConvertSpec:
     created_at: str
     resources: Resources
     environment: Environment
-    checkpoint: str  # absolute path of the checkpoint directory
-    checkpoint_id: str
-    model: str  # the model's name in the registry
+    direction: Literal["to-hf", "from-hf"] = "to-hf"
+    checkpoint: str  # absolute path of the checkpoint directory; from-hf: of the Hugging Face model's
+    checkpoint_id: str  # from-hf: empty, as there is none yet
+    model: str  # the model's name in the registry; from-hf: empty
     alias: str | None = None
 
 
@@ -178,6 +180,8 @@ def _fits(value: object, kind: Any) -> bool:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return True
+    if origin is Literal:
+        return value in arguments
     if origin is types.UnionType:
         return any(_fits(value, k) for k in arguments)
     if origin is tuple:  # tuple[X, ...]

@@ -263,6 +263,13 @@ def load_weights(gpt: Any, path: Path) -> None:
     gpt.load_state_dict(loaded["model"])
 
 
+def save_weights(gpt: Any, path: Path) -> None:
+    """The counterpart: a bare model's weights into an empty directory."""
+    layout = _layout()
+    content = {k: v for k, v in layout.items() if k != "dp_cp_group"}
+    dist_checkpointing.save({"model": gpt.sharded_state_dict(metadata=layout)}, str(path), content_metadata=content)
+
+
 def _parallel(recipe: Recipe) -> dict[str, int]:
     return {"tensor": recipe.parallel.tensor, "pipeline": recipe.parallel.pipeline}
 

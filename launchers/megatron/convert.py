@@ -1,7 +1,8 @@
-"""Make a servable model of a checkpoint: `python -m launchers.megatron.convert RUN_FOLDER`.
+"""A servable model of a checkpoint, or a checkpoint of a model: `python -m launchers.megatron.convert RUN_FOLDER`.
 
-Ends with 0 when RUN_FOLDER/model is complete and announced, with 1 and one line for a checkpoint that is not whole or
-a conversion that does not compute what the checkpoint computes; nothing is left that looks done.
+Ends with 0 when RUN_FOLDER/model (direction to-hf) or RUN_FOLDER/checkpoints/iter_0000000 (from-hf) is complete and
+announced, with 1 and one line for a source that is not whole or a conversion that does not compute what the source
+computes; nothing is left that looks done.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 from launchers import announce
-from launchers.megatron import manifest, quiet
+from launchers.megatron import hugging_face, manifest, quiet
 from launchers.megatron.manifest import CheckpointError, Manifest
 from launchers.megatron.recipe import RecipeError, from_dict
 from launchers.run_folder import RunFolder
@@ -27,34 +28,48 @@ def main(arguments: list[str]) -> int:
         spec = load(folder.spec)
         if not isinstance(spec, ConvertSpec):
             raise SpecError(f"{folder.spec}: kind {spec.kind!r}, but this program reads convert")
-        done = _already(folder) or _convert(folder, Path(spec.checkpoint))
+        to_hf = spec.direction == "to-hf"
+        final = folder.model if to_hf else folder.checkpoints / "iter_0000000"
+        done = _already(final)
+        if done is None:
+            done = _to_hf(Path(spec.checkpoint), final) if to_hf else _from_hf(Path(spec.checkpoint), folder.id, final)
     except (SpecError, RecipeError, CheckpointError) as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
         return 1
     facts = done.facts
-    announce.announce(
-        folder.announcements,
-        "model-converted",
-        path=folder.model.name,
-        max_logit_difference=facts["max_logit_difference"],
-        parameters=facts["parameters"],
-        bytes=done.bytes,
-    )
+    if to_hf:
+        announce.announce(
+            folder.announcements,
+            "model-converted",
+            path=folder.model.name,
+            max_logit_difference=facts["max_logit_difference"],
+            parameters=facts["parameters"],
+            bytes=done.bytes,
+        )
+    else:
+        announce.announce(
+            folder.announcements,
+            "checkpoint",
+            iteration=facts["iteration"],
+            path=final.relative_to(folder.root).as_posix(),
+            bytes=done.bytes,
+            manifest_sha256=manifest.sha256(final / manifest.NAME),
+        )
     print(
-        f"model: {facts['parameters']:,} parameters, {done.bytes:,} bytes, {facts['precision']}: {folder.model}\n"
-        f"its logits differ from the checkpoint's by at most {facts['max_logit_difference']:.2e} "
+        f"{done.kind}: {facts['parameters']:,} parameters, {done.bytes:,} bytes, {facts['precision']}: {final}\n"
+        f"its logits differ from those of {spec.checkpoint} by at most {facts['max_logit_difference']:.2e} "
         f"over {facts['compared_tokens']} tokens",
         flush=True,
     )
     return 0
 
 
-def _already(folder: RunFolder) -> Manifest | None:
-    """The model an earlier attempt finished, when only its announcement may be missing."""
-    return manifest.verify(folder.model) if folder.model.exists() else None
+def _already(final: Path) -> Manifest | None:
+    """What an earlier attempt finished, when only its announcement may be missing."""
+    return manifest.verify(final) if final.exists() else None
 
 
-def _convert(folder: RunFolder, checkpoint: Path) -> Manifest:
+def _to_hf(checkpoint: Path, final: Path) -> Manifest:
     promised = manifest.verify(checkpoint)
     if promised.kind != "checkpoint":
         raise CheckpointError(f"{checkpoint}: a {promised.kind}, not a checkpoint")
@@ -67,7 +82,16 @@ def _convert(folder: RunFolder, checkpoint: Path) -> Manifest:
     quiet.known_messages()
     from launchers.megatron import conversion  # torch: only for a checkpoint that is whole
 
-    return conversion.convert(checkpoint, promised, recipe, folder.model)
+    return conversion.to_hugging_face(checkpoint, promised, recipe, final)
+
+
+def _from_hf(source: Path, run: str, final: Path) -> Manifest:
+    hugging_face.shape(source)  # a model of another kind is refused before torch is imported
+    final.parent.mkdir(exist_ok=True)
+    quiet.known_messages()
+    from launchers.megatron import conversion
+
+    return conversion.from_hugging_face(source, run, final)
 
 
 if __name__ == "__main__":

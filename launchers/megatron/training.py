@@ -85,6 +85,11 @@ def _run(
     trainer = Trainer(recipe, dataset, folder.samples, ranks)
     if resume:
         checkpoints.load(trainer.state, resume)
+    elif recipe.init:
+        from launchers.megatron import start  # transformers' models: only for a run that begins with one
+
+        sentence, facts = start.begin(recipe, dataset, trainer.state, ranks)
+        report.metrics.emit(sentence, stage="weights", attempt=attempt, **facts)
     count = model.parameters(trainer.state.model.module, ranks.device)
     report.metrics.emit(
         f"model: {count:,} parameters, {trainer.dtype} on {ranks.world} x {ranks.device.type}, attempt {attempt}, "

@@ -1,0 +1,134 @@
+"""`headgate checkpoints`, `verify` and `prune`, and who keeps a checkpoint from being pruned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from told_runs import ToldRun, invoke, ok
+
+from cli import checkpoints as listed
+from cli import prune, record
+from launchers import announce
+from registry import checkpoints, deployments, lineage, models, runs
+from registry.db import Database, NotFound
+from registry.deployments import DeploymentState
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> ToldRun:
+    made = ToldRun(tmp_path)
+    made.saves(10, 20, 30, 40)
+    (made.folder.checkpoints / "iter_0000050").mkdir()  # being written
+    return made
+
+
+def left(run: ToldRun) -> list[int]:
+    return sorted(int(p.name.removeprefix("iter_")) for p in run.folder.checkpoints.iterdir())
+
+
+def test_a_runs_checkpoints_are_listed_by_its_folder_alone(tmp_path: Path, run: ToldRun) -> None:
+    rows = json.loads(ok(tmp_path, "checkpoints", run.id, "--json"))
+    assert [(r["iteration"], r["state"]) for r in rows] == [
+        *((i, "complete") for i in (10, 20, 30, 40)),
+        (50, "not complete"),
+    ]
+    assert rows[0]["bytes"] == len(b"weights")
+    assert "not complete" in ok(tmp_path, "checkpoints", "pretrain")
+
+
+def test_whole_checkpoints_are_verified_and_an_unfinished_one_is_no_damage(tmp_path: Path, run: ToldRun) -> None:
+    printed = ok(tmp_path, "verify", "pretrain")
+    assert f"{run.id}/40: whole: 1 file, 7 bytes" in printed and f"{run.id}/50: not complete" in printed
+    done = invoke(tmp_path, "verify", "pretrain/50")
+    assert done.exit_code == 1 and "it has no manifest.json" in done.output
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"weight", "6 bytes, the manifest promises 7"), (b"WEIGHTS", "damaged")]
+)
+def test_a_damaged_file_is_named(tmp_path: Path, run: ToldRun, content: bytes, words: str) -> None:
+    victim = run.folder.checkpoints / "iter_0000020" / "shard.distcp"
+    victim.write_bytes(content)
+    for asked in ("pretrain", "pretrain/20"):
+        done = invoke(tmp_path, "verify", asked)
+        assert done.exit_code == 1
+        assert str(victim) in done.output and words in done.output
+    assert invoke(tmp_path, "verify", "pretrain/30").exit_code == 0
+    done = invoke(tmp_path, "verify", "pretrain/33")
+    assert done.exit_code == 1 and "there is no checkpoint 'pretrain/33'" in done.output
+
+
+def test_without_a_controller_nothing_is_deleted_unless_that_is_said(tmp_path: Path, run: ToldRun) -> None:
+    done = invoke(tmp_path, "prune", "pretrain")
+    assert done.exit_code == 1 and "say --offline" in done.output
+    assert left(run) == [10, 20, 30, 40, 50]
+
+
+def test_pruning_says_first_what_would_go_and_then_deletes_that(tmp_path: Path, run: ToldRun) -> None:
+    printed = ok(tmp_path, "prune", "pretrain", "--dry-run")  # the recipe keeps the last two
+    assert f"{run.id}/10: 7 bytes\n{run.id}/20: 7 bytes\n2 checkpoints, 14 bytes would be deleted\n" == printed
+    assert left(run) == [10, 20, 30, 40, 50]
+    assert "2 checkpoints, 14 bytes deleted" in ok(tmp_path, "prune", "pretrain", "--offline")
+    assert left(run) == [30, 40, 50]
+    assert ok(tmp_path, "prune", "pretrain", "--offline") == "nothing to delete\n"
+
+
+def test_what_is_pinned_or_gone_on_from_or_a_multiple_stays(tmp_path: Path, run: ToldRun) -> None:
+    (run.folder.switches / "keep-iter_0000010").touch()
+    run.begins(0, "40.0", saved=20)
+    said = json.loads(ok(tmp_path, "prune", "pretrain", "--keep-last", "1", "--dry-run", "--json"))
+    assert [p["iteration"] for p in said["pruned"]] == [30]
+    printed = ok(tmp_path, "prune", "pretrain", "--keep-last", "1", "--keep-every", "30", "--dry-run")
+    assert printed.splitlines() == [
+        f"{run.id}/10: stays: pinned by switches/keep-iter_0000010",
+        f"{run.id}/20: stays: the last attempt went on from it",
+        "nothing to delete",
+    ]
+
+
+def test_a_checkpoint_is_never_half_deleted_to_those_who_look(run: ToldRun) -> None:
+    path = run.folder.checkpoints / "iter_0000010"
+    (checkpoint,) = [c for c in record.checkpoints(run.folder) if c.path == str(path)]
+    prune.delete(run.folder, checkpoint)
+    prune.delete(run.folder, checkpoint)  # by somebody else at the same time
+    assert not list(run.folder.checkpoints.glob("*iter_0000010*"))
+    (name,) = announce.names(run.folder.announcements)
+    said = announce.read(run.folder.announcements / name, path.parent.stat().st_uid)
+    assert (said.kind, said.facts) == (
+        "checkpoint-pruned",
+        {"iteration": 10, "path": "checkpoints/iter_0000010"},
+    )
+
+
+def test_a_pin_is_a_file_among_the_runs_switches(tmp_path: Path, run: ToldRun) -> None:
+    listed.pin(run.folder.checkpoints / "iter_0000010")
+    assert "a pin" in ok(tmp_path, "checkpoints", "pretrain")
+    assert f"{run.id}/10: stays: pinned" in ok(tmp_path, "prune", "pretrain", "--dry-run")
+    listed.pin(tmp_path / "nowhere" / "checkpoints" / "iter_0000010")  # whoever may not, has not
+
+
+def test_a_run_leads_to_its_checkpoints_models_aliases_and_deployments(registry: Database) -> None:
+    runs.adopt(registry, "r-1", kind="train", name="r", owner="ada", folder="/r-1", created_at="2026-01-01")
+    for iteration in (200, 100):
+        checkpoints.add(
+            registry, "r-1", "ada", iteration=iteration, path=f"/r-1/{iteration}", size=5, manifest_sha256="0" * 64
+        )
+    for path in ("/m1", "/m2"):
+        models.register(registry, "demo", "ada", path, checkpoint="r-1/100")
+    models.set_alias(registry, "demo", "latest", 2, "ada")
+    deployments.create(registry, "chat", "ada", model="demo", version=1, model_path="/m1", replicas=1, request={})
+
+    def branches() -> tuple[lineage.Branch, ...]:
+        return lineage.of_run(registry, "r-1").checkpoints
+
+    first, second = branches()
+    assert [m.model for m in first.models] == ["demo@1", "demo@2"]
+    assert first.users == ("alias demo@latest", "deployment chat")
+    assert (second.checkpoint.iteration, second.models, second.users) == (200, (), ())
+    for state in (DeploymentState.STOPPING, DeploymentState.STOPPED):
+        deployments.set_state(registry, "chat", state, None)
+    assert branches()[0].users == ("alias demo@latest",)
+    with pytest.raises(NotFound):
+        lineage.of_run(registry, "r-2")
