@@ -63,9 +63,7 @@ def test_the_second_demo_reuses_data_checkpoint_and_model_and_says_so(laptop: Pl
     assert laptop.processes() == []
 
 
-def test_a_run_is_shown_with_what_became_of_it_and_its_served_checkpoint_is_not_pruned(
-    laptop: Platform, first_demo: str
-) -> None:
+def test_a_run_is_shown_with_what_became_of_it_and_who_uses_its_checkpoints(laptop: Platform, first_demo: str) -> None:
     laptop.ok("up")
     said = laptop.json("show", "demo")
     assert said["run"]["state"] == "completed" and said["run"]["iteration"] == 20
