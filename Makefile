@@ -50,6 +50,8 @@ lint: dev
 bench-pyslurm:
 	@tests/chroot/run python -m benchmarks.slurm $(ARGS)
 
+bench-training: training
+
 bench-%: dev
 	@$(PYTHON_CONTROL) -m benchmarks.$* $(ARGS)
 

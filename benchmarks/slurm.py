@@ -173,10 +173,7 @@ def headgate_queue(slurm: str, environment: Mapping[str, str], root: Path, jobs:
     if importlib.util.find_spec("click") is None:
         sys.stderr.write("headgate queue is left out: this Python has nothing of the control environment\n")
         return
-    site = root / "site.toml"
-    site.write_text(
-        f'name = "bench"\nstate_dir = "{root}/none"\nshared_dir = "{root}/none"\n[scheduler]\nkind = "slurm"\n'
-    )
+    site = site_on(root)
 
     def typed(*words: str) -> None:
         argv = [sys.executable, "-m", "cli.main", "--site", site, "queue", *words]
@@ -191,6 +188,34 @@ def headgate_queue(slurm: str, environment: Mapping[str, str], root: Path, jobs:
     ):
         peers = {shlex.join(["squeue", "-h", *theirs[:1]]): partial(squeue, *theirs)}
         polls(f"{slurm}: headgate queue", {figure: partial(typed, *ours)}, peers, rounds)
+
+
+def headgate_submit(slurm: str, environment: Mapping[str, str], root: Path, rounds: int) -> None:
+    """As typed: interpreter, run folder, what git says of the script's repository (this one), sbatch, the job noted."""
+    if importlib.util.find_spec("click") is None:
+        sys.stderr.write("headgate submit is left out: this Python has nothing of the control environment\n")
+        return
+    ours = [sys.executable, "-m", "cli.main", "--site", str(site_on(root)), "submit"]
+    held = ["--parsable", "-H", "-J", "bench-submit", str(CLUSTER / "install")]  # any script: it never starts
+
+    def submit(*argv: str) -> None:
+        subprocess.run([*argv, *held], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, check=True)
+
+    try:
+        medians = interleaved({"ours": partial(submit, *ours), "theirs": partial(submit, "sbatch")}, rounds)
+    finally:
+        subprocess.run(["scancel", "-n", "bench-submit"], env=environment, check=True)
+    show_costs(f"{slurm}: headgate submit", medians["ours"], {"sbatch": medians["theirs"]})
+    show(f"{slurm}: headgate submit, added to sbatch, wall", medians["ours"].wall_s - medians["theirs"].wall_s, "s")
+
+
+def site_on(root: Path) -> Path:
+    """The settings of a site on this cluster, where no controller runs."""
+    site = root / "site.toml"
+    site.write_text(
+        f'name = "bench"\nstate_dir = "{root}/none"\nshared_dir = "{root}/none"\n[scheduler]\nkind = "slurm"\n'
+    )
+    return site
 
 
 def mariadb(root: Path, statement: str) -> str:
@@ -223,6 +248,7 @@ def main() -> int:
         polls_of_nodes(slurm, clients, recorder, options.nodes, options.rounds)
         accounting(slurm, client, recorder, root, options.jobs, options.rounds)
         calls_per_hour(slurm, environment)
+        headgate_submit(slurm, recorder.environment, root, options.rounds)  # last: it adds jobs
     return 0
 
 

@@ -13,12 +13,12 @@ import click
 from cli.client import Control
 from cli.context import Context
 from cli.logs import newest_log
-from cli.resources import asked, resource_options
+from cli.resources import WithSbatchOptions, asked, resource_options
 from launchers.run_folder import RunFolder
 from registry.site import Site
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command(cls=WithSbatchOptions)
 @click.argument("model")
 @click.option("--name", help="What clients call it; default: the model's name.")
 @click.option("--replicas", type=click.IntRange(1), default=1, show_default=True)

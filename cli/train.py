@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from cli.checkpoints import pin
 from cli.client import Control, Unreachable
 from cli.context import Context
 from cli.folders import find_folder
-from cli.resources import asked, resource_options
-from launchers.launch import Launched, launch, new_id
+from cli.resources import WithSbatchOptions, asked, resource_options
+from launchers.launch import Launched, launch, new_id, request_for
 from launchers.megatron import manifest
 from launchers.megatron.arithmetic import check
 from launchers.megatron.recipe import read_recipe, to_dict
 from launchers.resources import resources_from, training_environment
+from launchers.run_folder import RunFolder
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for
 from launchers.spec import ConvertSpec, SupervisedSpec, TrainSpec
@@ -32,19 +34,27 @@ from registry.site import Site
 from registry.tenants import checked_name
 
 
-@click.command()
+@click.command(cls=WithSbatchOptions)
 @click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("-J", "--job-name", "name", help="The run's name; default: the recipe's file name.")
 @resource_options
+@click.option("--dry-run", is_flag=True, help="Print the script that would be submitted, and submit nothing.")
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
-def train(context: Context, /, recipe: Path, name: str | None, as_json: bool, **options: Any) -> None:
-    """Submit a training run. Does not wait for it: `headgate logs -f RUN` follows."""
+def train(context: Context, /, recipe: Path, name: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Submit a training run, with any of sbatch's options and SBATCH_* variables.
+
+    Does not wait for it: `headgate logs -f RUN` follows.
+    """
     site = context.site()
-    report(submit(site, train_spec(site, recipe, name, asked(options))), as_json)
+    spec = train_spec(site, recipe, name, asked(options, os.environ))
+    if dry_run:
+        click.echo(script_of(site, spec), nl=False)
+    else:
+        report(submit(site, spec), as_json)
 
 
-@click.command()
+@click.command(cls=WithSbatchOptions)
 @click.argument("checkpoint", metavar="RUN[/ITERATION]")
 @click.option("--as", "target", required=True, metavar="MODEL[@ALIAS]", help="What it will be called: demo@latest.")
 @resource_options
@@ -55,7 +65,7 @@ def publish(context: Context, /, checkpoint: str, target: str, as_json: bool, **
     site = context.site()
     found = find_checkpoint(site, checkpoint)
     pin(Path(found["path"]))  # what an alias may name is not pruned
-    report(submit(site, publish_spec(site, found, target, asked(options))), as_json)
+    report(submit(site, publish_spec(site, found, target, asked(options, os.environ))), as_json)
 
 
 def find_checkpoint(site: Site, ref: str) -> dict[str, Any]:
@@ -96,6 +106,7 @@ def train_spec(site: Site, recipe_file: Path, name: str | None, resources: dict[
         environment=environment,
         recipe=to_dict(recipe),
         dataset_dir=str(site.datasets_dir),
+        peak_tflops=partition.peak_tflops if (partition := site.partitions.get(asks.partition or "")) else None,
     )
 
 
@@ -122,6 +133,15 @@ def publish_spec(site: Site, checkpoint: dict[str, Any], target: str, resources:
         model=model,
         alias=alias or None,
     )
+
+
+def script_of(site: Site, spec: SupervisedSpec) -> str:
+    """The job.sh that `submit` would submit."""
+    folder = RunFolder(site.runs_dir.resolve() / spec.id)
+    try:
+        return scheduler_for(site).script(request_for(spec, folder))
+    except SchedulerError as e:
+        raise click.ClickException(str(e)) from e
 
 
 def submit(site: Site, spec: SupervisedSpec) -> Launched:

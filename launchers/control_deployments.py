@@ -9,7 +9,7 @@ from aiohttp import web
 
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, body_of, reading
 from launchers.controller import Controller
-from launchers.resources import resources_from
+from launchers.resources import REPLICA_OPTIONS, resources_from
 from launchers.vllm.arguments import refuse_unlisted
 from registry import accounting, deployments, models
 from registry.access import Object, Principal, Verb, require
@@ -52,7 +52,7 @@ async def create_deployment(request: web.Request) -> web.Response:
     body = await body_of(
         request, {"model": str}, {"name": str, "replicas": int, "resources": dict, "engine_args": list}
     )
-    resources = resources_from(controller.site.defaults.serve, body.get("resources") or {})
+    resources = resources_from(controller.site.defaults.serve, body.get("resources") or {}, REPLICA_OPTIONS)
     if (resources.nodes, resources.tasks_per_node) != (1, 1):
         raise ValueError("a replica is one engine on one node: 'nodes' and 'tasks_per_node' must be 1")
     controller.site.environment("engine")

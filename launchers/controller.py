@@ -19,7 +19,7 @@ from typing import TypeVar
 from launchers import facts, job_facts, plan
 from launchers.ended_runs import EndedRuns
 from launchers.launch import launch, new_id, read_job, write_job
-from launchers.resources import engine_environment, resources_from
+from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_from
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.spec import ServeSpec, Spec, SpecError, load
@@ -297,7 +297,7 @@ class Controller:
                 name=deployment.name,
                 owner=deployment.owner,
                 created_at=clock.now(),
-                resources=resources_from(site.defaults.serve, request.get("resources") or {}),
+                resources=resources_from(site.defaults.serve, request.get("resources") or {}, REPLICA_OPTIONS),
                 environment=engine_environment(site),
                 model_path=deployment.model_path,
                 listen=site.replicas.listen,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from launchers.spec import Environment, Resources
@@ -15,15 +15,45 @@ LEAST = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "gpus_per_node": 0
 LARGEST = 2**31 - 1  # what Slurm holds a count in
 # Names end up as lines of a batch script that runs under the service's account: a line break in one would be a command.
 WORD = re.compile(r"[A-Za-z0-9._,:@+-]{1,200}")
+OPTION = re.compile(r"--[a-z0-9-]+(=[^\x00-\x1f\x7f]{0,4000})?")
 
 
-def resources_from(defaults: settings.DefaultResources, asked: Mapping[str, Any]) -> Resources:
-    """Raises ValueError, naming the field, for one that does not exist or has the wrong type."""
+# sbatch's options that would break a run, by name; everything else goes on to Slurm.
+_SHAPE = "-N, --ntasks-per-node and --gpus-per-node say how many processes a run has, and where"
+_OWN = "Headgate says it itself, so that the run survives what Slurm does to it"
+_LOGS = "what a run prints is kept in its folder; `headgate logs` shows it"
+_WAITS = "it submits and does not wait; `headgate logs -f` follows"
+BREAKS_A_RUN = {
+    "array": "--sweep makes an array, with a run of its own for each combination",
+    "wrap": "what is run is the recipe; `headgate submit` takes --wrap",
+    "clusters": "a run lives on its site's cluster; --site names another",
+    **dict.fromkeys(("comment", "requeue", "no-requeue", "signal", "no-kill", "uid", "gid"), _OWN),
+    **dict.fromkeys(("output", "error", "input", "open-mode"), _LOGS),
+    **dict.fromkeys(("wait", "test-only", "parsable", "quiet", "verbose", "usage", "version", "help"), _WAITS),
+    **dict.fromkeys(("ntasks", "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket", "ntasks-per-tres"), _SHAPE),
+    **dict.fromkeys(("tasks-per-node", "gpus", "gpus-per-task", "gpus-per-socket", "tres-per-task"), _SHAPE),
+}
+# What somebody may say of a job that runs under the service's account.
+REPLICA_OPTIONS = frozenset(
+    {"begin", "constraint", "exclude", "exclusive", "gpus-per-node", "gres", "nice", "nodelist", "reservation"}
+)
+
+
+def resources_from(
+    defaults: settings.DefaultResources, asked: Mapping[str, Any], allowed: Collection[str] | None = None
+) -> Resources:
+    """What was asked for, over the defaults. `allowed`: sbatch's options that may be among them; None: all for a run.
+
+    Raises ValueError, naming the field, for one that does not exist or has the wrong type.
+    """
     known = {f.name: f for f in dataclasses.fields(Resources)}
+    chosen = {**dataclasses.asdict(defaults), **asked}
     for key, value in asked.items():
         if key not in known:
             raise ValueError(f"resources.{key}: unknown; allowed: {', '.join(known)}")
-        if key == "mem_gb":
+        if key == "options":
+            chosen[key] = _checked(value, allowed)
+        elif key == "mem_gb":
             if not _is_number(value, int | float) or not 0 < value <= LARGEST:
                 raise ValueError(f"resources.mem_gb: {value!r} is not a number above 0 (GiB)")
         elif key in LEAST:
@@ -31,7 +61,27 @@ def resources_from(defaults: settings.DefaultResources, asked: Mapping[str, Any]
                 raise ValueError(f"resources.{key}: {value!r} is not a whole number of at least {LEAST[key]}")
         elif not isinstance(value, str) or not WORD.fullmatch(value):
             raise ValueError(f"resources.{key}: {value!r} is not a name: letters, digits and any of . _ , : @ + -")
-    return Resources(**{**dataclasses.asdict(defaults), **asked})
+    if "mem_gb" not in asked and _names(chosen.get("options", ())) & {"mem-per-cpu", "mem-per-gpu"}:
+        chosen["mem_gb"] = None  # sbatch takes one of the three
+    return Resources(**chosen)
+
+
+def _checked(options: object, allowed: Collection[str] | None) -> tuple[str, ...]:
+    if not isinstance(options, list | tuple):
+        raise ValueError(f"resources.options: {options!r} is not a list of sbatch's options")
+    for option in options:
+        if not isinstance(option, str) or not OPTION.fullmatch(option):
+            raise ValueError(f"resources.options: {option!r} is not --NAME or --NAME=VALUE, all on one line")
+        name = option[2:].partition("=")[0]
+        if allowed is not None and name not in allowed:
+            raise ValueError(f"--{name} is not for a deployment's jobs; allowed: {', '.join(sorted(allowed))}")
+        if allowed is None and name in BREAKS_A_RUN:
+            raise ValueError(f"--{name} is not for a run: {BREAKS_A_RUN[name]}")
+    return tuple(options)
+
+
+def _names(options: Iterable[str]) -> set[str]:
+    return {option[2:].partition("=")[0] for option in options}
 
 
 def _is_number(value: object, kind: Any) -> bool:

@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _FLAGS = """
     consolidate-segments contiguous h:help H:hold ignore-pbs no-requeue O:overcommit s:oversubscribe parsable Q:quiet
@@ -99,6 +99,15 @@ class Option:
     def name(self) -> str:
         return self.flag.lstrip("-")
 
+    def from_directory(self, cwd: str) -> Option:
+        """The same, wherever it is said: files that sbatch itself reads are named from the root."""
+        if self.value is None or self.name not in _PATHS:
+            return self
+        return replace(self, value=os.path.join(cwd, self.value))
+
+    def __str__(self) -> str:
+        return self.flag if self.value is None else f"{self.flag}={self.value}"
+
 
 Component = tuple[Option, ...]  # what is said of one component of a heterogeneous job; other jobs have just one
 
@@ -163,6 +172,17 @@ def _long(word: str, rest: list[str]) -> Option:
         raise NotUnderstood(f"option '--{typed}' requires an argument")
     value = rest.pop(0)
     return Option(f"--{name}", value, (word, value))
+
+
+def take(word: str, rest: list[str]) -> list[Option]:
+    """The options of one word, with a value from `rest` if they need one; none, where sbatch knows no such option.
+
+    For command lines on which sbatch's options stand among others. Raises NotUnderstood for a missing value.
+    """
+    known = _whole_name(word[2:].partition("=")[0]) in _NAMES if word.startswith("--") else word[1:2] in _LETTERS
+    if not known or not word.startswith("-"):
+        return []
+    return [_long(word, rest)] if word.startswith("--") else _letters(word, rest)
 
 
 def _whole_name(typed: str) -> str:
@@ -255,7 +275,7 @@ def assembled(
     text = b""
     for i, (start, own, end) in enumerate(parts):
         typed = components[i] if i < len(components) else ()
-        above = _lines("said by variables", _unchallenged(variables, (*spoken[i], *typed)), cwd)
+        above = _lines("said by variables", unchallenged(variables, (*spoken[i], *typed)), cwd)
         above += _lines("said on the command line", typed, cwd)
         text += b"".join([*start, *below, *own, *above, *end])
     return text + tail
@@ -274,7 +294,8 @@ def _parts(header: list[bytes]) -> list[tuple[list[bytes], list[bytes], list[byt
     return parts
 
 
-def _unchallenged(variables: Component, others: Component) -> Component:
+def unchallenged(variables: Component, others: Component) -> Component:
+    """What variables said, without what `others`, who stand above them, rule out by another option."""
     said = {option.name for option in others}
 
     def stands(option: Option) -> bool:
@@ -285,7 +306,7 @@ def _unchallenged(variables: Component, others: Component) -> Component:
 
 def _lines(title: str, options: Iterable[Option], cwd: str) -> list[bytes]:
     lines = [line for option in options if (line := directive(option, cwd)) is not None]
-    return [os.fsencode(f"{line}\n") for line in (f"# Added by headgate submit, {title}:", *lines)] if lines else []
+    return [os.fsencode(f"{line}\n") for line in (f"# Added by Headgate, {title}:", *lines)] if lines else []
 
 
 def directive(option: Option, cwd: str) -> str | None:
@@ -294,7 +315,7 @@ def directive(option: Option, cwd: str) -> str | None:
         return None
     if option.value is None:
         return f"#SBATCH {option.flag}"
-    value = os.path.join(cwd, option.value) if option.name in _PATHS else option.value
+    value = option.from_directory(cwd).value or ""
     if re.search(r"[\n\0]", value):
         return f"# left out, because its value has more than one line: {option.flag}"
     return f"#SBATCH {option.flag}={_quoted(value)}"

@@ -38,6 +38,7 @@ class Resources:
     gpus_per_node: int = 0
     mem_gb: float | None = None
     time_limit_s: int = 24 * 3600
+    options: tuple[str, ...] = ()  # more of sbatch's options, each --NAME or --NAME=VALUE; the last of a kind counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

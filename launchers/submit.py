@@ -24,6 +24,7 @@ import psutil
 from submitit.local.local import LocalExecutor
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
+from launchers import sbatch
 from launchers.local_job import LocalJob
 from launchers.scheduler import JobRequest, SchedulerError
 from launchers.spec import Resources
@@ -110,13 +111,19 @@ class _ScriptExecutor(SlurmExecutor):  # type: ignore[misc]  # submitit ships no
         return shlex.join(self._request.batch or self._request.command)
 
     def script(self) -> str:
-        return str(self._make_submission_file_text(self._submitit_command_str, uid=""))
+        return self._text(self._submitit_command_str)
+
+    def _text(self, command: str) -> str:
+        """submitit's text, and the options that it has no words for."""
+        text = str(self._make_submission_file_text(command, uid=""))
+        options = sbatch.parse(self._request.resources.options).components
+        return sbatch.assembled(text.encode(), (), (), options, os.getcwd()).decode()
 
     def _submit_command(self, command: str) -> SlurmJob[Any]:
         assert self._client is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "submission.sh"
-        path.write_text(self._make_submission_file_text(command, uid=""), encoding="utf-8")
+        path.write_text(self._text(command), encoding="utf-8")
         job_id = self._client.submit(path, comment=self._request.key)
         return SlurmJob(folder=self.folder, job_id=job_id, tasks=list(range(self._num_tasks())))
 
@@ -181,7 +188,8 @@ def main() -> int:
     document = json.load(sys.stdin)
     spool = Path(sys.argv[1])
     os.chdir(document.pop("cwd"))
-    document["resources"] = Resources(**document["resources"])
+    resources = document["resources"]
+    document["resources"] = Resources(**{**resources, "options": tuple(resources["options"])})
     request = JobRequest(**{**document, "command": tuple(document["command"]), "log_dir": Path(document["log_dir"])})
     # The controller inherits our streams and outlives us: keep the submitter's pipes to ourselves.
     answer, complaint = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(2), "w")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,18 @@ def test_a_run_that_is_asked_to_stop_while_data_are_prepared_ends_without_any(be
     assert sorted((bench.root / "datasets").glob("*")) == before
     assert not folder.checkpoints.exists()
     assert not (folder.switches / "stop").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_attempt_and_says_why(bench: Bench, trained: RunFolder) -> None:
+    folder = bench.train_folder("full", checkpoint={"interval": 5})
+    (process,) = bench.start(folder)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (500_000, 500_000))  # a full disk, for this process
+    said, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1
+    told = f"error: rank 0 could not write its part of a checkpoint: {folder.checkpoints}/iter_0000005: [Errno 27]"
+    assert said.splitlines()[-1].startswith(told)
+    assert announced(folder, "checkpoint") == []
+    assert not folder.latest.exists()
 
 
 @pytest.fixture(scope="module")

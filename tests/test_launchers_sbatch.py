@@ -131,12 +131,12 @@ def test_ours_stand_around_the_scripts_own_lines_and_the_rest_is_byte_for_byte()
     assert script == (
         "#!/bin/bash\n"
         "# a comment\n"
-        "# Added by headgate submit, what sbatch takes by itself:\n"
+        "# Added by Headgate, what sbatch takes by itself:\n"
         '#SBATCH --job-name="j b"\n'
         + SCRIPT.decode().partition("# a comment\n")[2].partition("  #SBATCH")[0]
-        + "# Added by headgate submit, said by variables:\n"
+        + "# Added by Headgate, said by variables:\n"
         "#SBATCH --qos=high\n"
-        "# Added by headgate submit, said on the command line:\n"
+        "# Added by Headgate, said on the command line:\n"
         "#SBATCH --nodes=2\n"
         "  #SBATCH" + SCRIPT.decode().partition("  #SBATCH")[2]
     )
@@ -205,7 +205,7 @@ def test_what_is_no_script_is_left_for_sbatch_to_refuse(body: bytes) -> None:
 def test_bytes_that_are_no_text_pass_through() -> None:
     body = b"#!/bin/sh\n#\xff\necho '\xfe\r\n'"
     made = assembled(body, [], (), parse(["-J", "x\udcff"]).components, "/")
-    title = b"# Added by headgate submit, said on the command line:\n"
+    title = b"# Added by Headgate, said on the command line:\n"
     assert made == b"#!/bin/sh\n" + title + b"#SBATCH --job-name=x\xff\n#\xff\necho '\xfe\r\n'"
 
 

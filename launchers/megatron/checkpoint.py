@@ -99,6 +99,7 @@ class Checkpoints:
             # A damaged one stays, to be looked at, until training comes to its iteration again.
             self._damaged = {i for i in shelf.complete(home) if i > max(whole, default=-1)}
             found[0] = newest.name if newest else None
+            self._progress.at(saved=max(whole, default=None))
             shelf.note_latest(home, found[0])
         dist.broadcast_object_list(found, src=0, device=self._ranks.device)
         return self._folder.checkpoints / found[0] if found[0] else None
@@ -144,17 +145,11 @@ class Checkpoints:
             finish()
         size = [0]
         if self._ranks.first:
-            facts = {"iteration": save.iteration, "run": self._folder.id, "parallel": _parallel(self._recipe)}
             done = manifest.write(
-                save.path,
-                "checkpoint",
-                sealed=sealed,
-                **facts,
-                ranks=self._ranks.world,
-                precision=self._precision,
-                vocab=self._dataset.vocab,
-                distributed_optimizer=self._recipe.parallel.distributed_optimizer,
-            )
+                save.path, "checkpoint", sealed=sealed, iteration=save.iteration, run=self._folder.id,
+                parallel=_parallel(self._recipe), distributed_optimizer=self._recipe.parallel.distributed_optimizer,
+                ranks=self._ranks.world, precision=self._precision, vocab=self._dataset.vocab,
+            )  # fmt: skip
             shelf.note_latest(self._folder.checkpoints, save.path.name)
             self._announce(save.path, done)
             self._damaged.discard(save.iteration)

@@ -17,3 +17,8 @@ def flops_per_token(recipe: Recipe, vocab_size: int) -> float:
     attention = h * h * (2 + 2 * model.kv_heads / model.heads)  # queries and output; keys and values
     weights = model.layers * (attention + 3 * h * model.ffn) + h * vocab_size
     return 6 * weights + 6 * model.layers * h * model.seq_length
+
+
+def utilisation(tokens_per_s: float, flops: float, gpus: int, peak_tflops: float) -> float:
+    """The part of these GPUs' peak that `flops` per token at this speed are: model FLOPs utilisation, 0 to 1."""
+    return tokens_per_s * flops / (gpus * peak_tflops * 1e12)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
 from launchers.megatron.events import Events
+from launchers.megatron.flops import flops_per_token, utilisation
 from launchers.megatron.metrics import Metrics
 from launchers.megatron.progress import Progress
 from launchers.megatron.ranks import Ranks
@@ -16,10 +18,14 @@ from launchers.run_folder import RunFolder
 class Report:
     """Speaks on the one rank that knows the loss; every rank may call it."""
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, ranks: Ranks, progress: Progress, started: float) -> None:
+    def __init__(
+        self, folder: RunFolder, recipe: Recipe, vocab: int, ranks: Ranks, progress: Progress, started: float
+    ) -> None:
         self.metrics, self.progress = Metrics(folder.metrics, ranks.has_loss), progress
         self._folder, self._recipe, self._ranks, self._started = folder, recipe, ranks, started
         self._events: Events | None = None
+        self._flops = flops_per_token(recipe, vocab)
+        self._peak_tflops = float(os.environ.get("HEADGATE_PEAK_TFLOPS", "0")) if ranks.device.type == "cuda" else 0.0
         self._pace = 0.0  # seconds per iteration, smoothed
         self.losses: tuple[float, float] | None = None  # this attempt's first and last
 
@@ -38,16 +44,19 @@ class Report:
         self._pace = seconds if not self._pace else 0.9 * self._pace + 0.1 * seconds
         eta = (t.iterations - now) * self._pace
         tokens = t.global_batch * self._recipe.model.seq_length
+        speed = tokens / seconds
+        peak = self._peak_tflops
+        mfu = utilisation(speed, self._flops, self._ranks.world, peak) if peak else None
         self.losses = (self.losses[0] if self.losses else loss, loss)
         self.metrics.emit(
             f"iteration {now:>{len(str(t.iterations))}}/{t.iterations}  loss {loss:.4f}  grad norm {grad_norm:.3f}  "
-            f"lr {lr:.2e}  {tokens / seconds:,.0f} tokens/s  {eta:.0f} s left",
+            f"lr {lr:.2e}  {speed:,.0f} tokens/s  " + (f"MFU {mfu:.1%}  " if mfu else "") + f"{eta:.0f} s left",
             iteration=now, iterations=t.iterations, loss=loss, grad_norm=grad_norm, lr=lr, tokens=now * tokens,
-            tokens_per_s=round(tokens / seconds, 1), seconds=round(seconds, 4), eta_s=round(eta, 1),
-            elapsed_s=self.elapsed_s,
+            tokens_per_s=round(speed, 1), seconds=round(seconds, 4), eta_s=round(eta, 1), elapsed_s=self.elapsed_s,
+            **({"mfu": round(mfu, 4)} if mfu else {}),
         )  # fmt: skip
         self._events.scalars(now, **{"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": lr})
-        self._events.scalars(now, **{"speed/tokens_per_s": tokens / seconds})
+        self._events.scalars(now, **{"speed/tokens_per_s": speed, "speed/mfu": mfu})
         self.progress.at(iteration=now)
 
     def validation(self, now: int, loss: float) -> None:

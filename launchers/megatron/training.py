@@ -44,7 +44,7 @@ def run(folder: RunFolder, recipe: Recipe, dataset_dir: Path, stop: Stop, starte
     switches = Switches(folder.switches)
     ranks = connect(recipe.train.timeout_s)
     try:
-        progress.phase("data")
+        progress.phase("data", iterations=recipe.train.iterations)
         dataset = _dataset(folder, recipe, dataset_dir, ranks, Early(ranks, stop, switches, progress))
         join(ranks, recipe.parallel, recipe.train.seed, recipe.train.timeout_s)
         _run(folder, recipe, dataset, ranks, Requests(ranks, stop, switches), progress, started)
@@ -63,7 +63,7 @@ def _run(
     folder: RunFolder, recipe: Recipe, dataset: data.Dataset, ranks: Ranks, requests: Requests, progress: Progress,
     started: float,
 ) -> None:  # fmt: skip
-    report = Report(folder, recipe, ranks, progress, started)
+    report = Report(folder, recipe, dataset.vocab, ranks, progress, started)
     attempt = int(os.environ.get("HEADGATE_ATTEMPT", "1"))
     report.metrics.emit(
         f"data: {dataset.documents:,} documents, {dataset.tokens:,} tokens, vocabulary {dataset.vocab:,} "
@@ -109,7 +109,7 @@ def _train(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, repor
     report.begin(state.iteration)
     while state.iteration < last and not asked.ends:
         asked = advance(trainer, checkpoints, requests, report)
-        if asked.save or (save_every and state.iteration % save_every == 0 and not asked.kill):
+        if not asked.kill and (asked.save or (save_every and state.iteration % save_every == 0)):
             requests.taken("save")
             checkpoints.save(state)
         if evaluate_every and state.iteration % evaluate_every == 0 and state.iteration < last and not asked.ends:

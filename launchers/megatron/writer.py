@@ -67,7 +67,14 @@ class Writing:
             self._buckets = []  # the copy is as large as the model and its optimizer
             self.files = [manifest.seal(self._directory, path) for path in made]
         except (OSError, RuntimeError, manifest.CheckpointError) as e:  # torch calls a full disk a RuntimeError
-            self.error = f"{self._directory}: {e}"
+            self.error = f"{self._directory}: {_first_cause(e)}"
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """torch raises what it stumbled over last; a person can act on what came first: no space left on device."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _copied(buckets: list, always: bool) -> list:
