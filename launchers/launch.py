@@ -66,15 +66,15 @@ def request_for(spec: specs.SupervisedSpec, folder: RunFolder) -> JobRequest:
         log_dir=folder.logs,
         resources=spec.resources,
         modules=spec.environment.modules,
-        batch=_program(folder, "launchers.batch") if isinstance(spec, specs.TrainSpec) else None,
+        batch=program(folder, "launchers.batch") if isinstance(spec, specs.TrainSpec) else None,
     )
 
 
 def supervisor_command(folder: RunFolder) -> tuple[str, ...]:
-    return _program(folder, "launchers.supervisor")
+    return program(folder, "launchers.supervisor")
 
 
-def _program(folder: RunFolder, module: str) -> tuple[str, ...]:
+def program(folder: RunFolder, module: str) -> tuple[str, ...]:
     """One of our own programs, on a run folder and with its frozen code."""
     command = ("env", "-u", "PYTHONDONTWRITEBYTECODE", f"PYTHONPATH={folder.code}", sys.executable, "-u")
     return (*command, "-m", module, str(folder.root))

@@ -52,7 +52,7 @@ def test_the_folder_is_complete_before_anything_is_submitted(tmp_path: Path) -> 
     (request,) = scheduler.requests
     assert request.key == "pretrain-1"
     assert folder.script.read_text() == scheduler.script(request)
-    assert f"-m launchers.supervisor {folder.root}" in folder.script.read_text()
+    assert f"-m launchers.batch {folder.root}" in folder.script.read_text()
 
 
 def test_the_job_runs_the_code_as_it_was_frozen(tmp_path: Path) -> None:
