@@ -104,15 +104,15 @@ def find_checkpoint(site: Site, ref: str) -> dict[str, Any]:
     except Unreachable:
         pass
     run, _, iteration = ref.partition("/")
-    folder = find_folder(site, run, ("train",))
+    folder = find_folder(site, run, ("train", "convert"))
     if folder is None:
         raise click.ClickException(f"no run called {run!r} has left a folder in {site.runs_dir}")
     wanted = f"iter_{int(iteration):07d}" if iteration.isdigit() else "iter_*"
     complete = [p.parent for p in sorted(folder.checkpoints.glob(f"{wanted}/{manifest.NAME}"))]
     if not complete:
         raise click.ClickException(f"{folder.checkpoints}: no complete checkpoint is called {ref!r}")
-    iteration = complete[-1].name.removeprefix("iter_").lstrip("0")
-    return {"id": f"{folder.id}/{iteration}", "path": str(complete[-1])}
+    number = int(complete[-1].name.removeprefix("iter_"))
+    return {"id": f"{folder.id}/{number}", "path": str(complete[-1])}
 
 
 def train_spec(
