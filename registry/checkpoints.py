@@ -45,7 +45,8 @@ def get(db: Database, ref: str) -> Checkpoint:
     """By id (RUN/ITERATION), or by run id or run name: then its newest."""
     found = row(db, "SELECT * FROM checkpoints WHERE id = ? AND pruned_at IS NULL", ref) or row(
         db,
-        "SELECT c.* FROM checkpoints c JOIN runs r ON r.id = c.run WHERE (r.id = ? OR r.name = ?) AND pruned_at IS NULL "
+        "SELECT c.* FROM checkpoints c JOIN runs r ON r.id = c.run "
+        "WHERE (r.id = ? OR r.name = ?) AND pruned_at IS NULL "
         "ORDER BY r.created_at DESC, c.iteration DESC",
         ref,
         ref,
