@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -57,16 +58,21 @@ def submit(context: Context, /, words: tuple[str, ...]) -> None:
     dry_run = command is not None and command.says("dry-run")
     if command is None or (not dry_run and _is_sbatchs_alone(command)):
         _sbatch(words, environ)
-    submission = _submission(words, command, environ, dry_run)
+    cwd = os.getcwd()
+    path = find_script(command, cwd, environ)
+    try:
+        body = _text(command, path)
+    except OSError as e:
+        if dry_run:
+            raise click.ClickException(f"{path}: {e.strerror}") from e
+        _sbatch(words, environ)  # which cannot read it either, and says so in its own words
+    submission = prepare(words, command, body, path, cwd, environ, site.runs_dir)
     if dry_run:
         sys.stdout.buffer.write(submission.script)
         return
+    out, err, quiet = sys.stdout.buffer, sys.stderr.buffer, command.says("quiet")
     try:
-        outcome = submit_script(
-            submission, site.runs_dir, environ, sys.stdout.buffer, sys.stderr.buffer, quiet=command.says("quiet")
-        )
-    except FileNotFoundError as e:
-        raise click.ClickException(f"{e.filename}: {e.strerror}") from e
+        outcome = submit_script(submission, site.runs_dir, environ, out, err, quiet=quiet)
     except OSError as e:
         raise click.ClickException(f"{e.filename or site.runs_dir}: {e.strerror or e}") from e
     _tell(site, submission, outcome)
@@ -96,20 +102,11 @@ def _sbatch(words: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
         raise click.ClickException(f"sbatch cannot be run: {e.strerror}") from e
 
 
-def _submission(words: Sequence[str], command: CommandLine, environ: Mapping[str, str], dry_run: bool) -> Submission:
-    cwd = os.getcwd()
-    path = find_script(command, cwd, environ)
-    wrap = command.last("wrap")
-    try:
-        if wrap is not None:
-            body = sbatch.wrapped(wrap.value or "")
-        else:
-            body = sys.stdin.buffer.read() if path is None else path.read_bytes()
-    except OSError as e:
-        if dry_run:
-            raise click.ClickException(f"{path}: {e.strerror}") from e
-        _sbatch(words, environ)  # which cannot read it either, and says so in its own words
-    return prepare(words, command, body, path, cwd, environ)
+def _text(command: CommandLine, path: Path | None) -> bytes:
+    """The script's. Raises OSError."""
+    if (wrap := command.last("wrap")) is not None:
+        return sbatch.wrapped(wrap.value or "")
+    return sys.stdin.buffer.read() if path is None else path.read_bytes()
 
 
 def _tell(site: Site, submission: Submission, outcome: Outcome) -> None:

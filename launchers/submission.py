@@ -72,6 +72,7 @@ def prepare(
     path: Path | None,
     cwd: str,
     environ: Mapping[str, str],
+    runs_dir: Path,
 ) -> Submission:
     """`body` is the script's text, `path` its file if it has one."""
     wrap = command.last("wrap")
@@ -85,7 +86,8 @@ def prepare(
     script_name = "sbatch" if command.script is None else os.path.basename(command.script)
     job_name = said("job-name") or ("wrap" if wrap else script_name)
     name = safe_name(job_name)
-    run_id = new_id(name)
+    # Ids made within one second differ by four digits, which are drawn by lot: a loop of submissions meets itself.
+    run_id = next(i for i in iter(lambda: new_id(name), None) if not (runs_dir / i).exists())
     work = os.path.join(cwd, said("chdir") or "")
     default = "slurm-%j.out" if said("array") is None else "slurm-%A_%a.out"
     error = said("error")

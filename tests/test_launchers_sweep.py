@@ -122,6 +122,14 @@ def test_nothing_is_left_of_a_sweep_that_was_refused(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_a_run_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "pretrain-b" / "mine"
+    mine.mkdir(parents=True)
+    with pytest.raises(FileExistsError):
+        launch_sweep(RUNS, COMBINED, tmp_path, Answering(tmp_path / "spool", JobRef("test", "12", NOON)))
+    assert [p.name for p in tmp_path.iterdir()] == ["pretrain-b"] and mine.exists()
+
+
 def test_all_of_a_sweep_stays_whose_submission_got_no_answer(tmp_path: Path) -> None:
     with pytest.raises(SchedulerUnavailable):
         launch_sweep(RUNS, COMBINED, tmp_path / "runs", Answering(tmp_path / "spool", SchedulerUnavailable("silent")))
