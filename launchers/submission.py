@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from launchers import sbatch, spec
-from launchers.freeze import Git, allowed_environment
+from launchers.freeze import Git, note_environment
 from launchers.launch import new_id, write_job, write_whole
 from launchers.run_folder import RunFolder
 from launchers.sbatch import CommandLine, Option
@@ -149,8 +149,7 @@ def submit(
     with ExitStack() as stack:
         try:
             folder.script.write_bytes(submission.script)
-            told = json.dumps(allowed_environment(environ), indent=2)
-            folder.environment.write_text(told + "\n", encoding="utf-8")
+            note_environment(folder.environment, environ)
             write_whole(folder.spec, spec.dump(described))
             git = stack.enter_context(Git(Path(os.path.dirname(described.script or "") or described.cwd)))
             argv = ["sbatch", *submission.options, str(folder.script), *described.args]

@@ -21,6 +21,7 @@ from typing import Any
 
 from launchers import spec as specs
 from launchers.array_task import NAME
+from launchers.freeze import note_environment
 from launchers.launch import Launched, freeze, new_id, program, request_for, write_job, write_whole
 from launchers.megatron.recipe import Recipe
 from launchers.run_folder import RunFolder
@@ -192,5 +193,6 @@ def launch_sweep(
 
 def _write_run(run: RunFolder, spec: specs.TrainSpec, sweep: RunFolder, scheduler: Scheduler) -> None:
     shutil.copytree(sweep.code, run.code, copy_function=os.link)  # the same files: a sweep may have a thousand runs
+    note_environment(run.environment, os.environ)
     run.script.write_text(scheduler.script(request_for(spec, run)), encoding="utf-8")
     write_whole(run.spec, specs.dump(spec))
