@@ -40,7 +40,7 @@ def checkpoints(context: Context, /, run: str | None, as_json: bool) -> None:
         found = Control(site.control_socket).get("/v1/checkpoints")
         show(found, ("id", "owner", "iteration", "bytes", "path"), as_json, "no checkpoint yet")
         return
-    folder = run_folder(site, run, ("train",))
+    folder = run_folder(site, run, ("train", "convert"))
     users, pinned = used_by(registered(site, folder.id)), Switches(folder.switches).pinned()
     rows = [dataclasses.asdict(c) for c in record.checkpoints(folder)]
     for row in rows:
@@ -61,7 +61,7 @@ def verify(context: Context, /, checkpoint: str, as_json: bool) -> None:
     """
     site = context.site()
     run, _, iteration = checkpoint.partition("/")
-    folder = run_folder(site, run, ("train",))
+    folder = run_folder(site, run, ("train", "convert"))
     found = record.checkpoints(folder)
     if iteration:
         found = [c for c in found if str(c.iteration) == iteration]

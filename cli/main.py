@@ -31,6 +31,7 @@ COMMANDS = {
     "usage": ("cli.usage", "usage", "My accounts' use against their limits."),
     "checkpoints": ("cli.checkpoints", "checkpoints", "List checkpoints."),
     "verify": ("cli.checkpoints", "verify", "Compare checkpoints with their manifests."),
+    "convert": ("cli.convert", "convert", "A checkpoint to Hugging Face format, or the other way round."),
     "prune": ("cli.prune", "prune", "Delete checkpoints that nobody needs any more."),
     "models": ("cli.listing", "models", "List models, their versions and aliases."),
     "tenant": ("cli.tenants", "tenant", "Tenants: who is billed, and their limits."),

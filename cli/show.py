@@ -168,9 +168,10 @@ def _time(
 
 def _lineage(spec: dict[str, Any], known: dict[str, Any] | None) -> dict[str, Any]:
     begun = (spec.get("recipe") or {}).get("init") or {}
+    source = begun.get("hugging_face") or begun.get("checkpoint") if isinstance(begun, dict) else None
     branches = known["checkpoints"] if known else []
     return {
-        "from": spec.get("checkpoint_id") or (begun.get("hugging_face") if isinstance(begun, dict) else None),
+        "from": spec.get("checkpoint_id") or spec.get("checkpoint") or source,
         "models": [
             {"checkpoint": branch["checkpoint"]["id"], **model} for branch in branches for model in branch["models"]
         ],
@@ -184,6 +185,7 @@ def _files(folder: RunFolder, spec: Spec, owner: str, attempts: list[Attempt]) -
     return {
         "folder": str(folder.root),
         "log": str(log) if log is not None and log.exists() else None,
+        "model": str(folder.model) if folder.model.is_dir() else None,
         "tensorboard": str(folder.tensorboard) if folder.tensorboard.is_dir() else None,
     }
 

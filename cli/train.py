@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from launchers.spec import ConvertSpec, SupervisedSpec, TrainSpec
 from registry import clock
 from registry.db import RegistryError
 from registry.site import Site
+from registry.strict_toml import Layer
 from registry.tenants import checked_name
 
 
@@ -38,16 +40,42 @@ from registry.tenants import checked_name
 @click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("-J", "--job-name", "name", help="The run's name; default: the recipe's file name.")
 @resource_options
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="KEY=VALUES",
+    help="A run for each value: lr=1e-3,3e-4 or seed=1..4. Several: for each combination.",
+)
+@click.option("--sweep-parallel", type=click.IntRange(1), metavar="N", help="At most N runs of the sweep at once.")
 @click.option("--dry-run", is_flag=True, help="Print the script that would be submitted, and submit nothing.")
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
-def train(context: Context, /, recipe: Path, name: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+def train(
+    context: Context,
+    /,
+    recipe: Path,
+    name: str | None,
+    sweeps: tuple[str, ...],
+    sweep_parallel: int | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Submit a training run, with any of sbatch's options and SBATCH_* variables.
 
     Does not wait for it: `headgate logs -f RUN` follows.
     """
     site = context.site()
-    spec = train_spec(site, recipe, name, asked(options, os.environ))
+    resources = asked(options, os.environ)
+    if sweeps:
+        from cli.sweep import train_sweep
+
+        train_sweep(site, recipe, name, resources, sweeps, sweep_parallel, dry_run=dry_run, as_json=as_json)
+        return
+    if sweep_parallel is not None:
+        raise click.UsageError("--sweep-parallel is for a sweep: there is no --sweep")
+    spec = train_spec(site, recipe, name, resources)
     if dry_run:
         click.echo(script_of(site, spec), nl=False)
     else:
@@ -76,21 +104,23 @@ def find_checkpoint(site: Site, ref: str) -> dict[str, Any]:
     except Unreachable:
         pass
     run, _, iteration = ref.partition("/")
-    folder = find_folder(site, run, ("train",))
+    folder = find_folder(site, run, ("train", "convert"))
     if folder is None:
         raise click.ClickException(f"no run called {run!r} has left a folder in {site.runs_dir}")
     wanted = f"iter_{int(iteration):07d}" if iteration.isdigit() else "iter_*"
     complete = [p.parent for p in sorted(folder.checkpoints.glob(f"{wanted}/{manifest.NAME}"))]
     if not complete:
         raise click.ClickException(f"{folder.checkpoints}: no complete checkpoint is called {ref!r}")
-    iteration = complete[-1].name.removeprefix("iter_").lstrip("0")
-    return {"id": f"{folder.id}/{iteration}", "path": str(complete[-1])}
+    number = int(complete[-1].name.removeprefix("iter_"))
+    return {"id": f"{folder.id}/{number}", "path": str(complete[-1])}
 
 
-def train_spec(site: Site, recipe_file: Path, name: str | None, resources: dict[str, Any]) -> TrainSpec:
+def train_spec(
+    site: Site, recipe_file: Path, name: str | None, resources: dict[str, Any], overrides: Sequence[Layer] = ()
+) -> TrainSpec:
     """Read and check a recipe before anything is submitted. A mistake ends the command with what is wrong where."""
     try:
-        recipe = read_recipe(recipe_file)
+        recipe = read_recipe(recipe_file, overrides)
         asks = resources_from(site.defaults.train, resources)
         check(recipe, asks.nodes * asks.tasks_per_node)
         name = checked_name("run", name or recipe_file.stem)

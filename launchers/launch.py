@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launchers import spec as specs
+from launchers.freeze import note_environment
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerUnavailable
 from launchers.untrusted import read_object
@@ -44,6 +45,7 @@ def launch(spec: specs.SupervisedSpec, runs_dir: Path, scheduler: Scheduler) -> 
     folder.create()
     try:
         freeze(folder.code)
+        note_environment(folder.environment, os.environ)
         request = request_for(spec, folder)
         folder.script.write_text(scheduler.script(request), encoding="utf-8")
         write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
@@ -66,15 +68,15 @@ def request_for(spec: specs.SupervisedSpec, folder: RunFolder) -> JobRequest:
         log_dir=folder.logs,
         resources=spec.resources,
         modules=spec.environment.modules,
-        batch=_program(folder, "launchers.batch") if isinstance(spec, specs.TrainSpec) else None,
+        batch=program(folder, "launchers.batch") if isinstance(spec, specs.TrainSpec) else None,
     )
 
 
 def supervisor_command(folder: RunFolder) -> tuple[str, ...]:
-    return _program(folder, "launchers.supervisor")
+    return program(folder, "launchers.supervisor")
 
 
-def _program(folder: RunFolder, module: str) -> tuple[str, ...]:
+def program(folder: RunFolder, module: str) -> tuple[str, ...]:
     """One of our own programs, on a run folder and with its frozen code."""
     command = ("env", "-u", "PYTHONDONTWRITEBYTECODE", f"PYTHONPATH={folder.code}", sys.executable, "-u")
     return (*command, "-m", module, str(folder.root))

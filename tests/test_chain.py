@@ -63,6 +63,21 @@ def test_the_second_demo_reuses_data_checkpoint_and_model_and_says_so(laptop: Pl
     assert laptop.processes() == []
 
 
+def test_a_run_is_shown_with_what_became_of_it_and_who_uses_its_checkpoints(laptop: Platform, first_demo: str) -> None:
+    laptop.ok("up")
+    said = laptop.json("show", "demo")
+    assert said["run"]["state"] == "completed" and said["run"]["iteration"] == 20
+    assert 0 < said["time"]["effective_training_time_ratio"] < 1
+    assert said["time"]["suggested_interval"]["iterations"] >= 1
+    (model,) = [m for m in said["lineage"]["models"] if m["model"] == "demo@1"]
+    assert (model["checkpoint"], model["aliases"]) == (f"{said['run']['id']}/20", ["latest"])
+    assert "┤█" in laptop.ok("show", "demo")
+    assert f"{said['run']['id']}/20: whole" in laptop.ok("verify", "demo/20")
+    rows = {r["iteration"]: r["used_by"] for r in laptop.json("checkpoints", "demo")}
+    assert rows[20] == ["alias demo@latest"] and rows[10] == []
+    laptop.ok("down")
+
+
 def test_publishing_works_while_the_control_plane_is_down_and_refuses_a_damaged_checkpoint_by_name(
     laptop: Platform, first_demo: str
 ) -> None:

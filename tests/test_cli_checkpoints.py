@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from told_runs import ToldRun, invoke, ok
+from specs import convert as convert_spec
+from told_runs import ToldRun, invoke, ok, site_of
 
 from cli import checkpoints as listed
-from cli import prune, record
-from launchers import announce
+from cli import convert, prune, record
+from launchers import announce, facts
 from registry import checkpoints, deployments, lineage, models, runs
 from registry.db import Database, NotFound
 from registry.deployments import DeploymentState
@@ -132,3 +133,47 @@ def test_a_run_leads_to_its_checkpoints_models_aliases_and_deployments(registry:
     assert branches()[0].users == ("alias demo@latest",)
     with pytest.raises(NotFound):
         lineage.of_run(registry, "r-2")
+
+
+# -- convert ----------------------------------------------------------------------------------------------------------
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128, "vocab_size": 512,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_what_is_converted_into_what_follows_from_the_source(tmp_path: Path, run: ToldRun) -> None:
+    site = site_of(tmp_path)
+    spec = convert.spec_for(site, "pretrain/20", {"cpus_per_task": 3})
+    assert (spec.direction, spec.checkpoint_id, spec.model) == ("to-hf", f"{run.id}/20", "")
+    assert spec.checkpoint == str(run.folder.checkpoints / "iter_0000020")
+    assert spec.name == "convert-pretrain" and spec.resources.cpus_per_task == 3
+    spec = convert.spec_for(site, str(run.folder.checkpoints / "iter_0000010"), {})
+    assert (spec.direction, spec.checkpoint_id, spec.name) == ("to-hf", "", "convert-iter_0000010")
+    model = tmp_path / "My Llama!"
+    model.mkdir()
+    with pytest.raises(ValueError, match=r"no model \(config.json\) and no checkpoint \(manifest.json\)"):
+        convert.spec_for(site, str(model), {})
+    (model / "config.json").write_text(json.dumps(LLAMA))
+    spec = convert.spec_for(site, str(model), {})
+    assert (spec.direction, spec.checkpoint, spec.name) == ("from-hf", str(model), "convert-my-llama")
+    (model / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="model_type = null cannot be trained here"):
+        convert.spec_for(site, str(model), {})
+    (model / "config.json").write_text(json.dumps(LLAMA | {"hidden_act": "gelu"}))
+    with pytest.raises(ValueError, match="gelu"):
+        convert.spec_for(site, str(model), {})
+
+
+def test_a_conversion_for_its_own_sake_registers_no_model(registry: Database, tmp_path: Path) -> None:
+    spec = convert_spec("convert-20260101-000000-abcd", model="")
+    told = ToldRun(tmp_path, spec)
+    runs.adopt(
+        registry, spec.id, kind="convert", name="c", owner="ada", folder=str(told.folder.root), created_at="2026-01-01"
+    )
+    told.says(0, "model-converted", path="model", parameters=1, bytes=1, max_logit_difference=0.0)
+    assert facts.ingest(registry, told.folder, spec) == 1
+    assert models.everything(registry) == []

@@ -12,11 +12,10 @@ import pytest
 from conftest import PrivateCluster
 from platform_fixtures import Platform, platform
 from specs import convert, serve, train
-from told_runs import BEGAN, RECIPE, ToldRun, invoke, ok, restarted
+from told_runs import BEGAN, RECIPE, ToldRun, invoke, ok, restarted, site_of
 from waiting import wait_for
 
 from cli import logs, record, scripts, stop
-from cli.context import Context
 from cli.record import STATES, Story
 from launchers.launch import write_job
 from launchers.run_folder import RunFolder
@@ -127,21 +126,19 @@ def test_following_goes_on_in_the_next_attempt_until_the_run_has_ended(
     run = ToldRun(tmp_path)
     run.begins(0, "40.0")
     prints(run, "40.0", "one\n")
-    with platform("laptop.toml") as nowhere:  # no controller answers
-        settings = (f"state_dir={nowhere.root}/state", f"shared_dir={tmp_path}")
-        following = logs.Follower(Context(nowhere.site_file, settings).site(), run.folder, 0).pieces()
-        assert next(following) == b"one\n"
-        prints(run, "40.0", "two\n")
-        assert next(following) == b"two\n"
-        run.ends(50, "40.0", "cancelled")
-        run.judged(51, "40.0", "preempted", "restart", "it goes on from iteration 20")
-        assert next(following) == b"--- attempt 1 ended: preempted; it goes on from iteration 20 ---\n"
-        run.begins(100, "40.1", nodes="g2")
-        assert next(following) == b"--- attempt 2: job 40 on g2 ---\n"
-        prints(run, "40.1", "three\n")
-        run.ends(150, "40.1", "completed")
-        run.judged(151, "40.1", "completed", "stop", "the run is complete")
-        assert list(following) == [b"three\n"]
+    following = logs.Follower(site_of(tmp_path), run.folder, 0).pieces()  # no controller answers
+    assert next(following) == b"one\n"
+    prints(run, "40.0", "two\n")
+    assert next(following) == b"two\n"
+    run.ends(50, "40.0", "cancelled")
+    run.judged(51, "40.0", "preempted", "restart", "it goes on from iteration 20")
+    assert next(following) == b"--- attempt 1 ended: preempted; it goes on from iteration 20 ---\n"
+    run.begins(100, "40.1", nodes="g2")
+    assert next(following) == b"--- attempt 2: job 40 on g2 ---\n"
+    prints(run, "40.1", "three\n")
+    run.ends(150, "40.1", "completed")
+    run.judged(151, "40.1", "completed", "stop", "the run is complete")
+    assert list(following) == [b"three\n"]
 
 
 def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from click.testing import CliRunner, Result
 from platform_fixtures import ROOT
 from specs import folder_of, train
 
+from cli.context import Context
 from cli.main import main
 from launchers.megatron import manifest
 from launchers.spec import Spec
+from registry.site import Site
 
 RUN = "pretrain-20260101-000000-abcd"
 BEGAN = 1_767_225_600.0  # 2026-01-01 00:00 UTC
@@ -87,6 +89,12 @@ def invoke(root: Path, *words: str) -> Result:
     flags = [f for s in (f"state_dir={root}/state", f"shared_dir={root}") for f in ("--set", s)]
     os.environ.setdefault("COLUMNS", "100")
     return CliRunner().invoke(main, [*site, *flags, *words], catch_exceptions=False)
+
+
+def site_of(root: Path) -> Site:
+    """The same site, for functions that take one."""
+    settings = (f"state_dir={root}/state", f"shared_dir={root}", "environments.training.python=/bin/sh")
+    return Context(ROOT / "site-configs" / "laptop.toml", settings).site()
 
 
 def ok(root: Path, *words: str) -> str:

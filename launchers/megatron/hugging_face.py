@@ -33,7 +33,7 @@ def shape(directory: Path) -> dict[str, Any]:
     for key, allowed in _FIXED.items():
         if said.get(key) not in allowed:
             words = ", ".join(json.dumps(a) for a in allowed if a is not None) or "nothing"
-            raise RecipeError(f"{path}: {key} = {json.dumps(said[key])} cannot be trained here; allowed: {words}")
+            raise RecipeError(f"{path}: {key} = {json.dumps(said.get(key))} cannot be trained here; allowed: {words}")
     try:
         hidden, heads = int(said["hidden_size"]), int(said["num_attention_heads"])
         found = {
