@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -18,8 +19,10 @@ from launchers.submission import submit as submit_script
 from registry.site import Site
 
 ABOUT = """\
-headgate submit takes what sbatch takes, and --dry-run, which prints the script that would be submitted.
-What sbatch says of itself:
+Usage: headgate submit [--dry-run] [sbatch's options] SCRIPT [ARGUMENTS]
+
+  Submit a script as sbatch does, with all of its options, and keep a run
+  folder of it. --dry-run prints the script that would be submitted.
 
 """
 
@@ -37,31 +40,39 @@ class Verbatim(click.Command):
 def submit(context: Context, /, words: tuple[str, ...]) -> None:
     """Submit a script as sbatch does, with all of sbatch's options, and keep a run folder of it."""
     site = context.site()
-    if site.scheduler.kind != "slurm":
-        raise click.ClickException(
-            f"{site.file}: scheduler.kind is {site.scheduler.kind!r}, and `headgate submit` needs Slurm: name another "
-            "site with --site or HEADGATE_SITE"
-        )
     environ = _environment(site)
     try:
         command = sbatch.parse(words)
     except NotUnderstood:
-        _sbatch(words, environ)
-    dry_run = command.says("dry-run")
-    if command.says("help", "usage") and not dry_run:
+        command = None
+    asks_for_help = command is not None and command.says("help", "usage")
+    if asks_for_help:
         click.echo(ABOUT, nl=False)
-    if not dry_run and _is_sbatchs_alone(command):
+    if site.scheduler.kind != "slurm":
+        if asks_for_help:
+            return
+        raise click.ClickException(
+            f"{site.file}: scheduler.kind is {site.scheduler.kind!r}, and `headgate submit` needs Slurm: name another "
+            "site with --site or HEADGATE_SITE"
+        )
+    dry_run = command is not None and command.says("dry-run")
+    if command is None or (not dry_run and _is_sbatchs_alone(command)):
         _sbatch(words, environ)
-    submission = _submission(words, command, environ, dry_run)
+    cwd = os.getcwd()
+    path = find_script(command, cwd, environ)
+    try:
+        body = _text(command, path)
+    except OSError as e:
+        if dry_run:
+            raise click.ClickException(f"{path}: {e.strerror}") from e
+        _sbatch(words, environ)  # which cannot read it either, and says so in its own words
+    submission = prepare(words, command, body, path, cwd, environ, site.runs_dir)
     if dry_run:
         sys.stdout.buffer.write(submission.script)
         return
+    out, err, quiet = sys.stdout.buffer, sys.stderr.buffer, command.says("quiet")
     try:
-        outcome = submit_script(
-            submission, site.runs_dir, environ, sys.stdout.buffer, sys.stderr.buffer, quiet=command.says("quiet")
-        )
-    except FileNotFoundError as e:
-        raise click.ClickException(f"{e.filename}: {e.strerror}") from e
+        outcome = submit_script(submission, site.runs_dir, environ, out, err, quiet=quiet)
     except OSError as e:
         raise click.ClickException(f"{e.filename or site.runs_dir}: {e.strerror or e}") from e
     _tell(site, submission, outcome)
@@ -91,20 +102,11 @@ def _sbatch(words: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
         raise click.ClickException(f"sbatch cannot be run: {e.strerror}") from e
 
 
-def _submission(words: Sequence[str], command: CommandLine, environ: Mapping[str, str], dry_run: bool) -> Submission:
-    cwd = os.getcwd()
-    path = find_script(command, cwd, environ)
-    wrap = command.last("wrap")
-    try:
-        if wrap is not None:
-            body = sbatch.wrapped(wrap.value or "")
-        else:
-            body = sys.stdin.buffer.read() if path is None else path.read_bytes()
-    except OSError as e:
-        if dry_run:
-            raise click.ClickException(f"{path}: {e.strerror}") from e
-        _sbatch(words, environ)  # which cannot read it either, and says so in its own words
-    return prepare(words, command, body, path, cwd, environ)
+def _text(command: CommandLine, path: Path | None) -> bytes:
+    """The script's. Raises OSError."""
+    if (wrap := command.last("wrap")) is not None:
+        return sbatch.wrapped(wrap.value or "")
+    return sys.stdin.buffer.read() if path is None else path.read_bytes()
 
 
 def _tell(site: Site, submission: Submission, outcome: Outcome) -> None:

@@ -38,8 +38,7 @@ def train_sweep(
         raise click.ClickException("--sweep needs a site with Slurm, which has job arrays")
     try:
         combined = combinations(asked)
-        specs = [train_spec(site, recipe, name, resources, one.layers()) for one in combined]
-        specs = with_own_ids(specs)
+        specs = with_own_ids([spec_of(site, recipe, name, resources, one) for one in combined])
         scheduler = scheduler_for(site)
         if dry_run:
             click.echo(script_of(site, specs, scheduler, parallel), nl=False)
@@ -52,6 +51,14 @@ def train_sweep(
         raise click.ClickException(str(e)) from e
     Control(site.control_socket).poke()
     report(sweep, combined, as_json)
+
+
+def spec_of(site: Site, recipe: Path, name: str | None, resources: dict[str, Any], one: Combination) -> TrainSpec:
+    try:
+        return train_spec(site, recipe, name, resources, one.layers())
+    except click.ClickException as e:
+        values = ", ".join(f"{key} = {value}" for key, value in one.shown().items())
+        raise click.ClickException(f"with {values}: {e.message}") from e
 
 
 def with_own_ids(specs: Sequence[TrainSpec]) -> list[TrainSpec]:

@@ -99,6 +99,8 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
                 size=int(facts["bytes"]),
                 manifest_sha256=str(facts["manifest_sha256"]),
             )
+        case "checkpoint-pruned":
+            checkpoints.prune(db, spec.id, int(facts["iteration"]))
         case "model-converted" if isinstance(spec, ConvertSpec) and spec.model:
             version = models.register(
                 db,

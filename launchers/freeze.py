@@ -32,6 +32,10 @@ def allowed_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in sorted(environ.items()) if _ALLOWED.fullmatch(k) and not _SECRET.search(k)}
 
 
+def note_environment(path: Path, environ: Mapping[str, str]) -> None:
+    path.write_text(json.dumps(allowed_environment(environ), indent=2) + "\n", encoding="utf-8")
+
+
 @dataclass(frozen=True, slots=True)
 class Code:
     """Where a file's code came from. `diff` is what `git diff HEAD` printed."""

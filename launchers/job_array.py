@@ -28,6 +28,12 @@ def array_of(job_id: str) -> str:
     return job_id.partition("_")[0]
 
 
+def named_by(newest: str, found: Iterable[str]) -> str:
+    """Which job a key that these ids carry names: one task of an array (a sweep's run), or several: the array."""
+    siblings = {job_id for job_id in found if array_of(job_id) == array_of(newest)}
+    return newest if len(siblings) == 1 and not waiting(newest) else array_of(newest)
+
+
 def queued_tasks(ref: JobRef, jobs: Iterable[Job]) -> list[Job]:
     """What the queue still knows of an array, or of a task that waits among others; nothing of any other job."""
     array, _, task = ref.job_id.partition("_")

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launchers import spec as specs
+from launchers.freeze import note_environment
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerUnavailable
 from launchers.untrusted import read_object
@@ -44,6 +45,7 @@ def launch(spec: specs.SupervisedSpec, runs_dir: Path, scheduler: Scheduler) -> 
     folder.create()
     try:
         freeze(folder.code)
+        note_environment(folder.environment, os.environ)
         request = request_for(spec, folder)
         folder.script.write_text(scheduler.script(request), encoding="utf-8")
         write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted

@@ -101,7 +101,7 @@ class Option:
 
     def from_directory(self, cwd: str) -> Option:
         """The same, wherever it is said: files that sbatch itself reads are named from the root."""
-        if self.value is None or self.name not in _PATHS:
+        if self.value is None or self.name not in _PATHS or self.value.isdigit():  # an open file's number
             return self
         return replace(self, value=os.path.join(cwd, self.value))
 

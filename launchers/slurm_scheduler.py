@@ -130,7 +130,9 @@ class SlurmScheduler:
                 books = self.client.accounting_between(now - FIND, now, user=us)
                 found = [attempt for attempt in books if attempt.carries(key)]
         newest = max(found, key=lambda job: job.submitted_at, default=None)
-        return None if newest is None else JobRef(self.cluster, job_array.array_of(newest.id), newest.submitted_at)
+        if newest is None:
+            return None
+        return JobRef(self.cluster, job_array.named_by(newest.id, [job.id for job in found]), newest.submitted_at)
 
     def states(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobStatus]:
         """Jobs that only accounting could tell of are absent when it does not answer, unless no job is left then."""

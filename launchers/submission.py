@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from launchers import sbatch, spec
-from launchers.freeze import Git, allowed_environment
+from launchers.freeze import Git, note_environment
 from launchers.launch import new_id, write_job, write_whole
 from launchers.run_folder import RunFolder
 from launchers.sbatch import CommandLine, Option
@@ -72,6 +72,7 @@ def prepare(
     path: Path | None,
     cwd: str,
     environ: Mapping[str, str],
+    runs_dir: Path,
 ) -> Submission:
     """`body` is the script's text, `path` its file if it has one."""
     wrap = command.last("wrap")
@@ -85,7 +86,8 @@ def prepare(
     script_name = "sbatch" if command.script is None else os.path.basename(command.script)
     job_name = said("job-name") or ("wrap" if wrap else script_name)
     name = safe_name(job_name)
-    run_id = new_id(name)
+    # Ids made within one second differ by four digits, which are drawn by lot: a loop of submissions meets itself.
+    run_id = next(i for i in iter(lambda: new_id(name), None) if not (runs_dir / i).exists())
     work = os.path.join(cwd, said("chdir") or "")
     default = "slurm-%j.out" if said("array") is None else "slurm-%A_%a.out"
     error = said("error")
@@ -147,8 +149,7 @@ def submit(
     with ExitStack() as stack:
         try:
             folder.script.write_bytes(submission.script)
-            told = json.dumps(allowed_environment(environ), indent=2)
-            folder.environment.write_text(told + "\n", encoding="utf-8")
+            note_environment(folder.environment, environ)
             write_whole(folder.spec, spec.dump(described))
             git = stack.enter_context(Git(Path(os.path.dirname(described.script or "") or described.cwd)))
             argv = ["sbatch", *submission.options, str(folder.script), *described.args]
@@ -196,7 +197,9 @@ def _started(argv: Sequence[str], environ: Mapping[str, str]) -> Iterator[subpro
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {signum: signal.signal(signum, lambda number, _: take(number)) for signum in ends}
     try:
-        with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        # Open files go along, as they would from a shell: --export-file takes the number of one.
+        pipe = subprocess.PIPE
+        with subprocess.Popen(argv, env=environ, stdout=pipe, stderr=pipe, close_fds=False) as process:
             take = process.send_signal
             for signum in early:
                 take(signum)

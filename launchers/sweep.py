@@ -21,12 +21,13 @@ from typing import Any
 
 from launchers import spec as specs
 from launchers.array_task import NAME
+from launchers.freeze import note_environment
 from launchers.launch import Launched, freeze, new_id, program, request_for, write_job, write_whole
 from launchers.megatron.recipe import Recipe
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerUnavailable
 from registry.strict_toml import ConfigError, Layer, did_you_mean, settings_of
-from registry.toml_layers import dotted, nest, read_text
+from registry.toml_layers import Words, dotted, nest, read_text
 from slurm.client import SlurmClient
 
 RANGE = re.compile(r"\s*(-?\d+)\.\.(-?\d+)\s*")
@@ -59,7 +60,8 @@ def _key(typed: str) -> tuple[str, ...]:
     if len(fitting) > 1:
         raise ConfigError(f"--sweep {typed}: could be any of {', '.join(fitting)}")
     if not fitting:
-        raise ConfigError(f"--sweep {typed}: a recipe has no such setting;{did_you_mean(typed, known)}")
+        hint = did_you_mean(typed, [*known, *(path[-1] for path in known.values())])
+        raise ConfigError(f"--sweep {typed}: a recipe has no such setting{hint and ';' + hint}")
     return known[fitting[0]]
 
 
@@ -89,7 +91,8 @@ def _values(asked: str, text: str) -> Iterable[Any]:
                 raise ConfigError(f"--sweep {asked}: {piece.strip()} is no range: FIRST..LAST, the smaller one first")
             yield from range(first, last + 1)
         else:
-            yield read_text(piece.strip())
+            value = Words(piece.strip()).meant()
+            yield read_text(piece.strip()) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +165,14 @@ def launch_sweep(
     assert len(taken) == len(runs) == len(combined)
     sweep_id = next(i for i in iter(lambda: new_id(runs[0].name), None) if i not in taken)
     folder = RunFolder(runs_dir.resolve() / sweep_id)
-    made = [folder]
+    made: list[RunFolder] = []  # one that is there already is somebody else's
     try:
-        folder.create()
+        for each in (folder, *(RunFolder(folder.root.parent / spec.id) for spec in runs)):
+            each.create()
+            made.append(each)
         freeze(folder.code)
-        for spec in runs:
-            made.append(RunFolder(folder.root.parent / spec.id))
-            _write_run(made[-1], spec, folder, scheduler)
+        for spec, run in zip(runs, made[1:], strict=True):
+            _write_run(run, spec, folder, scheduler)
         request = array_request(sweep_id, folder, runs[0], len(runs), parallel)
         folder.script.write_text(scheduler.script(request), encoding="utf-8")
         told = [{"run": spec.id, "values": c.shown()} for spec, c in zip(runs, combined, strict=True)]
@@ -177,20 +181,18 @@ def launch_sweep(
     except SchedulerUnavailable:
         raise
     except BaseException:
-        for one in made:
-            shutil.rmtree(one.root, ignore_errors=True)
+        for each in made:
+            shutil.rmtree(each.root, ignore_errors=True)
         raise
     array = job.job_id.partition("_")[0]
-    launched = [
-        Launched(one, dataclasses.replace(job, job_id=f"{array}_{index}")) for index, one in enumerate(made[1:])
-    ]
-    for run in launched:
-        write_job(run.folder, run.job)
+    launched = [Launched(run, dataclasses.replace(job, job_id=f"{array}_{n}")) for n, run in enumerate(made[1:])]
+    for one in launched:
+        write_job(one.folder, one.job)
     return Sweep(folder, dataclasses.replace(job, job_id=array), tuple(launched))
 
 
 def _write_run(run: RunFolder, spec: specs.TrainSpec, sweep: RunFolder, scheduler: Scheduler) -> None:
-    run.create()
     shutil.copytree(sweep.code, run.code, copy_function=os.link)  # the same files: a sweep may have a thousand runs
+    note_environment(run.environment, os.environ)
     run.script.write_text(scheduler.script(request_for(spec, run)), encoding="utf-8")
     write_whole(run.spec, specs.dump(spec))

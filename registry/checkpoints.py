@@ -18,6 +18,7 @@ class Checkpoint:
     bytes: int
     manifest_sha256: str
     created_at: str
+    pruned_at: str | None = None
 
 
 def add(
@@ -26,18 +27,26 @@ def add(
     """Idempotent: the same run and iteration again (a resumed attempt wrote it once more) replaces the facts."""
     with transaction(db) as c:
         c.execute(
-            """INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run, iteration) DO UPDATE SET
-               path = excluded.path, bytes = excluded.bytes, manifest_sha256 = excluded.manifest_sha256""",
+            """INSERT INTO checkpoints (id, run, owner, iteration, path, bytes, manifest_sha256, created_at)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run, iteration) DO UPDATE SET path = excluded.path,
+               bytes = excluded.bytes, manifest_sha256 = excluded.manifest_sha256, pruned_at = NULL""",
             (f"{run}/{iteration}", run, owner, iteration, path, size, manifest_sha256, clock.now()),
         )
     return get(db, f"{run}/{iteration}")
 
 
+def prune(db: Database, run: str, iteration: int) -> None:
+    """It was deleted, as its run's retention or its owner wanted. What was made of it stays, and names it."""
+    with transaction(db) as c:
+        c.execute("UPDATE checkpoints SET pruned_at = ? WHERE run = ? AND iteration = ?", (clock.now(), run, iteration))
+
+
 def get(db: Database, ref: str) -> Checkpoint:
     """By id (RUN/ITERATION), or by run id or run name: then its newest."""
-    found = row(db, "SELECT * FROM checkpoints WHERE id = ?", ref) or row(
+    found = row(db, "SELECT * FROM checkpoints WHERE id = ? AND pruned_at IS NULL", ref) or row(
         db,
-        "SELECT c.* FROM checkpoints c JOIN runs r ON r.id = c.run WHERE r.id = ? OR r.name = ? "
+        "SELECT c.* FROM checkpoints c JOIN runs r ON r.id = c.run "
+        "WHERE (r.id = ? OR r.name = ?) AND pruned_at IS NULL "
         "ORDER BY r.created_at DESC, c.iteration DESC",
         ref,
         ref,
@@ -48,4 +57,6 @@ def get(db: Database, ref: str) -> Checkpoint:
 
 
 def everything(db: Database) -> list[Checkpoint]:
-    return [Checkpoint(**dict(r)) for r in rows(db, "SELECT * FROM checkpoints ORDER BY created_at, iteration")]
+    """Those that are there."""
+    there = "SELECT * FROM checkpoints WHERE pruned_at IS NULL ORDER BY created_at, iteration"
+    return [Checkpoint(**dict(r)) for r in rows(db, there)]

@@ -52,7 +52,8 @@ def m001_first(db: Database) -> None:
 
 
 def m002_attempts(db: Database) -> None:
-    """A run has many attempts; until now it was one."""
+    """A run has many attempts; until now it was one. And it may delete checkpoints that nobody wants any more."""
+    db.conn.execute("ALTER TABLE checkpoints ADD COLUMN pruned_at TEXT")
     db.conn.execute(
         """CREATE TABLE attempts (
             run TEXT NOT NULL REFERENCES runs, attempt TEXT NOT NULL, number INTEGER NOT NULL, job_id TEXT NOT NULL,

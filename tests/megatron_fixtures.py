@@ -35,10 +35,10 @@ class Bench:
         recipe = tomllib.loads((ROOT / "tests" / "recipes" / "tiny.toml").read_text())
         for section, settings in sections.items():
             recipe.setdefault(section, {}).update(settings)
-        return self._folder(name, TrainSpec, recipe=recipe, dataset_dir=str(self.root / "datasets"))
+        return self.folder(name, TrainSpec, recipe=recipe, dataset_dir=str(self.root / "datasets"))
 
     def convert_folder(self, name: str, checkpoint: Path) -> RunFolder:
-        return self._folder(name, ConvertSpec, checkpoint=str(checkpoint), checkpoint_id="c", model="m")
+        return self.folder(name, ConvertSpec, checkpoint=str(checkpoint), checkpoint_id="c", model="m")
 
     def start(self, folder: RunFolder, ranks: int = 1) -> list[subprocess.Popen[str]]:
         spec = load(folder.spec)
@@ -72,7 +72,7 @@ class Bench:
         assert process.returncode == code, said
         return said.strip().splitlines()[-1]
 
-    def _folder(self, name: str, kind: type, **fields: Any) -> RunFolder:
+    def folder(self, name: str, kind: type, **fields: Any) -> RunFolder:
         folder = RunFolder(self.root / name)
         folder.create()
         folder.code.symlink_to(ROOT)

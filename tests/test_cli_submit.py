@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -198,7 +199,7 @@ def test_sbatchs_own_words_and_exit_code_are_given_and_nothing_is_left(desk: Des
         return done.returncode, done.stdout, re.sub(r"Job \d+ to start at \S+", "Job N to start", done.stderr)
 
     if words == ["--usage"]:
-        assert ours.stdout.startswith("headgate submit takes what sbatch takes") and ours.stdout.endswith(theirs.stdout)
+        assert ours.stdout.startswith("Usage: headgate submit ") and ours.stdout.endswith(theirs.stdout)
     else:
         assert said(ours) == said(theirs)
     assert desk.runs == []
@@ -268,6 +269,15 @@ def test_dry_run_prints_the_script_and_submits_nothing(desk: Desk) -> None:
     (run,) = desk.runs
     an_id = r"a\.sh-\d{8}-\d{6}-[0-9a-f]{4}|from-script-\d{8}-\d{6}-[0-9a-f]{4}"
     assert re.sub(an_id, "ID", printed.stdout) == re.sub(an_id, "ID", run.script.read_text())
+
+
+def test_open_files_go_along_to_sbatch(desk: Desk) -> None:
+    (desk.here / "exported").write_bytes(b"A=1\0")
+    script = desk.script(PLAIN)
+    line = shlex.join([*desk.argv("-H", "--export-file=3", script)]) + " 3<exported"
+    done = subprocess.run(["sh", "-c", line], cwd=desk.here, env=desk.env, text=True, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    desk.jobs += re.findall(r"\d+", done.stdout)
 
 
 def test_scripts_are_looked_for_where_sbatch_looks(desk: Desk) -> None:

@@ -831,6 +831,7 @@ async def test_a_run_folder_deleted_while_it_is_watched_disturbs_nothing_else(pl
         ("deployments", {"model": "m", "resources": {"gpus": 1}}, 400, "resources.gpus: unknown; allowed: "),
         ("deployments", {"model": "m", "resources": {"partition": "a\nid"}}, 400, "resources.partition: "),
         ("deployments", {"model": "m", "resources": {"tasks_per_node": 2}}, 400, "'tasks_per_node' must be 1"),
+        ("deployments", {"model": "m", "resources": {"options": ["--uid=0"]}}, 400, "--uid is not for a deployment"),
         ("deployments", {"model": "m", "modle": 1}, 400, "'modle' is unknown; allowed: model, name, replicas, "),
         ("deployments", [], 400, "the body must be a JSON object"),
         ("deployments/absent/stop", {}, 404, "no deployment is called 'absent'"),

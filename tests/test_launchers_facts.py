@@ -16,7 +16,7 @@ from launchers.announce import announce
 from launchers.run_folder import RunFolder
 from launchers.spec import Spec
 from registry import attempts, checkpoints, deployments, models, runs
-from registry.db import Database, StorageError, row
+from registry.db import Database, NotFound, StorageError, row
 from registry.deployments import Replica, ReplicaState
 from registry.models import ModelState
 from registry.runs import RunState
@@ -361,3 +361,15 @@ def test_the_job_that_follows_one_that_could_not_be_requeued_is_known_until_it_b
     assert facts.successor(run.folder) == "8"
     run.say("attempt-started", attempt="8.0", job_id="8", host="g1")
     assert facts.successor(run.folder) is None
+
+
+def test_a_checkpoint_that_was_pruned_is_not_there_any_more_until_it_is_written_again(run: Subject) -> None:
+    run.say("checkpoint", **CHECKPOINT)
+    run.say("checkpoint-pruned", iteration=10, path="checkpoints/10")
+    run.ingest()
+    assert checkpoints.everything(run.db) == []
+    with pytest.raises(NotFound):
+        checkpoints.get(run.db, f"{run.spec.id}/10")
+    run.say("checkpoint", **CHECKPOINT)
+    run.ingest()
+    assert [c.iteration for c in checkpoints.everything(run.db)] == [10]

@@ -65,8 +65,15 @@ def test_a_large_change_is_cut_and_says_so(repository: Path, monkeypatch: pytest
     assert (len(code.diff), code.diff_whole) == (1000, False)
 
 
-def test_a_git_that_takes_too_long_is_not_waited_for(repository: Path) -> None:
-    with Git(repository, patience_s=0.0) as asked:
+def test_a_git_that_takes_too_long_is_not_waited_for(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "bin" / "git"
+    slow.parent.mkdir()
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", str(slow.parent), prepend=":")
+    with Git(repository, patience_s=0.1) as asked:
         code = asked.code()
     assert code.commit is None and code.problem is not None and "git took more than" in code.problem
 

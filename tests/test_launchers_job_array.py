@@ -68,6 +68,20 @@ def test_a_task_that_waits_among_others_is_found_among_them() -> None:
     assert (status.state, status.reason) == (JobState.PENDING, "Resources")
 
 
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        (["12"], "12"),
+        (["12_3"], "12_3"),  # a sweep's run: its task alone has its key
+        (["12_3", "12_4"], "12"),
+        (["12_[3-5]"], "12"),
+        (["7_1", "12_3"], "12_3"),
+    ],
+)
+def test_a_key_names_a_task_or_the_array(found: list[str], named: str) -> None:
+    assert job_array.named_by(found[-1], found) == named
+
+
 def test_another_array_of_a_recycled_id_is_not_this_one() -> None:
     earlier = job(12, model.JobState.RUNNING, id="12_1", submitted_at=NOON - timedelta(days=400))
     assert job_array.queued_tasks(ARRAY, [earlier]) == []

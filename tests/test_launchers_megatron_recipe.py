@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,7 @@ import pytest
 
 from launchers.megatron.arithmetic import HEAD_DIMS, check
 from launchers.megatron.command import Rank, child_argv, child_env
-from launchers.megatron.recipe import RecipeError, from_dict, to_dict
+from launchers.megatron.recipe import Init, Recipe, RecipeError, from_dict, read_recipe, to_dict
 from launchers.spec import ConvertSpec, Environment, Resources, SpecError, TrainSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +37,24 @@ def with_(plain: dict[str, Any], **settings: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_every_shipped_recipe_works_out_on_one_rank_and_on_two(path: Path) -> None:
-    recipe = from_dict(tomllib.loads(path.read_text()))
+    recipe = read_recipe(path)
     check(recipe, 1)
     check(recipe, 2)
+
+
+def test_the_reference_says_every_setting_and_what_holds_without_it(tmp_path: Path) -> None:
+    path = ROOT / "cli" / "recipes" / "reference.toml"
+    known = read_recipe(path)
+    for section in dataclasses.fields(Recipe):
+        value = Init() if section.name == "init" else getattr(known, section.name)
+        for setting in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+            assert re.search(rf"\b{setting.name}\b", path.read_text()), f"{section.name}.{setting.name}"
+    least = tmp_path / "least.toml"
+    least.write_text(
+        '[model]\npreset = "llama-125m"\n[data]\ntext = ["x"]\nvocab_size = 32000\n'
+        "[train]\niterations = 100000\nmicro_batch = 4\nglobal_batch = 256\nlr = 6e-4\n"
+    )
+    assert dataclasses.replace(read_recipe(least), data=known.data) == known
 
 
 def test_a_recipe_survives_the_journey_through_a_spec(plain: dict[str, Any]) -> None:
@@ -59,6 +75,30 @@ def test_a_recipe_survives_the_journey_through_a_spec(plain: dict[str, Any]) -> 
         ({"train__warmup": 20}, 1, "train.warmup = 20 must be less than train.iterations = 20"),
         ({"train__micro_batch": 0}, 1, "train.micro_batch = 0: must be at least 1"),
         ({"data__split": "90,10"}, 1, "data.split = '90,10' is not three parts"),
+        ({"data__jsonl": ["x"]}, 1, "data names text and jsonl: one of data.text, data.jsonl and data.dataset says"),
+        ({"data__text": []}, 1, "data names no documents"),
+        ({"data__sources": [{"text": ["x"]}]}, 1, r"names documents and \[\[data.sources\]\] too"),
+        (
+            {"data__text": [], "data__sources": [{"text": ["x"], "weight": 0.0}]},
+            1,
+            r"data.sources\[0\].weight = 0:",
+        ),
+        ({"parallel__sequence": True}, 1, "parallel.sequence .* but parallel.tensor = 1"),
+        (
+            {"model__kv_heads": 2, "model__seq_length": 65, "parallel__tensor": 2, "parallel__sequence": True},
+            2,
+            r"model.seq_length = 65 is not divisible by parallel.tensor = 2 \(65 = 32 x 2 \+ 1\)",
+        ),
+        (
+            {"model__hidden": 96, "model__heads": 3, "model__kv_heads": 3, "model__ffn": 96, "parallel__tensor": 3},
+            3,
+            r"data.vocab_size = 512, padded to 4 x 128 = 512 is not divisible by parallel.tensor = 3",
+        ),
+        ({"model__max_length": 32}, 1, "model.seq_length = 64 is above model.max_length = 32"),
+        ({"train__beta2": 1.0}, 1, "train.beta2 = 1: must be at least 0 and less than 1"),
+        ({"train__eps": 0.0}, 1, "train.eps = 0: must be more than 0"),
+        ({"train__decay": 5}, 1, 'train.decay = 5 has a meaning with train.schedule = "wsd" only'),
+        ({"train__schedule": "wsd", "train__decay": 19}, 1, "at most train.iterations - train.warmup = 20 - 2 = 18"),
         ({"data__vocab_size": 100}, 1, "data.vocab_size = 100: must be at least 512"),
     ],
 )
@@ -67,6 +107,28 @@ def test_arithmetic_that_does_not_work_out_is_shown(
 ) -> None:
     with pytest.raises(RecipeError, match=told):
         check(from_dict(with_(plain, **changes)), world)
+
+
+@pytest.mark.parametrize(
+    ("top", "told"),
+    [
+        ({"kind": "dpo"}, "kind = 'dpo' is none of pretrain, continue"),
+        ({"kind": "continue"}, "kind = 'continue' needs one of init.hugging_face and init.checkpoint"),
+        ({"kind": "continue", "init": {"hugging_face": "a", "checkpoint": "b"}}, "needs one of init.hugging_face and"),
+        ({"init": {"hugging_face": "a"}}, r"kind = 'pretrain' begins with random weights; \[init\] goes with continue"),
+    ],
+)
+def test_a_kind_of_run_is_known_and_begins_with_what_it_says(
+    plain: dict[str, Any], top: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RecipeError, match=told):
+        check(from_dict({**plain, **top}), 1)
+
+
+def test_a_recipe_of_an_earlier_release_is_still_read(plain: dict[str, Any]) -> None:
+    before = from_dict({k: plain[k] for k in ("model", "data", "train")})
+    assert (before.kind, before.init, before.parallel.recompute, before.model.context) == ("pretrain", None, "none", 64)
+    assert [(s.text, s.weight) for s in before.data.blend] == [(tuple(plain["data"]["text"]), 1.0)]
 
 
 def test_every_head_size_that_can_be_served_is_allowed(plain: dict[str, Any]) -> None:
@@ -83,6 +145,8 @@ def test_every_head_size_that_can_be_served_is_allowed(plain: dict[str, Any]) ->
         ({"train__iterations": True}, "train.iterations must be int, not True"),
         ({"train__precision": "fp8"}, "train.precision = 'fp8' is none of auto, fp32, bf16"),
         ({"data__text": "{stdlib}"}, "data.text must be a list of strings"),
+        ({"data__sources": ["a"]}, r"data.sources\[0\] must be a table, not 'a'"),
+        ({"data__sources": [{"txet": []}]}, r"unknown key 'data.sources\[0\].txet'.* did you mean 'text'"),
     ],
 )
 def test_a_key_that_cannot_be_meant_is_named(plain: dict[str, Any], changes: dict[str, Any], told: str) -> None:
@@ -131,6 +195,16 @@ def test_in_a_container_run_folder_datasets_and_mounts_are_visible_and_gpus_with
         "--bind", "/shared/datasets:/shared/datasets", "--bind", "/data:/data",
         "/images/t.sif", "python3", "-m", "launchers.megatron.pretrain", "/shared/runs/r1",
     ]  # fmt: skip
+
+
+def test_a_container_sees_the_weights_and_the_tokenizer_that_a_run_begins_with() -> None:
+    recipe = {"init": {"hugging_face": "/models/x", "checkpoint": None}, "data": {"tokenizer": "/models/y"}}
+    spec = dataclasses.replace(
+        train_spec(kind="apptainer", image="i.sif", python="python3"), recipe=recipe, dataset_dir="/d"
+    )
+    argv = child_argv(spec, RUN)
+    binds = [argv[i + 1] for i, word in enumerate(argv) if word == "--bind"]
+    assert binds == [f"{p}:{p}" for p in ("/shared/runs/r1", "/d", "/models/x", "/models/y")]
 
 
 def test_a_conversion_sees_its_checkpoint_and_needs_no_gpu() -> None:

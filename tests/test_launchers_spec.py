@@ -26,6 +26,7 @@ EVERYTHING = Environment(
         train(resources=Resources(partition="gpu", nodes=2, mem_gb=1.5, time_limit_s=60), environment=EVERYTHING),
         convert(),
         convert(alias="prod"),
+        convert(direction="from-hf", checkpoint="/models/x", checkpoint_id="", model=""),
         serve(),
         serve(engine_args=("--dtype", "bfloat16"), listen="0.0.0.0", environment=EVERYTHING, start_timeout_s=5),
     ],

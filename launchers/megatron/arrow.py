@@ -18,6 +18,8 @@ _ROWS = 1024  # of a parquet file held in memory at a time
 
 def column(path: str, name: str) -> Iterator[str]:
     """The strings of one column, in order; rows without one are left out. Raises DataError."""
+    if not path.endswith((".parquet", ".arrow")):
+        raise DataError(f"data.dataset: {path} is neither parquet nor Arrow; text has data.text, JSON lines data.jsonl")
     try:
         for batch in _parquet(path, name) if path.endswith(".parquet") else _arrow(path, name):
             yield from (str(value) for value in batch.to_pylist() if value is not None)

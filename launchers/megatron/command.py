@@ -29,8 +29,15 @@ class Rank:
 def child_argv(spec: TrainSpec | ConvertSpec, run_folder: Path, node: str | None = None) -> list[str]:
     """What the supervisor starts. Raises SpecError for an environment that this program cannot run in."""
     program = ["{python}", "-m", PROGRAMS[type(spec)], str(run_folder)]
-    elsewhere = spec.dataset_dir if isinstance(spec, TrainSpec) else spec.checkpoint
-    return environment.inside(spec.environment, program, spec.resources, node, places=(str(run_folder), elsewhere))
+    places = [str(run_folder), *(_reads(spec) if isinstance(spec, TrainSpec) else [spec.checkpoint])]
+    return environment.inside(spec.environment, program, spec.resources, node, places=places)
+
+
+def _reads(spec: TrainSpec) -> list[str]:
+    """What a container must see besides the run's own folder. (Text is the site's mounts' business.)"""
+    init, data = spec.recipe.get("init") or {}, spec.recipe.get("data") or {}
+    given = [init.get("hugging_face"), init.get("checkpoint"), data.get("tokenizer")]
+    return [spec.dataset_dir, *(str(path) for path in given if path)]
 
 
 def child_env(

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from launchers import announce
-from launchers.megatron import hugging_face, manifest, quiet
+from launchers.megatron import hugging_face, manifest, quiet, shelf
 from launchers.megatron.manifest import CheckpointError, Manifest
 from launchers.megatron.recipe import RecipeError, from_dict
 from launchers.run_folder import RunFolder
@@ -91,7 +91,9 @@ def _from_hf(source: Path, run: str, final: Path) -> Manifest:
     quiet.known_messages()
     from launchers.megatron import conversion
 
-    return conversion.from_hugging_face(source, run, final)
+    done = conversion.from_hugging_face(source, run, final)
+    shelf.note_latest(final.parent, final.name)
+    return done
 
 
 if __name__ == "__main__":

@@ -47,6 +47,9 @@ def build(recipe: Recipe, dataset: Dataset, index: Path, ranks: Ranks) -> tuple[
         mid_level_dataset_surplus=0.005,
     )  # fmt: skip
     wanted = [t.iterations * t.global_batch, e.iterations * t.global_batch or None, None]
+    if len(dataset.parts) > 1:
+        _check_parts(recipe, dataset)
+        wanted = [size or 1 for size in wanted]  # of a blend megatron wants a number
     train, valid, _test = BlendedMegatronDatasetBuilder(GPTDataset, wanted, lambda: True, settings).build()
     if train is None or not len(train):
         raise DataError(f"{dataset.documents} documents split {recipe.data.split} leave no text to train on")
@@ -56,6 +59,15 @@ def build(recipe: Recipe, dataset: Dataset, index: Path, ranks: Ranks) -> tuple[
     if ranks.first:
         mark.touch()
     return train, valid
+
+
+def _check_parts(recipe: Recipe, dataset: Dataset) -> None:
+    """Raise DataError for a source that is too small to have a part of each split, which megatron would trip over."""
+    shares = [float(share) for share in recipe.data.split.split(",")]
+    for part in dataset.parts:
+        for share in shares:
+            if share and part.documents * share / sum(shares) < 1:
+                raise DataError(f"{part.path}: {part.documents} documents are too few to be split {recipe.data.split}")
 
 
 def _blend(dataset: Dataset) -> tuple[list[str], list[float] | None]:

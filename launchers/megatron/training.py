@@ -145,6 +145,7 @@ def _evaluate(trainer: Trainer, requests: Requests, report: Report) -> Asked:
         losses = []
         for loss in trainer.evaluate():
             losses.append(loss)
+            report.progress.at()
             (asked,) = requests.agree()
             if asked.ends:
                 return asked

@@ -43,8 +43,7 @@ class Writing:
         self._buckets = _copied(request.async_fn_args[1], background) if request.async_fn else []
         self._thread: threading.Thread | None = None
         if background:
-            # A daemon: a run that is killed does not wait for it.
-            self._thread = threading.Thread(target=self._run, name=f"writing {directory.name}", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=f"writing {directory.name}")
             self._thread.start()
         else:
             self._run()

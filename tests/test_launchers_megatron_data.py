@@ -1,0 +1,107 @@
+"""Documents become tokens: given tokenizers, blends by weight. One training process says all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import Any
+
+import pytest
+from megatron_fixtures import LIMIT_S, ROOT
+
+# Prepares two JSONL sources with a tokenizer that is given, and counts which of them 400 samples are from.
+PROGRAM = """
+import json, sys, torch, torch.distributed as dist
+from pathlib import Path
+from tokenizers import processors
+from launchers.megatron import cpu, data, samples
+from launchers.megatron.corpus import DataError
+from launchers.megatron.ranks import Ranks, join
+from launchers.megatron.recipe import Data, Model, Parallel, Recipe, Source, Train
+
+root = Path(sys.argv[1])
+for name in "ab":
+    lines = [json.dumps({"body": f"{name}{name} " * 40}) for _ in range(50)]
+    (root / f"{name}.jsonl").write_text("\\n".join(lines))
+tokenizer = data.train_tokenizer(["aa bb " * 50], 262)
+begin = data.END_OF_TEXT
+tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 0)])
+data.save_tokenizer(tokenizer, root / "given")
+
+sources = [Source(jsonl=(str(root / f"{name}.jsonl"),), field="body", weight=w) for name, w in (("a", 3.0), ("b", 1.0))]
+recipe = Recipe(
+    model=Model(hidden=64, layers=1, heads=2, kv_heads=1, ffn=64, seq_length=8),
+    data=Data(sources=tuple(sources), tokenizer=root / "given", split="80,20,0"),
+    train=Train(iterations=100, micro_batch=1, global_batch=4, lr=1.0),
+)
+made = data.prepare(recipe.data, root / "datasets")
+again = data.find(json.loads(json.dumps(made.note())))
+alone = data.prepare(Data(jsonl=sources[1].jsonl, field="body", tokenizer=root / "given"), root / "datasets")
+cpu.install()
+ranks = Ranks(0, 1, torch.device("cpu"), dist.HashStore())
+join(ranks, Parallel(), 1, 60)
+train, _valid = samples.build(recipe, made, root / "index", ranks)
+first, second = (tokenizer.encode(text).ids[1] for text in ("aa", "bb"))
+counts = {"a": 0, "b": 0}
+for i in range(400):
+    tokens = train[i]["tokens"].tolist()
+    counts["a" if tokens.count(first) > tokens.count(second) else "b"] += 1
+few = data.Dataset(made.tokenizer, made.vocab, (data.Part(made.parts[0].path, 3, 9, 1.0), made.parts[1]), True)
+try:
+    samples.build(recipe, few, root / "other", ranks)
+except DataError as e:
+    refused = str(e)
+dist.destroy_process_group()
+(root / "given" / "tokenizer_config.json").write_text("{}")
+try:
+    data.prepare(recipe.data, root / "datasets")
+except DataError as e:
+    nameless = str(e)
+print(json.dumps({
+    "counts": counts, "same": again.parts == made.parts, "vocab": made.vocab,
+    "reused": [made.reused, again.reused, alone.reused],
+    "documents": made.documents, "tokens": made.tokens, "shared": alone.parts[0].path == made.parts[1].path,
+    "refused": refused, "nameless": nameless,
+    "left": sorted(p.name.split("-")[0] for p in (root / "datasets").iterdir()),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("data")
+    (root / "program.py").write_text(PROGRAM)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": str(ROOT)}
+    program = [training_python, "-W", "ignore", str(root / "program.py"), str(root)]
+    done = subprocess.run(program, env=env, timeout=LIMIT_S, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_blend_gives_samples_in_proportion_to_its_weights(said: dict[str, Any]) -> None:
+    assert said["counts"] == {"a": pytest.approx(300, abs=2), "b": pytest.approx(100, abs=2)}
+
+
+def test_each_source_is_prepared_once_and_found_again_by_whoever_names_it(said: dict[str, Any]) -> None:
+    assert said["shared"]
+    assert said["reused"] == [False, True, True]
+    assert said["left"] == ["text", "text", "tokenizer"]
+
+
+def test_a_dataset_is_found_by_its_note(said: dict[str, Any]) -> None:
+    assert said["same"]
+    assert (said["documents"], said["vocab"]) == (100, 262)
+
+
+def test_a_given_tokenizer_puts_its_own_tokens_around_a_document(said: dict[str, Any]) -> None:
+    assert said["tokens"] == 100 * (1 + 40 * 2 + 1)
+
+
+def test_a_source_too_small_for_the_split_is_named(said: dict[str, Any]) -> None:
+    assert "3 documents are too few to be split 80,20,0" in said["refused"]
+
+
+def test_a_tokenizer_that_names_no_end_of_text_is_refused(said: dict[str, Any]) -> None:
+    assert "tokenizer_config.json must name its eos_token" in said["nameless"]
