@@ -54,8 +54,11 @@ def submit_again(site: Site, folder: RunFolder, spec: SupervisedSpec) -> JobRef:
         scheduler = scheduler_for(site)
         status = newest_job(scheduler, folder)
         if status is not None and not status.state.ended and status.state is not JobState.UNKNOWN:
+            job_id, goes_on = status.ref.job_id, record.story(folder).goes_on
             raise click.ClickException(
-                f"run {folder.id} goes on already: job {status.ref.job_id} is {status.state.value}"
+                f"run {folder.id} goes on already: job {job_id} is {status.state.value}"
+                if goes_on
+                else f"run {folder.id} has ended, and its job {job_id} is about to: try again in some seconds"
             )
         for left in ("stop", "kill"):  # meant for an attempt that is over
             (folder.switches / left).unlink(missing_ok=True)

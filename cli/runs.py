@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,11 +48,12 @@ def runs(
     whose = getpass.getuser() if mine else user
     site = context.site()
     found = [
-        r | standing(RunFolder(Path(r["folder"])), r["kind"], time.time())
+        r | standing(RunFolder(Path(r["folder"])), r["kind"])
         for r in everything(site)
         if (not states or r["state"] in states) and (not kinds or r["kind"] in kinds) and whose in (None, r["owner"])
     ]
-    show(found if as_json else [row(r) for r in found], COLUMNS, as_json, "no run yet" if whose is None else "no run")
+    empty = "no such run" if states or kinds or whose else "no run yet"
+    show(found if as_json else [row(r) for r in found], COLUMNS, as_json, empty)
 
 
 def everything(site: Site) -> list[dict[str, Any]]:
@@ -128,16 +128,14 @@ def as_row(folder: RunFolder, spec: Spec, owner: str) -> dict[str, Any]:
     }
 
 
-def standing(folder: RunFolder, kind: str, now: float) -> dict[str, Any]:
-    """How far a training run is, by its newest iteration. `now`: seconds since the epoch."""
+def standing(folder: RunFolder, kind: str) -> dict[str, Any]:
+    """How far a training run is, as of its newest iteration."""
     nothing = dict.fromkeys(("iteration", "iterations", "loss", "tokens_per_s", "mfu", "eta_s"))
     if kind != "train" or (newest := metrics.newest_step(folder.metrics)) is None:
         return nothing
     found = nothing | {key: metrics.count(newest.get(key)) for key in ("iteration", "iterations")}
     found |= {key: metrics.number(newest.get(key)) for key in ("loss", "tokens_per_s", "mfu")}
-    left, at = metrics.seconds(newest.get("eta_s")), metrics.seconds(newest.get("at"))
-    if left is not None:
-        found["eta_s"] = round(max(0.0, left - max(0.0, now - at)) if at else left, 1)
+    found["eta_s"] = metrics.seconds(newest.get("eta_s"))
     return found
 
 

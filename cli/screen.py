@@ -17,6 +17,7 @@ from launchers.megatron.recipe import Recipe
 from slurm import amounts
 
 LAST_ATTEMPTS = 12
+TELLING_S = 600  # a run without a failure says something about failures after so long
 MARGIN = 12
 RECIPE_FIRST = ("kind", "model", "data", "train", "parallel")  # then the rest, as it stands
 _UNSET: tuple[Any, ...] = (None, 0, False, "", [], ())
@@ -211,7 +212,7 @@ def _time(t: dict[str, Any] | None) -> list[str]:
             f"{amounts.counted(t['restarts'], 'restart')} cost {amounts.duration(t['lost_to_restarts_s'])}, "
             f"{amounts.duration(t['lost'])} of it for iterations computed in vain"
         )
-    if (suggested := t["suggested_interval"]) is not None:
+    if (suggested := t["suggested_interval"]) is not None and (t["failures"] or t["wall"] >= TELLING_S):
         failing = f"a failure every {amounts.duration(t['between_failures_s'])}"
         if not t["failures"]:
             failing = f"no failure in {amounts.duration(t['between_failures_s'])}"

@@ -72,7 +72,7 @@ def gather(site: Site, folder: RunFolder, training: Training, now: float) -> dic
     checkpoints = record.checkpoints(folder)
     plain = dataclasses.asdict(spec)
     return {
-        "run": run | runs.standing(folder, spec.kind, now),
+        "run": run | runs.standing(folder, spec.kind),
         "phase": record.progress(folder).get("phase") if run["state"] == "running" else None,
         "silent_s": _silent_s(folder, attempts, now) if run["state"] == "running" else None,
         "resources": plain.get("resources"),

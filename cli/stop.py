@@ -16,6 +16,8 @@ from launchers.run_folder import RunFolder
 from launchers.schedulers import scheduler_for
 from registry.site import Site
 
+TAKEN_S = 5.0  # training looks at its switches every second, between two iterations
+
 
 @click.command()
 @click.argument("name", metavar="DEPLOYMENT|RUN")
@@ -77,15 +79,18 @@ def stop_run(site: Site, folder: RunFolder, now: bool) -> str:
     if by_switch and switches and os.access(folder.switches, os.W_OK):
         switch(folder, "kill" if now else "stop")
         return "asked to stop at its next iteration" + (", without saving" if now else "")
-    if now and switches:
+    if unsaved := now and switches and record.story(folder).state == "running":
         switch(folder, "kill")  # first: what Slurm tells the job to do is to save and end
+        deadline = time.monotonic() + TAKEN_S
+        while record.story(folder).goes_on and time.monotonic() < deadline:
+            time.sleep(0.2)
     with scheduler_answers():
         scheduler = scheduler_for(site)
         status = newest_job(scheduler, folder)
         if status is None:
             raise click.ClickException(f"run {folder.id} has no job yet")
         scheduler.cancel(status.ref)
-    return "asked to stop" + (", without saving" if now and switches else "")
+    return "asked to stop" + (", without saving" if unsaved else "")
 
 
 def switch(folder: RunFolder, name: str) -> None:

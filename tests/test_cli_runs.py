@@ -18,6 +18,7 @@ from waiting import wait_for
 from cli import logs, record, scripts, stop
 from cli.record import STATES, Story
 from launchers.launch import write_job
+from launchers.local_scheduler import LocalScheduler
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef
 from launchers.spec import ScriptSpec
@@ -171,6 +172,25 @@ def test_somebody_of_a_runs_group_stops_it_through_its_folder(
     assert [p.name for p in run.folder.switches.iterdir()] == [switch]
 
 
+def test_a_run_that_is_not_to_save_is_told_so_before_its_job_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = restarted(tmp_path)
+    told: list[bool] = []
+
+    class Watching(LocalScheduler):
+        def find(self, key: str) -> JobRef:
+            return JobRef(self.cluster, "40", datetime.fromtimestamp(BEGAN, UTC))
+
+        def cancel(self, ref: JobRef) -> None:
+            told.append((run.folder.switches / "kill").exists())
+
+    monkeypatch.setattr(stop, "TAKEN_S", 0.0)
+    monkeypatch.setattr(stop, "scheduler_for", lambda site: Watching(tmp_path / "spool"))
+    assert "asked to stop, without saving" in ok(tmp_path, "stop", "pretrain", "--now")
+    assert told == [True]
+
+
 def test_a_switch_that_somebody_made_a_link_of_is_refused(tmp_path: Path) -> None:
     run = restarted(tmp_path)
     (run.folder.switches / "save").symlink_to(tmp_path / "elsewhere")
@@ -223,8 +243,7 @@ def test_a_run_is_stopped_and_resumed_with_and_without_a_controller(laptop: Plat
     wait_for(lambda: state(run) == "running")
     said = laptop.json("show", "again")
     assert said["registry"] is True and [a["cause"] for a in said["attempts"]] == ["cancelled", None]
-    laptop.ok("stop", "again", "--now")
-    assert (folder.switches / "kill").exists()
+    laptop.ok("stop", "again")
     wait_for(lambda: state(run) == "stopped")
     laptop.ok("down")
 
