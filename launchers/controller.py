@@ -13,16 +13,18 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from launchers import facts, job_facts, plan
 from launchers.ended_runs import EndedRuns
+from launchers.job_array import array_of
 from launchers.launch import launch, new_id, read_job, write_job
 from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_from
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError, SchedulerUnavailable
-from launchers.spec import ServeSpec, Spec, SpecError, load
+from launchers.spec import ServeSpec, Spec, SpecError, TrainSpec, load
 from registry import accounting, clock, deployments, runs
 from registry.db import Database, RegistryError
 from registry.deployments import Deployment, DeploymentState, ReplicaState
@@ -267,12 +269,20 @@ class Controller:
         """Ask the scheduler by key for jobs that were never noted, once their submitter cannot still be at it."""
         known_before = time.monotonic() - 2 * self.site.scheduler.command_timeout_s
         missing = [s for s, since in self._jobless.items() if since < known_before and s not in self._lost]
-        found = {subject: await self.ask(self.scheduler.find, subject) for subject in missing}
+        found = {subject: await self.ask(self._find, subject) for subject in missing}
         for subject, job_id in list(self._unrecorded.items()):
             job = await self.ask(self.scheduler.find, subject)
             if job is not None and job.job_id == job_id:
                 found[subject] = job
             del self._unrecorded[subject]  # otherwise nobody's books have it, and its own words must do
+        return found
+
+    def _find(self, subject: str) -> JobRef | None:
+        """By its key, or as a task of its sweep's array: those that wait carry the sweep's key."""
+        found, spec = self.scheduler.find(subject), self._specs.get(subject)
+        if found is None and isinstance(spec, TrainSpec) and spec.sweep is not None:
+            array = self.scheduler.find(spec.sweep)
+            found = array and replace(array, job_id=f"{array_of(array.job_id)}_{spec.sweep_index}")
         return found
 
     async def _act(self, action: plan.Action) -> None:

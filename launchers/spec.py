@@ -64,6 +64,8 @@ class TrainSpec:
     resources: Resources
     environment: Environment
     recipe: dict[str, Any]  # launchers.megatron.recipe.Recipe as plain data
+    sweep: str | None = None  # whose job array it is submitted with, and its task there
+    sweep_index: int | None = None
     peak_tflops: float | None = None  # of one GPU, dense, in the recipe's precision: the divisor of MFU
     dataset_dir: str  # where prepared datasets are kept and found again
 

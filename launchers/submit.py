@@ -32,6 +32,7 @@ from slurm.client import SlurmClient
 from slurm.process import clean_environment
 
 START_TIMEOUT_S = 60.0
+LEAD_S = 90  # between the signal and a time limit that is long
 # A batch script is no login shell, and has `module` only where its submitter's environment brought it along.
 FIND_MODULES = (
     "command -v module >/dev/null || "
@@ -45,7 +46,7 @@ def signal_lead_s(time_limit_s: int) -> int:
 
     Slurm looks every 30 s, and signals those whose time would have come by its next look.
     """
-    return max(1, min(90, time_limit_s // 4 - 30))
+    return max(1, min(LEAD_S, time_limit_s // 4 - 30))
 
 
 def slurm_parameters(request: JobRequest) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def local_parameters(resources: Resources) -> dict[str, Any]:
         "nodes": resources.nodes,
         "tasks_per_node": resources.tasks_per_node,
         "gpus_per_node": resources.gpus_per_node,
-        "signal_delay_s": signal_lead_s(resources.time_limit_s),
+        "signal_delay_s": min(LEAD_S, resources.time_limit_s // 4),  # to the second
     }
 
 

@@ -171,8 +171,8 @@ def launch_sweep(
             each.create()
             made.append(each)
         freeze(folder.code)
-        for spec, run in zip(runs, made[1:], strict=True):
-            _write_run(run, spec, folder, scheduler)
+        for index, (spec, run) in enumerate(zip(runs, made[1:], strict=True)):
+            _write_run(run, dataclasses.replace(spec, sweep=sweep_id, sweep_index=index), folder, scheduler)
         request = array_request(sweep_id, folder, runs[0], len(runs), parallel)
         folder.script.write_text(scheduler.script(request), encoding="utf-8")
         told = [{"run": spec.id, "values": c.shown()} for spec, c in zip(runs, combined, strict=True)]

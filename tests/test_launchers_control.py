@@ -553,6 +553,22 @@ async def test_a_submission_that_never_arrived_is_made_again(platform: Platform)
     await platform.stopped()
 
 
+async def test_a_sweeps_run_whose_note_was_lost_is_found_as_a_task_of_the_array(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = JobRef("cluster", "12", datetime(2026, 3, 1, tzinfo=UTC))
+    monkeypatch.setattr(platform.cluster, "find", {"sweep-1": array}.get)
+    folder = folder_of(train(sweep="sweep-1", sweep_index=3), platform.site.runs_dir)
+
+    async def found() -> Any:
+        async with platform.session.get(f"http://control/v1/runs/{folder.id}") as response:
+            return (await response.json()).get("jobs")
+
+    (job,) = await eventually(found)
+    assert job["job_id"] == "12_3"
+    assert json.loads(folder.job.read_text())["job_id"] == "12_3"
+
+
 # -- restarts ---------------------------------------------------------------------------------------------------------
 
 
