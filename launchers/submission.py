@@ -8,7 +8,6 @@ again.
 from __future__ import annotations
 
 import getpass
-import json
 import logging
 import os
 import re
