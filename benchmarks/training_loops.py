@@ -77,8 +77,7 @@ class Plain:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=t.lr, betas=(0.9, 0.95), weight_decay=t.weight_decay
         )
-        warm = torch.optim.lr_scheduler.LinearLR(self.optimizer, 0.1, total_iters=t.warmup)
-        self.schedule = warm
+        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 0.1, total_iters=t.warmup)
         self.tokens = numpy.memmap(dataset.parts[0].path / "text.bin", dtype=numpy.uint16, mode="r")
         self.draw = numpy.random.default_rng(0)
 
@@ -105,8 +104,9 @@ def speeds(ours: Ours, plain: Plain, steps: int, rounds: int) -> None:
     with _silently():
         costs = interleaved(loops, rounds)
     tokens = steps * t.global_batch * m.seq_length
+    threads = torch.get_num_threads()
     parameters = sum(p.numel() for p in plain.model.parameters())
-    what = f"training {parameters / 1e6:.1f} million parameters on {torch.get_num_threads()} thread(s)"
+    what = f"training {parameters / 1e6:.1f} million parameters on {threads} thread{'s' if threads > 1 else ''}"
     show(f"{what}, of CPU time", tokens / costs["ours"].cpu_s, "tokens/CPU-s", PLAIN, tokens / costs[PLAIN].cpu_s)
     show(f"{what}, of wall time", tokens / costs["ours"].wall_s, "tokens/s", PLAIN, tokens / costs[PLAIN].wall_s)
 

@@ -22,7 +22,7 @@ class Watchdog:
         if said.get("attempt") not in (attempt, None):
             said = {}  # an earlier attempt's
         phase, iteration = said.get("phase"), said.get("iteration")
-        seen = (phase, iteration, said.get("at") if phase == "data" else None)
+        seen = (phase, iteration, said.get("at") if phase in ("data", "evaluating") else None)
         if self._since is None or seen != self._seen:
             self._iterations = self._iterations or phase == "training"
             self._seen, self._since = seen, now

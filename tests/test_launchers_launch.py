@@ -46,7 +46,8 @@ def test_the_folder_is_complete_before_anything_is_submitted(tmp_path: Path) -> 
     launched = launch(train(), tmp_path / "runs", scheduler)
     folder = launched.folder
     assert folder.root == tmp_path / "runs" / "pretrain-1"
-    assert scheduler.complete == {"code", "spec.json", "job.sh", "logs", "announcements", "switches"}
+    made = {"code", "environment.json", "spec.json", "job.sh", "logs", "announcements", "switches"}
+    assert scheduler.complete == made
     assert specs.load(folder.spec) == train()
     assert launched.job == REF == read_job(folder)
     (request,) = scheduler.requests

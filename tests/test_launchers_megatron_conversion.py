@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -80,6 +81,13 @@ def same_losses(folder: RunFolder, other: RunFolder) -> None:
         assert loss == pytest.approx(theirs[iteration], abs=1e-5), iteration
 
 
+def parameters(directory: Path) -> int:
+    """As the header of its safetensors counts them."""
+    raw = (directory / "model.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
 def from_hf(bench: Bench, name: str, source: Path) -> RunFolder:
     return bench.folder(name, ConvertSpec, direction="from-hf", checkpoint=str(source), checkpoint_id="", model="")
 
@@ -109,6 +117,7 @@ def test_a_model_converted_in_and_out_again_is_the_same_to_the_last_bit(
     bench.run(out)
     (fact,) = announced(out, "model-converted")
     assert fact["max_logit_difference"] < 1e-4
+    assert fact["parameters"] == parameters(llamas / "plain")
     source = llamas / "plain"
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (out.model / name).read_bytes() == (source / name).read_bytes(), name
@@ -159,6 +168,8 @@ def test_a_checkpoint_of_two_stages_that_share_an_embedding_is_converted_out(
     (told,) = announced(in_two_stages, "checkpoint")
     out = bench.convert_folder("stages-out", in_two_stages.root / told["path"])
     bench.run(out)
+    (fact,) = announced(out, "model-converted")
+    assert fact["parameters"] == parameters(llamas / "tied")
     config = json.loads((out.model / "config.json").read_text())
     assert (config["tie_word_embeddings"], config["vocab_size"], config["max_position_embeddings"]) == (True, 515, 128)
     assert config["rope_parameters"] == json.loads((llamas / "tied" / "config.json").read_text())["rope_parameters"]

@@ -11,7 +11,7 @@ import pytest
 
 from launchers.megatron import hugging_face
 from launchers.megatron.arithmetic import check, padded_vocab
-from launchers.megatron.flops import flops_per_token
+from launchers.megatron.flops import flops_per_token, parameters
 from launchers.megatron.presets import PRESETS
 from launchers.megatron.recipe import Data, Model, Recipe, RecipeError, Train, from_dict, read_recipe, to_dict
 from registry.strict_toml import ConfigError, flag_layers
@@ -62,10 +62,7 @@ def test_every_preset_can_be_trained_and_survives_a_spec(recipe: Callable[..., R
 def test_the_large_presets_are_llamas() -> None:
     vocab = 128_256
     for name, billions in (("llama-1b", 1.24), ("llama-8b", 8.03), ("llama-70b", 70.6)):
-        m = Model(**PRESETS[name])
-        layer = m.hidden**2 * (2 + 2 * m.kv_heads / m.heads) + 3 * m.hidden * m.ffn + 2 * m.hidden
-        tables = m.hidden * vocab * (1 if m.tied_embeddings else 2)
-        assert (m.layers * layer + tables + m.hidden) / 1e9 == pytest.approx(billions, abs=0.05), name
+        assert parameters(Model(**PRESETS[name]), vocab) / 1e9 == pytest.approx(billions, abs=0.05), name
 
 
 def test_what_is_said_beside_a_preset_overrides_it_and_a_flag_overrides_both(recipe: Callable[..., Recipe]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from launchers.megatron.recipe import Restart
 from launchers.watchdog import Watchdog
 
@@ -41,9 +43,10 @@ def test_before_the_first_iteration_there_is_the_start_timeout() -> None:
     assert "restart.start_timeout_s" in (dog.look(said("loading", 0), "7.0", 1191) or "")
 
 
-def test_preparing_data_is_life_as_long_as_it_says_so() -> None:
+@pytest.mark.parametrize("phase", ["data", "evaluating"])
+def test_preparing_data_and_evaluating_is_life_as_long_as_it_says_so(phase: str) -> None:
     dog = Watchdog(LIMITS)
-    assert not any(dog.look(said("data", 0, at=i), "7.0", 599.0 * i) for i in range(10))
+    assert not any(dog.look(said(phase, 0, at=i), "7.0", 599.0 * i) for i in range(10))
 
 
 def test_what_an_earlier_attempt_left_behind_is_no_progress_of_this_one() -> None:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 from launchers.megatron import cpu, hugging_face, llama, manifest, model, writer
 from launchers.megatron.checkpoint import RECIPE, TOKENIZER, load_weights, save_weights
 from launchers.megatron.data import TURN_END
+from launchers.megatron.flops import parameters
 from launchers.megatron.manifest import CheckpointError, Manifest
 from launchers.megatron.ranks import Ranks, join
 from launchers.megatron.recipe import Data, Init, Model, Parallel, Recipe, Train, to_dict
@@ -62,7 +63,7 @@ def to_hugging_face(checkpoint: Path, promised: Manifest, recipe: Recipe, final:
             run=promised.facts["run"],
             checkpoint=str(checkpoint),
             checkpoint_manifest_sha256=manifest.sha256(checkpoint / manifest.NAME),
-            parameters=sum(p.numel() for p in gpt.parameters()),
+            parameters=parameters(recipe.model, vocab),
             precision=promised.facts["precision"],
             max_length=recipe.model.context,
             **found.facts,
@@ -107,7 +108,7 @@ def from_hugging_face(source: Path, run: str, final: Path) -> Manifest:
             ranks=1,
             precision=str(dtype).removeprefix("torch."),
             vocab=vocab,
-            parameters=sum(p.numel() for p in gpt.parameters()),
+            parameters=parameters(recipe.model, vocab),
             **found.facts,
         )
 

@@ -1,8 +1,16 @@
-"""What training costs in arithmetic. Standard library only."""
+"""How large a model is, and what training it costs in arithmetic. Standard library only."""
 
 from __future__ import annotations
 
-from launchers.megatron.recipe import Recipe
+from launchers.megatron.recipe import Model, Recipe
+
+
+def parameters(model: Model, vocab_size: int) -> int:
+    """Weights of the whole model, tied embeddings once, without the rows that pad the vocabulary."""
+    h = model.hidden
+    keys_and_values = 2 * h * model.head_dim * model.kv_heads
+    layer = 2 * h * h + keys_and_values + 3 * h * model.ffn + 2 * h  # two norms
+    return model.layers * layer + h + h * vocab_size * (1 if model.tied_embeddings else 2)
 
 
 def flops_per_token(recipe: Recipe, vocab_size: int) -> float:

@@ -99,19 +99,3 @@ class _Gpt(GPTModel):
         """The last stage's copy begins as zeros: the sum is the first stage's."""
         if self.config.pipeline_model_parallel_size > 1 and super()._is_in_embd_group():
             dist.all_reduce(self.shared_embedding_or_output_weight().data, group=self.embd_group)
-
-
-def parameters(made: GPTModel, device: torch.device) -> int:
-    """How many parameters the whole model has, over all tensor- and pipeline-parallel ranks.
-
-    Norm weights stand on every tensor-parallel rank, tied embeddings on the first and the last stage: counted once.
-    """
-    shards = parallel_state.get_tensor_model_parallel_world_size()
-    mine = sum(
-        p.numel() * (shards if getattr(p, "tensor_model_parallel", False) else 1)
-        for p in made.parameters()
-        if not getattr(p, "shared", False)  # megatron's mark on the last stage's copy
-    )
-    count = torch.tensor([mine], dtype=torch.int64, device=device)
-    dist.all_reduce(count, group=parallel_state.get_pipeline_model_parallel_group())
-    return int(count.item())

@@ -19,6 +19,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from launchers.megatron import cpu, data, manifest, model, optimizer, samples, writer
 from launchers.megatron.checkpoint import Checkpoints, State
 from launchers.megatron.corpus import DataError
+from launchers.megatron.flops import parameters
 from launchers.megatron.metrics import Metrics
 from launchers.megatron.progress import Progress
 from launchers.megatron.ranks import Ranks, connect, join
@@ -90,7 +91,7 @@ def _run(
 
         sentence, facts = start.begin(recipe, dataset, trainer.state, ranks)
         report.metrics.emit(sentence, stage="weights", attempt=attempt, **facts)
-    count = model.parameters(trainer.state.model.module, ranks.device)
+    count = parameters(recipe.model, dataset.vocab)
     report.metrics.emit(
         f"model: {count:,} parameters, {trainer.dtype} on {ranks.world} x {ranks.device.type}, attempt {attempt}, "
         + (f"continues after iteration {trainer.state.iteration}" if resume else "from the beginning"),
