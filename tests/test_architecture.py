@@ -27,6 +27,7 @@ HOMES = {
     "megatron": "launchers/megatron/",
     "transformers": "launchers/megatron/",
     "pyarrow": "launchers/megatron/",
+    "matplotlib": "cli/plot.py",
 }
 # What runs inside a job, in an environment with nothing of the control plane's: standard library only.
 STANDARD_LIBRARY_ONLY = (
