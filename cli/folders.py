@@ -18,20 +18,23 @@ ID = re.compile(r"(?P<name>.+)-\d{8}-\d{6}-[0-9a-f]{4}")
 
 
 def find_folder(site: Site, name: str, kinds: Collection[str] = KINDS) -> RunFolder | None:
-    """By id, or by name: then the newest one of these kinds. Ids carry their time, so names sort."""
+    """By id, or by name: then the newest of one's own, else of anybody's, of these kinds. Ids carry their time."""
     if "/" in name:
         return None
     try:
         entries = sorted((p.name for p in site.runs_dir.iterdir()), reverse=True)
     except FileNotFoundError:
         return None
+    others: list[RunFolder] = []
     for entry in entries:
         found = ID.fullmatch(entry)
         if entry == name or (found and found["name"] == name):
             folder = RunFolder(site.runs_dir / entry)
             if kind_of(folder) in kinds:
-                return folder
-    return None
+                if entry == name or is_ours(folder):
+                    return folder
+                others.append(folder)
+    return others[0] if others else None
 
 
 def run_folder(site: Site, name: str, kinds: Collection[str] = RUNS) -> RunFolder:

@@ -61,7 +61,10 @@ def submit_again(site: Site, folder: RunFolder, spec: SupervisedSpec) -> JobRef:
                 else f"run {folder.id} has ended, and its job {job_id} is about to: try again in some seconds"
             )
         for left in ("stop", "kill"):  # meant for an attempt that is over
-            (folder.switches / left).unlink(missing_ok=True)
+            try:
+                (folder.switches / left).unlink(missing_ok=True)
+            except OSError as e:
+                raise click.ClickException(f"{folder.switches / left}: {e.strerror}; it would end the run again") from e
         job = scheduler.submit_again(request_for(spec, folder), folder.script)
         write_job(folder, job)
     return job

@@ -19,7 +19,7 @@ from cli.metrics import Training
 from cli.record import Attempt, Checkpoint
 from cli.screen import render
 from cli.table import json_option
-from launchers import history
+from launchers import claims
 from launchers.launch import read_job
 from launchers.run_folder import RunFolder
 from launchers.spec import ScriptSpec, Spec, SpecError, load
@@ -92,9 +92,9 @@ def gather(site: Site, folder: RunFolder, training: Training, now: float) -> dic
 
 def _silent_s(folder: RunFolder, attempts: list[Attempt], now: float) -> float | None:
     """For how long the attempt that runs has shown no life; None where it lives, or never shows it."""
-    alive_at = history.alive_at(folder, attempts[-1].attempt) if attempts else None
+    alive_at = claims.alive_at(folder, attempts[-1].attempt) if attempts else None
     silent_s = 0.0 if alive_at is None else now - alive_at
-    return round(silent_s) if silent_s > history.SILENT_S else None
+    return round(silent_s) if silent_s > claims.SILENT_S else None
 
 
 def _with_books(attempt: Attempt, known: dict[str, Any] | None) -> Attempt:

@@ -79,6 +79,8 @@ def stop_run(site: Site, folder: RunFolder, now: bool) -> str:
     if by_switch and switches and os.access(folder.switches, os.W_OK):
         switch(folder, "kill" if now else "stop")
         return "asked to stop at its next iteration" + (", without saving" if now else "")
+    if by_switch:
+        raise click.ClickException(f"run {folder.id} is not yours, and {folder.switches} is not yours to write")
     if unsaved := now and switches and record.story(folder).state == "running":
         switch(folder, "kill")  # first: what Slurm tells the job to do is to save and end
         deadline = time.monotonic() + TAKEN_S
@@ -89,6 +91,12 @@ def stop_run(site: Site, folder: RunFolder, now: bool) -> str:
         status = newest_job(scheduler, folder)
         if status is None:
             raise click.ClickException(f"run {folder.id} has no job yet")
+        if not is_ours(folder) and scheduler.find(folder.id) != status.ref:
+            # A folder says what its owner likes; root would cancel whatever job it names.
+            raise click.ClickException(
+                f"run {folder.id} is not yours, and whether job {status.ref.job_id} is its own cannot be told; "
+                f"`scancel {status.ref.job_id}` cancels it"
+            )
         scheduler.cancel(status.ref)
     return "asked to stop" + (", without saving" if unsaved else "")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from launchers import history, launch, restart, task
+from launchers import claims, history, launch, restart, task
 from launchers.announce import announce
 from launchers.deadline import Deadline
 from launchers.megatron.recipe import Restart
@@ -33,6 +33,7 @@ from slurm.model import Job, JobState
 T = TypeVar("T")
 
 POLL_S = 1.0
+ASLEEP_S = 10.0  # between two looks: nobody was looking
 LEAVE_S = 20.0  # from the attempt's last word to the end of its step
 ASK_AGAIN_S = 2.0
 PATIENCE_S = 600.0  # with a slurmctld that does not answer, while nobody ends us
@@ -70,11 +71,24 @@ class Batch:
     def attempt(self) -> str:
         return f"{self.job_id}.{self.restarts}"
 
+    @property
+    def limits(self) -> restart.Limits:
+        asked = Restart(**self.spec.recipe.get("restart", {}))
+        return restart.Limits(asked.max_attempts, asked.without_progress)
+
     def run(self) -> int:
         """Returns the batch script's exit code: 0 when the run is complete or goes on, else 1."""
-        self.folder.rendezvous.mkdir(exist_ok=True)
+        claims.claim(self.folder, self.attempt)
         if (other := self._wait_for_others()) is not None:
+            claims.give_up(self.folder, self.attempt)
             print(f"batch: attempt {other} of this run is still running; nothing was started", file=sys.stderr)
+            return 1
+        past = history.past(self.folder, before=self.attempt)
+        if len(past) >= self.limits.max_attempts:
+            # Slurm restarts a job that loses its node, or is requeued, without asking us.
+            verdict = restart.decide(past, self.limits)
+            self._state(past[-1].cause, past[-1].saved, verdict)
+            print(f"batch: nothing was started: {verdict.why}", file=sys.stderr)
             return 1
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -89,8 +103,11 @@ class Batch:
 
     def _wait_for_others(self) -> str | None:
         """Two jobs must not write one run's checkpoints. One that just ended without a word still looks alive."""
-        deadline = self.clock() + history.SILENT_S + ASK_AGAIN_S
-        while (other := history.another_alive(self.folder, self.job_id)) is not None and self.clock() < deadline:
+        deadline = self.clock() + claims.SILENT_S + ASK_AGAIN_S
+        while (other := claims.rival(self.folder, self.attempt, history.over(self.folder))) is not None:
+            if self.clock() > deadline:
+                break
+            claims.beat(self.folder, self.attempt)
             time.sleep(ASK_AGAIN_S)
         return other
 
@@ -101,14 +118,18 @@ class Batch:
         """Until the step is over. One whose supervisor is gone does not end by itself where its slurmstepd is, too."""
         deadline = Deadline(self._ends)
         last_word_at: float | None = None
-        alive_at, heard_at = None, self.clock()
+        alive_at, heard_at, looked_at = None, self.clock(), self.clock()
         while not _over(step):
             now = self.clock()
+            if now - looked_at > ASLEEP_S:
+                heard_at += now - looked_at  # the whole job was suspended
+            looked_at = now
+            claims.beat(self.folder, self.attempt)
             if last_word_at is None and history.last_word(self.folder, self.attempt) is not None:
                 last_word_at = now
-            if (shown := history.alive_at(self.folder, self.attempt)) != alive_at:
+            if (shown := claims.alive_at(self.folder, self.attempt)) != alive_at:
                 alive_at, heard_at = shown, now
-            silent = alive_at is not None and now - heard_at > history.SILENT_S
+            silent = alive_at is not None and now - heard_at > claims.SILENT_S
             if silent or (last_word_at is not None and now - last_word_at > LEAVE_S):
                 print("batch: the supervisor is gone and its step is not: ending the step", file=sys.stderr)
                 _end(step)
@@ -140,12 +161,8 @@ class Batch:
             cause = Cause.PREEMPTED
         saved = history.newest_saved(self.folder)
         past = [*history.past(self.folder, before=self.attempt), restart.Ended(self.attempt, cause, saved)]
-        asked = Restart(**self.spec.recipe.get("restart", {}))
-        verdict = restart.decide(
-            past,
-            restart.Limits(asked.max_attempts, asked.without_progress),
-            requeued=job is not None and job.restarts > self.restarts,
-        )
+        requeued = job is not None and job.restarts > self.restarts
+        verdict = restart.decide(past, self.limits, requeued=requeued)
         self._state(cause, saved, verdict)
         if verdict.action is Action.RESTART:
             verdict = self._go_on(cause, saved, verdict)
@@ -163,33 +180,53 @@ class Batch:
         return bool(books) and books[-1].state is JobState.PREEMPTED
 
     def _state(self, cause: Cause, saved: int | None, verdict: Verdict, successor: str | None = None) -> None:
-        announce(
-            self.folder.announcements,
-            "attempt-judged",
-            attempt=self.attempt,
-            cause=cause,
-            saved=saved,
-            action=verdict.action,
-            why=verdict.why,
-            successor=successor,
-        )
+        try:
+            announce(
+                self.folder.announcements,
+                "attempt-judged",
+                attempt=self.attempt,
+                cause=cause,
+                saved=saved,
+                action=verdict.action,
+                why=verdict.why,
+                successor=successor,
+            )
+        except OSError as e:  # the run goes on all the same
+            print(f"batch: {self.folder.announcements}: {e.strerror}: attempt {self.attempt} {cause}", file=sys.stderr)
 
     def _go_on(self, cause: Cause, saved: int | None, verdict: Verdict) -> Verdict:
         """Requeue this job. From here on Slurm ends us, after KillWait at the latest."""
         try:
-            self._insist(lambda: self.client.requeue(self.job_id))
+            self._insist(self._requeue)
             return verdict
         except SlurmError as refusal:
             words = str(refusal)
         try:
-            after = f"afterany:{self.job_id}"
-            successor = self._insist(lambda: self.client.submit(self.folder.script, self.spec.id, dependency=after))
+            successor = self._insist(self._submit_successor)
             verdict = replace(verdict, why=f"{verdict.why}, as job {successor}: {words}")
             self._state(cause, saved, verdict, successor)
         except SlurmError as e:
             verdict = Verdict(Action.STOP, f"Slurm neither requeues its job ({words}) nor takes another ({e})")
             self._state(cause, saved, verdict)
         return verdict
+
+    def _requeue(self) -> None:
+        try:
+            self.client.requeue(self.job_id)
+        except SlurmError:
+            # Slurm may have done it, and its answer been lost: asked again, it says that the job is pending.
+            if not any(job.restarts > self.restarts for job in self.client.jobs([self.job_id])):
+                raise
+
+    def _submit_successor(self) -> str:
+        try:
+            after = f"afterany:{self.job_id}"
+            return self.client.submit(self.folder.script, self.spec.id, dependency=after)
+        except SlurmUnavailable:
+            mine = self.client.jobs(user=str(os.getuid()))
+            if taken := [job.id for job in mine if job.comment == self.spec.id and job.id != self.job_id]:
+                return taken[-1]
+            raise
 
     def _start_soon(self, delay_s: int) -> None:
         """A requeued job waits for two minutes, unless it has a later start by the time that Slurm puts it back."""

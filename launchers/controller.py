@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RUNNING_USAGE_TURNS = 15  # how many turns pass between two looks at the accounts of jobs that still run
+MAX_ARRAY = 4_000_000  # more than any Slurm's MaxArraySize
 CANCEL_AGAIN_S = 60.0  # how much longer than its drain may take a job has, before it is cancelled outright
 
 
@@ -243,9 +244,9 @@ class Controller:
         """Whether the run's newest attempt is another job's."""
         try:
             announced = facts.announced_jobs(self._folder(job.subject))
+            follows = facts.successor(self._folder(job.subject))
         except OSError:
             return False
-        follows = facts.successor(self._folder(job.subject))
         return follows not in (None, job.job_id) or (bool(announced) and announced[-1] != job.job_id)
 
     def _settle(self, jobs: Iterable[accounting.Job], usage: Mapping[JobRef, JobUsage]) -> None:
@@ -280,7 +281,7 @@ class Controller:
     def _find(self, subject: str) -> JobRef | None:
         """By its key, or as a task of its sweep's array: those that wait carry the sweep's key."""
         found, spec = self.scheduler.find(subject), self._specs.get(subject)
-        if found is None and isinstance(spec, TrainSpec) and spec.sweep is not None:
+        if found is None and isinstance(spec, TrainSpec) and spec.sweep and spec.sweep_index in range(MAX_ARRAY):
             array = self.scheduler.find(spec.sweep)
             found = array and replace(array, job_id=f"{array_of(array.job_id)}_{spec.sweep_index}")
         return found

@@ -161,6 +161,8 @@ def _judged(db: Database, spec: TrainSpec, said: Announcement) -> None:
         saved_iteration=_number(facts.get("saved")),
         verdict=why,
     )
+    if known and known.number < len(attempts.of_run(db, spec.id)):
+        return  # by another host's clock a later attempt began before this was stated
     words = known.detail if known and known.detail and cause.failure else cause
     if cause is Cause.COMPLETED:
         runs.ended(db, spec.id, runs.RunState.COMPLETED, None)

@@ -29,7 +29,13 @@ _SECRET = re.compile(r"TOKEN|SECRET|PASSW|KEY|JWT|CREDENTIAL", re.IGNORECASE)
 
 def allowed_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What of an environment says how a program ran, and nothing that could be a secret."""
-    return {k: v for k, v in sorted(environ.items()) if _ALLOWED.fullmatch(k) and not _SECRET.search(k)}
+    told = {k: v for k, v in sorted(environ.items()) if _ALLOWED.fullmatch(k) and not _SECRET.search(k)}
+    return told | {k: names_only(told[k]) for k in ("SBATCH_EXPORT", "SLURM_EXPORT_ENV") if k in told}
+
+
+def names_only(export: str) -> str:
+    """What --export takes, without the values that it gives."""
+    return ",".join(word.partition("=")[0] for word in export.split(","))
 
 
 def note_environment(path: Path, environ: Mapping[str, str]) -> None:
@@ -50,7 +56,7 @@ class Code:
 
     def save(self, folder: Path) -> None:
         """git.json and, where something was changed, changes.diff. Makes the folder."""
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)  # whoever can read the repository is not everybody
         if self.diff:
             (folder / "changes.diff").write_bytes(self.diff)
         facts = {

@@ -16,7 +16,6 @@ from launchers.megatron import manifest
 from launchers.restart import Action, Cause, Ended
 from launchers.run_folder import RunFolder
 
-SILENT_S = 60.0  # a supervisor that lives shows it every few seconds
 _ITERATION = re.compile(r"iter_(\d+)")
 
 
@@ -29,10 +28,10 @@ def past(folder: RunFolder, *, before: str) -> list[Ended]:
     judged: dict[str, Announcement] = {}
     for said in _said(folder, "attempt-started", "attempt-judged"):
         attempt = str(said.facts.get("attempt"))
+        if attempt not in began:  # one whose step never came to its supervisor was judged all the same
+            began.append(attempt)
         if said.kind == "attempt-judged":
             judged[attempt] = said
-        elif attempt not in began:
-            began.append(attempt)
     found: list[Ended] = []
     for attempt in began:
         if attempt == before:
@@ -77,32 +76,9 @@ def save_s(folder: RunFolder) -> float:
     return float(measured) if isinstance(measured, int | float) else 0.0
 
 
-def show_alive(folder: RunFolder, attempt: str) -> None:
-    """The attempt's first supervisor lives. Called every few seconds."""
-    folder.alive(attempt).touch()
-
-
-def alive_at(folder: RunFolder, attempt: str) -> float | None:
-    """When the attempt last showed that it lives, by the file system's clock; None when it has not begun to."""
-    try:
-        with open(folder.alive(attempt), "rb") as f:  # opened, because NFS may answer a mere stat from its cache
-            return os.fstat(f.fileno()).st_mtime
-    except OSError:
-        return None
-
-
-def another_alive(folder: RunFolder, job_id: str) -> str | None:
-    """An attempt that another job of this run is making right now, by the clock of the disk that all hosts share."""
-    judged = {said.facts.get("attempt") for said in _said(folder, "attempt-judged", "attempt-ended")}
-    clock = folder.rendezvous / f"{job_id}.now"
-    clock.touch()
-    now = os.stat(clock).st_mtime
-    for path in folder.rendezvous.glob("*.alive"):
-        attempt = path.name.removesuffix(".alive")
-        mine = attempt.rpartition(".")[0] == job_id  # Slurm does not start a job twice at a time
-        if not mine and attempt not in judged and now - path.stat().st_mtime < SILENT_S:
-            return attempt
-    return None
+def over(folder: RunFolder) -> set[str]:
+    """The attempts that have said that they ended, or were judged."""
+    return {str(said.facts.get("attempt")) for said in _said(folder, "attempt-ended", "attempt-judged")}
 
 
 def _ended(said: Announcement) -> Ended:

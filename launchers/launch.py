@@ -15,11 +15,13 @@ from pathlib import Path
 from launchers import spec as specs
 from launchers.freeze import note_environment
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerUnavailable
+from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.untrusted import read_object
 
 PACKAGES = ("launchers", "registry", "slurm")  # what a job may import; frozen into each run folder
-JOB_ID = re.compile(r"[0-9]+([_+][0-9]+)?")  # Slurm's (an array's task, a heterogeneous job's part), or a process id
+JOB_ID = re.compile(
+    r"[0-9]{1,10}([_+][0-9]{1,10})?"
+)  # Slurm's (an array's task, a heterogeneous job's part), or a process id
 MAX_JOB_BYTES = 4096
 
 
@@ -49,10 +51,14 @@ def launch(spec: specs.SupervisedSpec, runs_dir: Path, scheduler: Scheduler) -> 
         request = request_for(spec, folder)
         folder.script.write_text(scheduler.script(request), encoding="utf-8")
         write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
+    except BaseException:
+        shutil.rmtree(folder.root, ignore_errors=True)
+        raise
+    try:
         job = scheduler.submit(request)
     except SchedulerUnavailable:
         raise
-    except BaseException:
+    except (SchedulerError, OSError, ValueError):  # not a Ctrl-C, which may come after the job was taken
         shutil.rmtree(folder.root, ignore_errors=True)
         raise
     write_job(folder, job)

@@ -77,6 +77,10 @@ def _checked(options: object, allowed: Collection[str] | None) -> tuple[str, ...
             raise ValueError(f"--{name} is not for a deployment's jobs; allowed: {', '.join(sorted(allowed))}")
         if allowed is None and name in BREAKS_A_RUN:
             raise ValueError(f"--{name} is not for a run: {BREAKS_A_RUN[name]}")
+        if allowed is None and name == "export" and "=" in option.partition("=")[2]:
+            raise ValueError(
+                "--export of a value would stand in the run's folder for all to read; export it beforehand"
+            )
     return tuple(options)
 
 

@@ -109,11 +109,11 @@ def cause_of(said: Cause | None, job: JobFacts | None, restarts: int) -> Cause:
         return Cause.PREEMPTED if job.preempted else Cause.REQUEUED
     if job is not None and job.preempted and said in (None, Cause.CANCELLED, Cause.TIME_LIMIT):
         return Cause.PREEMPTED
-    if job is not None and job.ending and job.at_time_limit and said is not Cause.CRASHED:
+    if job is not None and job.ending and not job.at_time_limit:
+        return Cause.CANCELLED  # whatever it had been told before; where it was preempted, the books say so
+    if job is not None and job.ending and said is not Cause.CRASHED:
         return Cause.TIME_LIMIT
-    if said is not None:
-        return said
-    return Cause.CANCELLED if job is not None and job.ending else Cause.LOST
+    return Cause.LOST if said is None else said
 
 
 def decide(past: Sequence[Ended], limits: Limits, *, requeued: bool = False) -> Verdict:

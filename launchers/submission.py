@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from launchers import sbatch, spec
-from launchers.freeze import Git, note_environment
+from launchers.freeze import Git, names_only, note_environment
 from launchers.launch import new_id, write_job, write_whole
 from launchers.run_folder import RunFolder
 from launchers.sbatch import CommandLine, Option
@@ -95,7 +95,7 @@ def prepare(
         name=name,
         owner=getpass.getuser(),
         created_at=clock.now(),
-        argv=tuple(words),
+        argv=_told(words, command),
         args=command.args,
         cwd=cwd,
         script=None if path is None else str(path),
@@ -115,6 +115,23 @@ def prepare(
         typed += [word for option in component if option.name not in NOT_SBATCHS for word in option.words]
     script = sbatch.assembled(body, defaults, variables, command.components, cwd)
     return Submission(described, script, tuple(typed))
+
+
+def _told(words: Sequence[str], command: CommandLine) -> tuple[str, ...]:
+    """The words as they were typed, for everybody to read: without what --export gives away, and --wrap's text."""
+    told = {}
+    for option in (option for component in command.components for option in component):
+        if option.name == "export" and option.value is not None:
+            told[option.words] = f"--export={names_only(option.value)}"
+        elif option.name == "wrap":
+            told[option.words] = "--wrap=(in job.sh)"
+    shown: list[str] = []
+    left = list(words)
+    while left:
+        hit = next((typed for typed in told if typed and tuple(left[: len(typed)]) == typed), None)
+        shown.append(left[0] if hit is None else told[hit])
+        del left[: 1 if hit is None else len(hit)]
+    return tuple(shown)
 
 
 def safe_name(job_name: str) -> str:
@@ -147,6 +164,7 @@ def submit(
     folder.create()
     with ExitStack() as stack:
         try:
+            folder.script.touch(0o600)  # a script, and what is exported to it, may hold anything
             folder.script.write_bytes(submission.script)
             note_environment(folder.environment, environ)
             write_whole(folder.spec, spec.dump(described))

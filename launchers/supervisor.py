@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import resource
 import signal
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from launchers import history
+from launchers import claims, history
 from launchers import task as tasks
 from launchers.announce import announce, names
 from launchers.environment import child_env
@@ -34,8 +35,8 @@ from launchers.vllm import server
 from launchers.watchdog import Watchdog
 
 POLL_S = 0.2
+LOOK_S = 1.0  # between two looks into the run folder, which is on a shared file system
 KILL_AFTER_S = 60.0  # what a training child gets to save after SIGTERM, before SIGKILL
-BEAT_S = 5.0  # between two signs of life
 STACKS_S = 3.0  # for a child that hangs to print where
 REFUSED = 78  # the exit code (EX_CONFIG) of a program whose input a person must change
 TAIL_LINES = 25
@@ -153,11 +154,13 @@ class Supervisor:
 
     def _watch(self, child: subprocess.Popen[bytes]) -> Ending:
         began = time.monotonic()
-        beat = -BEAT_S
+        beat = looked = -math.inf
         while True:
-            if self.task.rank == 0 and time.monotonic() - beat >= BEAT_S:
+            if self.task.rank == 0 and time.monotonic() - beat >= claims.BEAT_S:
                 beat = time.monotonic()
-                history.show_alive(self.folder, self.task.attempt)
+                claims.show_alive(self.folder, self.task.attempt)
+                if claims.restarted(self.folder, self.task.attempt):
+                    return Ending(1, "Slurm has started this job again elsewhere", Cause.LOST)
             try:
                 code = child.wait(POLL_S)
             except subprocess.TimeoutExpired:
@@ -171,7 +174,9 @@ class Supervisor:
                 child.send_signal(number)
             if self.stopping_since is not None and now - self.stopping_since > self._grace_s():
                 _kill_group(child)
-            failed = tasks.read_failure(self.folder.failure(self.task.attempt))
+            failed = None
+            if now - looked >= LOOK_S:
+                looked, failed = now, tasks.read_failure(self.folder.failure(self.task.attempt))
             if failed is not None:
                 if failed.kind == Cause.NO_PROGRESS:
                     _print_stacks(child)

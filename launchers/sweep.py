@@ -25,7 +25,7 @@ from launchers.freeze import note_environment
 from launchers.launch import Launched, freeze, new_id, program, request_for, write_job, write_whole
 from launchers.megatron.recipe import Recipe
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerUnavailable
+from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerError, SchedulerUnavailable
 from registry.strict_toml import ConfigError, Layer, did_you_mean, settings_of
 from registry.toml_layers import Words, dotted, nest, read_text
 from slurm.client import SlurmClient
@@ -171,18 +171,23 @@ def launch_sweep(
             each.create()
             made.append(each)
         freeze(folder.code)
-        for index, (spec, run) in enumerate(zip(runs, made[1:], strict=True)):
-            _write_run(run, dataclasses.replace(spec, sweep=sweep_id, sweep_index=index), folder, scheduler)
+        for spec, run in zip(runs, made[1:], strict=True):
+            _write_run(run, spec, folder, scheduler)
         request = array_request(sweep_id, folder, runs[0], len(runs), parallel)
         folder.script.write_text(scheduler.script(request), encoding="utf-8")
         told = [{"run": spec.id, "values": c.shown()} for spec, c in zip(runs, combined, strict=True)]
         write_whole(folder.root / NAME, json.dumps({"name": runs[0].name, "runs": told}, indent=2) + "\n")
+        for index, (spec, run) in enumerate(zip(runs, made[1:], strict=True)):  # last: from here on they are adopted
+            write_whole(run.spec, specs.dump(dataclasses.replace(spec, sweep=sweep_id, sweep_index=index)))
+    except BaseException:
+        _remove(made)
+        raise
+    try:
         job = scheduler.submit(request)
     except SchedulerUnavailable:
         raise
-    except BaseException:
-        for each in made:
-            shutil.rmtree(each.root, ignore_errors=True)
+    except (SchedulerError, OSError, ValueError):  # not a Ctrl-C, which may come after the job was taken
+        _remove(made)
         raise
     array = job.job_id.partition("_")[0]
     launched = [Launched(run, dataclasses.replace(job, job_id=f"{array}_{n}")) for n, run in enumerate(made[1:])]
@@ -195,4 +200,8 @@ def _write_run(run: RunFolder, spec: specs.TrainSpec, sweep: RunFolder, schedule
     shutil.copytree(sweep.code, run.code, copy_function=os.link)  # the same files: a sweep may have a thousand runs
     note_environment(run.environment, os.environ)
     run.script.write_text(scheduler.script(request_for(spec, run)), encoding="utf-8")
-    write_whole(run.spec, specs.dump(spec))
+
+
+def _remove(made: Sequence[RunFolder]) -> None:
+    for each in made:
+        shutil.rmtree(each.root, ignore_errors=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 from launchers.megatron.recipe import Restart
 
+ASLEEP_S = 10.0  # between two looks: nobody was looking, because the whole job was suspended
+
 
 class Watchdog:
     """Whether training still moves, by what it says of itself. Times in seconds, by any steady clock."""
@@ -15,12 +17,16 @@ class Watchdog:
         self._limits = limits
         self._seen: object = None
         self._since: float | None = None
+        self._looked = 0.0
         self._iterations = False
 
     def look(self, said: Mapping[str, Any], attempt: str, now: float) -> str | None:
         """What hangs, in words, or None."""
         if said.get("attempt") not in (attempt, None):
             said = {}  # an earlier attempt's
+        if self._since is not None and now - self._looked > ASLEEP_S:
+            self._since += now - self._looked
+        self._looked = now
         phase, iteration = said.get("phase"), said.get("iteration")
         seen = (phase, iteration, said.get("at") if phase in ("data", "evaluating") else None)
         if self._since is None or seen != self._seen:

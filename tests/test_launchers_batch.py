@@ -18,7 +18,7 @@ import slurm_fixtures
 from slurm_fixtures import NOON, ScriptedSlurm
 from specs import folder_of, train
 
-from launchers import announce, batch, history
+from launchers import announce, batch, claims, history
 from launchers.announce import read
 from launchers.batch import Batch, job_facts
 from launchers.restart import Cause
@@ -134,13 +134,11 @@ def test_what_slurm_cancels_is_cancelled_unless_the_books_say_that_it_was_preemp
 
 
 def test_a_second_job_of_the_run_does_not_start_beside_one_that_lives(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    folder: RunFolder, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(history, "SILENT_S", 1.0)
-    folder.rendezvous.mkdir()
-    announce.announce(folder.announcements, "attempt-started", attempt="6.0", job_id="6")
+    claims.claim(folder, "6.0")
     ahead = os.stat(folder.root).st_mtime + 60
-    history.show_alive(folder, "6.0")
+    claims.show_alive(folder, "6.0")
     os.utime(folder.alive("6.0"), (ahead, ahead))
     slurm = Slurm([job()])
     made = attempt(folder, slurm)
@@ -149,6 +147,65 @@ def test_a_second_job_of_the_run_does_not_start_beside_one_that_lives(
     assert made.run() == 1
     assert "attempt 6.0 of this run is still running" in capfd.readouterr().err
     assert slurm.asked == []
+
+
+def test_a_step_that_never_comes_to_its_supervisor_is_given_up_like_any_other(folder: RunFolder) -> None:
+    slurm = Slurm([job()])
+    for restarts in range(2):
+        assert attempt(folder, slurm, restarts).run() == 0
+    assert attempt(folder, slurm, restarts=2).run() == 1
+    assert "restart.without_progress" in judgements(folder)[-1]["why"]
+
+
+def test_a_run_whose_job_slurm_restarts_again_and_again_is_given_up_too(folder: RunFolder) -> None:
+    made = Batch(folder, train(recipe={"restart": {"max_attempts": 2}}), "7", 2, Slurm([job(restarts=2)]))  # type: ignore[arg-type]
+    for number in range(2):  # neither came to be judged: its node was lost
+        announce.announce(folder.announcements, "attempt-started", attempt=f"7.{number}", job_id="7")
+    assert made.run() == 1
+    assert (judgements(folder)[-1]["action"], judgements(folder)[-1]["cause"]) == ("stop", "requeued")
+    assert "restart.max_attempts = 2" in judgements(folder)[-1]["why"]
+
+
+def test_a_requeue_whose_answer_was_lost_is_not_asked_for_twice(folder: RunFolder) -> None:
+    class Lossy(Slurm):
+        def requeue(self, job_id: str) -> None:
+            self._answer(f"requeue {job_id}")
+            self.queue = [job(restarts=1)]
+            raise SlurmUnavailable("timed out")
+
+    slurm = Lossy([job()])
+    says(folder, "7.0", Cause.CRASHED)
+    assert attempt(folder, slurm).run() == 0
+    assert slurm.asked.count("requeue 7") == 1
+    assert not [q for q in slurm.asked if q.startswith("submit")]
+
+
+def test_a_successor_whose_answer_was_lost_is_not_submitted_twice(folder: RunFolder) -> None:
+    class Lossy(Slurm):
+        def submit(self, script: Path, comment: str, *, dependency: str) -> str:
+            self._answer("submit")
+            self.queue.append(slurm_fixtures.job(8, comment=comment))
+            raise SlurmUnavailable("timed out")
+
+    slurm = Lossy([job()], refuses="requeue is disabled")
+    says(folder, "7.0", Cause.CRASHED)
+    assert attempt(folder, slurm).run() == 0
+    assert slurm.asked.count("submit") == 1
+    assert judgements(folder)[-1]["successor"] == "8"
+
+
+def test_a_folder_that_cannot_be_written_keeps_no_run_from_going_on(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(folder, "7.0", Cause.CRASHED)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(batch, "announce", full)
+    slurm = Slurm([job()])
+    assert attempt(folder, slurm).run() == 0
+    assert "requeue 7" in slurm.asked
 
 
 def test_an_earlier_attempt_that_nobody_judged_was_requeued_by_slurm(folder: RunFolder) -> None:

@@ -68,7 +68,7 @@ def test_the_job_runs_the_code_as_it_was_frozen(tmp_path: Path) -> None:
     assert command[:3] == ("env", "-u", "PYTHONDONTWRITEBYTECODE") and sys.executable in command
 
 
-@pytest.mark.parametrize("refusal", [SchedulerError("Invalid account"), OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("refusal", [SchedulerError("Invalid account"), OSError("disk full")])
 def test_nothing_is_left_of_a_launch_that_was_refused(tmp_path: Path, refusal: BaseException) -> None:
     scheduler = Answering(tmp_path / "spool", REF)
 
@@ -81,9 +81,18 @@ def test_nothing_is_left_of_a_launch_that_was_refused(tmp_path: Path, refusal: B
     assert os.listdir(tmp_path / "runs") == []
 
 
-def test_a_submission_without_an_answer_keeps_its_folder_because_the_job_may_run(tmp_path: Path) -> None:
-    with pytest.raises(SchedulerUnavailable):
-        launch(train(), tmp_path, Answering(tmp_path / "spool", SchedulerUnavailable("timed out")))
+@pytest.mark.parametrize("end", [SchedulerUnavailable("timed out"), KeyboardInterrupt()])
+def test_a_submission_without_an_answer_keeps_its_folder_because_the_job_may_run(
+    tmp_path: Path, end: BaseException
+) -> None:
+    scheduler = Answering(tmp_path / "spool", REF)
+
+    def submit(request: JobRequest) -> JobRef:
+        raise end
+
+    scheduler.submit = submit
+    with pytest.raises(type(end)):
+        launch(train(), tmp_path, scheduler)
     folder = RunFolder(tmp_path / "pretrain-1")
     assert specs.load(folder.spec) == train() and folder.code.is_dir()
     assert read_job(folder) is None

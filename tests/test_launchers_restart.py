@@ -40,6 +40,9 @@ REQUEUED = JobFacts(ending=True, restarts=1, at_time_limit=False, preempted=Fals
         (Cause.CANCELLED, RUNNING, Cause.CANCELLED),  # a switch
         (Cause.CRASHED, RUNNING, Cause.CRASHED),
         (Cause.CRASHED, AT_LIMIT, Cause.CRASHED),
+        # Its owner does not want it any more, whatever else was under way.
+        (Cause.TIME_LIMIT, ENDING, Cause.CANCELLED),
+        (Cause.CRASHED, ENDING, Cause.CANCELLED),
         (Cause.NO_PROGRESS, RUNNING, Cause.NO_PROGRESS),
         (Cause.REFUSED, RUNNING, Cause.REFUSED),
         (None, RUNNING, Cause.LOST),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_each_combination_is_a_run_of_its_own_and_a_task_of_one_array(tmp_path: 
     assert sweep.job == JobRef("test", "12", NOON)
     for index, (spec, run) in enumerate(zip(RUNS, sweep.runs, strict=True)):
         assert run.folder.root == tmp_path / "runs" / spec.id
-        assert specs.load(run.folder.spec) == spec
+        assert specs.load(run.folder.spec) == dataclasses.replace(spec, sweep=sweep.folder.id, sweep_index=index)
         assert read_job(run.folder) == run.job == JobRef("test", f"12_{index}", NOON)
         assert sorted(p.name for p in run.folder.code.iterdir()) == sorted(PACKAGES)
         assert f"-m launchers.batch {run.folder.root}\n" in run.folder.script.read_text()
