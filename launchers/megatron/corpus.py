@@ -19,7 +19,7 @@ from typing import Any
 from launchers.megatron.hugging_face import TOKENIZER_FILES
 from launchers.megatron.recipe import Data, Source
 
-FORMAT = 3  # raise it when the same text would be prepared differently: the tokenizer, its markers, the template
+FORMAT = 4  # raise it when the same text would be prepared differently: the tokenizer, its markers, the template
 STDLIB = "{stdlib}"
 # What is taken from a directory; a pattern takes what it matches.
 SUFFIXES = {"text": (".txt", ".md", ".py", ".rst"), "jsonl": (".jsonl",), "dataset": (".parquet",)}
