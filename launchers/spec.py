@@ -66,7 +66,7 @@ class TrainSpec:
     recipe: dict[str, Any]  # launchers.megatron.recipe.Recipe as plain data
     sweep: str | None = None  # whose job array it is submitted with, and its task there
     sweep_index: int | None = None
-    peak_tflops: float | None = None  # of one GPU, dense, in the recipe's precision: the divisor of MFU
+    peak_tflops: float | None = None  # of one GPU, dense, in bf16: the divisor of MFU
     dataset_dir: str  # where prepared datasets are kept and found again
 
 

@@ -166,7 +166,7 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 code = None
             if code is not None:
-                stage = training_stage(self.folder.metrics) if isinstance(self.spec, TrainSpec) else None
+                stage = training_stage(self.folder, self.task.attempt) if isinstance(self.spec, TrainSpec) else None
                 return ending_of(self.spec, code, asked=self.asked, stage=stage, log=tail(self.log))
             now = time.monotonic()
             if self.forward is not None:
@@ -246,10 +246,17 @@ def ending_of(spec: SupervisedSpec, code: int, *, asked: str | None, stage: str 
     return Ending(128 - code if code < 0 else code or 1, f"{what} {how}" + (f": {last}" if last else ""), kind)
 
 
-def training_stage(metrics: Path) -> str | None:
-    """The stage that the run's last word in its metrics names: "done" when there is nothing left to train."""
+def training_stage(folder: RunFolder, attempt: str) -> str | None:
+    """The stage that an attempt's training last named: "done" when there is nothing left to train.
+
+    The first rank names its end in its progress, on the node of the first task. The metrics are another rank's, maybe
+    another node's, whose last lines a shared file system may show late.
+    """
+    told = history.progress(folder)
+    if told.get("attempt") == attempt and told.get("phase") in ("done", "stopped"):
+        return str(told["phase"])
     try:
-        last = json.loads((tail(metrics).splitlines() or [""])[-1])
+        last = json.loads((tail(folder.metrics).splitlines() or [""])[-1])
     except ValueError:
         return None  # none yet, or it was killed in the middle of a line
     return last.get("stage") if isinstance(last, dict) else None

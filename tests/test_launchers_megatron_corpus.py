@@ -72,6 +72,7 @@ def test_each_line_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
         ('{"text": 3}', r"a\.jsonl:2: no text in field 'text'"),
         ('["x"]', r"a\.jsonl:2: no text in field 'text'; the line is no object"),
         ("{", r"a\.jsonl:2: not JSON"),
+        ('{"text": "half: \\ud83d."}', r"a\.jsonl:2: .* character 6 is half of a surrogate pair, '\\ud83d'"),
     ],
 )
 def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: str, told: str) -> None:

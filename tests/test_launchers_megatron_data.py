@@ -14,7 +14,7 @@ from megatron_fixtures import LIMIT_S, ROOT
 PROGRAM = """
 import json, sys, torch, torch.distributed as dist
 from pathlib import Path
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
 from launchers.megatron import cpu, data, samples
 from launchers.megatron.corpus import DataError
 from launchers.megatron.ranks import Ranks, join
@@ -28,6 +28,10 @@ tokenizer = data.train_tokenizer(["aa bb " * 50], 262)
 begin = data.END_OF_TEXT
 tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 0)])
 data.save_tokenizer(tokenizer, root / "given")
+saved = Tokenizer.from_file(str(root / "given" / "tokenizer.json"))
+saved.enable_truncation(16)
+saved.enable_padding(length=100, pad_id=1, pad_token=data.PAD)
+saved.save(str(root / "given" / "tokenizer.json"))
 
 sources = [Source(jsonl=(str(root / f"{name}.jsonl"),), field="body", weight=w) for name, w in (("a", 3.0), ("b", 1.0))]
 recipe = Recipe(
@@ -95,7 +99,9 @@ def test_a_dataset_is_found_by_its_note(said: dict[str, Any]) -> None:
     assert (said["documents"], said["vocab"]) == (100, 262)
 
 
-def test_a_given_tokenizer_puts_its_own_tokens_around_a_document(said: dict[str, Any]) -> None:
+def test_a_given_tokenizer_puts_its_own_tokens_around_a_document_and_cuts_and_pads_nothing(
+    said: dict[str, Any],
+) -> None:
     assert said["tokens"] == 100 * (1 + 40 * 2 + 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -100,6 +101,21 @@ def test_a_recipe_survives_the_journey_through_a_spec(plain: dict[str, Any]) -> 
         ({"train__decay": 5}, 1, 'train.decay = 5 has a meaning with train.schedule = "wsd" only'),
         ({"train__schedule": "wsd", "train__decay": 19}, 1, "at most train.iterations - train.warmup = 20 - 2 = 18"),
         ({"data__vocab_size": 100}, 1, "data.vocab_size = 100: must be at least 512"),
+        ({"train__lr": math.nan}, 1, "train.lr = nan: must be a finite number"),
+        ({"train__grad_clip": math.inf}, 1, "train.grad_clip = inf: must be a finite number"),
+        ({"model__rope_scaling": math.inf}, 1, "model.rope_scaling = inf: must be a finite number"),
+        (
+            {"data__text": [], "data__sources": [{"text": ["x"], "weight": math.nan}]},
+            1,
+            r"data.sources\[0\].weight = nan: must be a finite number",
+        ),
+        ({"data__split": "nan,1,0"}, 1, "data.split = 'nan,1,0' is not three parts"),
+        ({"data__split": "inf,1,0"}, 1, "data.split = 'inf,1,0' is not three parts"),
+        ({"model__init_std": 0.0}, 1, "model.init_std = 0: must be more than 0"),
+        ({"model__norm_epsilon": -1e-5}, 1, "model.norm_epsilon = -1e-05: must not be negative"),
+        ({"train__seed": -1}, 1, r"train.seed = -1: must be at least 0 and less than 2\*\*32 = 4294967296"),
+        ({"train__seed": 2**32}, 1, "train.seed = 4294967296: must be at least 0 and less than"),
+        ({"evaluation__iterations": 0}, 1, "evaluation.interval = 10, but evaluation.iterations = 0"),
     ],
 )
 def test_arithmetic_that_does_not_work_out_is_shown(

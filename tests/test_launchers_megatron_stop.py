@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from launchers.megatron import manifest, shelf
 from launchers.megatron.progress import Progress
@@ -38,6 +42,31 @@ def test_only_plain_files_are_switches_and_a_folder_without_any_is_no_failure(tm
     assert not switches.on("stop")
     assert not switches.on("kill")
     assert not Switches(tmp_path / "absent").on("stop")
+
+
+def test_a_file_system_that_fails_for_a_moment_does_not_end_training_and_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    (tmp_path / "save").touch()
+    switches, progress = Switches(tmp_path, clock), Progress(tmp_path / "progress.json", True, "7.0", clock)
+    assert switches.on("save")
+
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "scandir", stale)
+        broken.setattr(os, "rename", stale)
+        for _ in range(2):
+            clock.now += 1
+            assert switches.on("save")  # as it last was
+            progress.phase("training")
+        with pytest.raises(OSError, match="Stale"):  # never taken for "nothing is pinned"
+            switches.pinned()
+    assert capsys.readouterr().out.count("Stale file handle") == 2  # one for each of the two
+    progress.phase("training", iteration=3)
+    assert json.loads((tmp_path / "progress.json").read_text())["iteration"] == 3
 
 
 def test_pins_name_the_iterations_to_keep(tmp_path: Path) -> None:

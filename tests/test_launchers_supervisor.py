@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -330,10 +331,28 @@ def test_training_that_got_done_is_completed_whatever_was_asked_meanwhile(asked:
     ],
 )
 def test_the_stage_of_training_is_what_its_last_metrics_say(lines: str, stage: str | None, tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert training_stage(path) is None
-    path.write_text("x" * 100_000 + "\n" + lines)
-    assert training_stage(path) == stage
+    folder = RunFolder(tmp_path)
+    assert training_stage(folder, "7.0") is None
+    folder.metrics.write_text("x" * 100_000 + "\n" + lines)
+    assert training_stage(folder, "7.0") == stage
+
+
+@pytest.mark.parametrize(
+    ("progress", "stage"),
+    [
+        ({"attempt": "7.0", "phase": "stopped"}, "stopped"),
+        ({"attempt": "7.0", "phase": "done"}, "done"),
+        ({"attempt": "7.0", "phase": "training"}, "model"),
+        ({"attempt": "6.0", "phase": "done"}, "model"),
+    ],
+)
+def test_an_end_that_the_first_rank_has_seen_counts_when_the_metrics_come_late(
+    progress: dict[str, str], stage: str, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text('{"stage": "model"}\n')  # another node's last lines are not visible here yet
+    folder.progress.write_text(json.dumps(progress))
+    assert training_stage(folder, "7.0") == stage
 
 
 def test_training_that_was_stopped_by_a_switch_was_cancelled() -> None:

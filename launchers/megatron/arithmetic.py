@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
 from launchers.megatron.kinds import KINDS
 from launchers.megatron.recipe import Data, Recipe, RecipeError, Source, Train
 
@@ -11,6 +16,7 @@ HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 256)
 # Rows of the embedding are rounded up to a multiple of it. megatron rounds to 128 x tensor; without the factor a
 # checkpoint has the same shape in every layout, and any power of two up to 128 ranks divides it.
 VOCAB_MULTIPLE = 128
+SEEDS = 2**32  # numpy, which shuffles the samples, takes no other seeds
 
 
 def padded_vocab(vocab_size: int) -> int:
@@ -22,6 +28,9 @@ def check(recipe: Recipe, world_size: int) -> None:
     """Raise RecipeError, with the sum that does not work out, unless `world_size` ranks can train this recipe."""
     m, p, t = recipe.model, recipe.parallel, recipe.train
     _check_kind(recipe)
+    for name, value in _numbers(recipe, ""):
+        if not math.isfinite(value):
+            raise RecipeError(f"{name} = {value}: must be a finite number")
     at_least_one: dict[str, float] = {
         "model.hidden": m.hidden, "model.layers": m.layers, "model.heads": m.heads, "model.kv_heads": m.kv_heads,
         "model.ffn": m.ffn, "model.seq_length": m.seq_length, "model.rope_scaling": m.rope_scaling,
@@ -38,6 +47,7 @@ def check(recipe: Recipe, world_size: int) -> None:
         "train.weight_decay": t.weight_decay, "train.decay": t.decay, "checkpoint.interval": recipe.checkpoint.interval,
         "checkpoint.keep_last": recipe.checkpoint.keep_last, "checkpoint.keep_every": recipe.checkpoint.keep_every,
         "evaluation.interval": recipe.evaluation.interval, "evaluation.iterations": recipe.evaluation.iterations,
+        "model.norm_epsilon": m.norm_epsilon,
     }  # fmt: skip
     for name, value in at_least_one.items():
         if value < 1:
@@ -45,12 +55,34 @@ def check(recipe: Recipe, world_size: int) -> None:
     for name, value in not_negative.items():
         if value < 0:
             raise RecipeError(f"{name} = {value}: must not be negative")
-    for name, value in {"train.lr": t.lr, "train.eps": t.eps, "model.rope_base": m.rope_base}.items():
+    positive = {"train.lr": t.lr, "train.eps": t.eps, "model.rope_base": m.rope_base, "model.init_std": m.init_std}
+    for name, value in positive.items():
         if value <= 0:
             raise RecipeError(f"{name} = {value:g}: must be more than 0")
+    if not 0 <= t.seed < SEEDS:
+        raise RecipeError(f"train.seed = {t.seed}: must be at least 0 and less than 2**32 = {SEEDS}")
+    if recipe.evaluation.interval and not recipe.evaluation.iterations:
+        raise RecipeError(
+            f"evaluation.interval = {recipe.evaluation.interval}, but evaluation.iterations = 0: say how many global "
+            "batches of validation text an evaluation takes"
+        )
     _check_data(recipe.data)
     _check_layout(recipe, world_size)
     _check_schedule(t)
+
+
+def _numbers(table: Any, where: str) -> Iterator[tuple[str, float]]:
+    """Every setting that is a floating-point number, by its name."""
+    for f in dataclasses.fields(table):
+        value, name = getattr(table, f.name), f"{where}{f.name}"
+        if isinstance(value, float):
+            yield name, value
+        elif isinstance(value, tuple):
+            for i, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    yield from _numbers(item, f"{name}[{i}].")
+        elif dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{name}.")
 
 
 def _check_kind(recipe: Recipe) -> None:
@@ -77,7 +109,7 @@ def _check_data(d: Data) -> None:
         parts = [float(x) for x in d.split.split(",")]
     except ValueError:
         parts = []
-    if len(parts) != 3 or min(parts) < 0 or parts[0] <= 0:
+    if len(parts) != 3 or not all(map(math.isfinite, parts)) or min(parts) < 0 or parts[0] <= 0:
         raise RecipeError(f'data.split = {d.split!r} is not three parts (training, validation, test) like "95,5,0"')
 
 

@@ -78,6 +78,7 @@ class Checkpoints:
         self._checked = False
         self._save: _Save | None = None
         self._behind = ThreadPoolExecutor(1, "deleting")  # rank 0 deletes while training goes on
+        self._in_haste = False
         self._damaged: set[int] = set()  # they have a manifest, and do not keep its promise
         self._loaded: set[int] = set()
         self.saved: int | None = None  # the newest iteration that was saved or loaded
@@ -94,7 +95,8 @@ class Checkpoints:
             home = self._folder.checkpoints
             home.mkdir(exist_ok=True)
             newest = manifest.newest_complete(home, report=lambda problem: print(f"passed over: {problem}", flush=True))
-            self._behind.submit(shelf.delete, shelf.remains(home))
+            for left in shelf.remains(home):
+                self._behind.submit(shelf.delete, [left])
             whole = [i for i, path in manifest.directories(home).items() if path == newest]
             # A damaged one stays, to be looked at, until training comes to its iteration again.
             self._damaged = {i for i in shelf.complete(home) if i > max(whole, default=-1)}
@@ -167,9 +169,10 @@ class Checkpoints:
             bytes=size[0],
         )
 
-    def close(self) -> None:
-        """Wait until what was to be deleted is."""
-        self._behind.shutdown()
+    def close(self, *, in_haste: bool) -> None:
+        """Wait until what was to be deleted is; in haste, leave to the next attempt what has not been begun."""
+        self._in_haste = in_haste
+        self._behind.shutdown(wait=not in_haste, cancel_futures=in_haste)
 
     def load(self, state: State, path: Path) -> None:
         """Continue from a complete checkpoint of this run. Raises RecipeError when it has another kind of optimizer."""
@@ -192,6 +195,8 @@ class Checkpoints:
         state.iteration = self.saved = int(loaded["iteration"])
         self._loaded = {state.iteration}
         optimizer.set_steps(state.optimizer, state.iteration)
+        if self._ranks.first:
+            self._behind.submit(self._prune)  # what the attempt before had no time for
         if "rng" in loaded:
             _set_random_state(loaded["rng"][0])
 
@@ -226,13 +231,15 @@ class Checkpoints:
     def _prune(self) -> None:
         """Delete what the recipe does not want kept. In a thread of rank 0."""
         home, wanted = self._folder.checkpoints, self._recipe.checkpoint
-        unwanted = surplus(
-            (i for i in shelf.complete(home) if i not in self._damaged),
-            keep_last=wanted.keep_last, keep_every=wanted.keep_every,
-            pinned=Switches(self._folder.switches).pinned(), in_use=self._loaded,
-        )  # fmt: skip
         try:
+            unwanted = surplus(
+                (i for i in shelf.complete(home) if i not in self._damaged),
+                keep_last=wanted.keep_last, keep_every=wanted.keep_every,
+                pinned=Switches(self._folder.switches).pinned(), in_use=self._loaded,
+            )  # fmt: skip
             for iteration in unwanted:
+                if self._in_haste:
+                    return
                 path = home / manifest.name_of(iteration)
                 if going := shelf.set_aside(path):
                     facts = {"iteration": iteration, "path": self._relative(path)}
@@ -278,8 +285,9 @@ def _layout() -> dict[str, Any]:
     """How megatron is to name the shards: so that another number of ranks can find them."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
-        # True gathers the optimizer's shards through gloo. nccl is quicker, but that code fails without a GPU.
-        "distrib_optim_fully_reshardable_mem_efficient": not torch.cuda.is_available(),
+        # True gathers the optimizer's shards through gloo, in the memory of the first of the ranks that share them.
+        # Otherwise nccl gathers them on every GPU, which has no room for the whole optimizer.
+        "distrib_optim_fully_reshardable_mem_efficient": True,
         "chained_optim_avoid_prefix": True,
         "singleton_local_shards": False,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 
 from launchers.megatron import cpu, hugging_face, llama, manifest, model, writer
 from launchers.megatron.checkpoint import RECIPE, TOKENIZER, load_weights, save_weights
-from launchers.megatron.data import TURN_END
+from launchers.megatron.data import TURN_END, whole_text
 from launchers.megatron.flops import parameters
 from launchers.megatron.manifest import CheckpointError, Manifest
 from launchers.megatron.ranks import Ranks, join
@@ -149,7 +149,7 @@ def sample(directory: Path, length: int) -> torch.Tensor:
     """Text as the model may have seen it, as long as its context, at most 2048: (1, length) token ids."""
     assert json.decoder.__file__
     text = Path(json.decoder.__file__).read_text(encoding="utf-8")
-    ids = Tokenizer.from_file(str(directory / hugging_face.TOKENIZER)).encode(text).ids
+    ids = whole_text(directory).encode(text).ids
     return torch.tensor([ids[: min(length, 2048)]])
 
 

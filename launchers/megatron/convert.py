@@ -8,6 +8,7 @@ computes; nothing is left that looks done.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m launchers.megatron.convert RUN_FOLDER", file=sys.stderr)
         return 2
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):  # before torch: the model is built on the CPU
+        os.environ[name] = ""
     folder = RunFolder(Path(arguments[0]).absolute())
     try:
         spec = load(folder.spec)

@@ -19,7 +19,7 @@ from typing import Any
 from launchers.megatron.hugging_face import TOKENIZER_FILES
 from launchers.megatron.recipe import Data, Source
 
-FORMAT = 3  # raise it when the same text would be prepared differently: the tokenizer, its markers, the template
+FORMAT = 4  # raise it when the same text would be prepared differently: the tokenizer, its markers, the template
 STDLIB = "{stdlib}"
 # What is taken from a directory; a pattern takes what it matches.
 SUFFIXES = {"text": (".txt", ".md", ".py", ".rst"), "jsonl": (".jsonl",), "dataset": (".parquet",)}
@@ -93,7 +93,7 @@ def documents(corpus: Corpus) -> Iterator[str]:
             if not text.strip():
                 continue
             if corpus.source.max_mb:
-                left -= len(text.encode("utf-8", errors="surrogatepass"))
+                left -= len(text.encode())
                 if left < 0:
                     return
             yield text
@@ -126,7 +126,14 @@ def _of_object(line: bytes, field: str, where: str) -> str:
     if not isinstance(said, dict) or not isinstance(said.get(field), str):
         has = f"has {', '.join(map(repr, said))}" if isinstance(said, dict) else "is no object"
         raise DataError(f"{where}: no text in field {field!r}; the line {has}")
-    return str(said[field])
+    text = str(said[field])
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:  # JSON can say it, UTF-8 and the tokenizer cannot
+        raise DataError(
+            f"{where}: field {field!r} is no text: character {e.start} is half of a surrogate pair, {text[e.start]!r}"
+        ) from e
+    return text
 
 
 def _dataset(path: str, field: str) -> Iterator[str]:

@@ -159,7 +159,7 @@ def _make_tokenizer(corpora: Sequence[Corpus], data: Data, prepared: Prepared, d
 
 def _tokenize(each: Corpus, tokenizer_path: Path, prepared: Prepared, directory: Path) -> None:
     """In parts, so that a large text need not fit in memory; each part on all cores (tokenizers' own threads)."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_path / hugging_face.TOKENIZER))
+    tokenizer = whole_text(tokenizer_path)
     size, end = hugging_face.vocabulary(tokenizer_path), end_of_text(tokenizer_path)
     prefix = str(directory / "text")
     builder = IndexedDatasetBuilder(get_bin_path(prefix), dtype=numpy.uint16 if size <= 2**16 else numpy.int32)
@@ -194,6 +194,14 @@ def _at_most(texts: Iterator[str], megabytes: float) -> Iterator[str]:
         if left < 0:
             return
         yield text
+
+
+def whole_text(directory: Path) -> Tokenizer:
+    """A directory's tokenizer; it cuts and pads nothing, though it may have been saved to."""
+    tokenizer = Tokenizer.from_file(str(directory / hugging_face.TOKENIZER))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def end_of_text(directory: Path) -> int:

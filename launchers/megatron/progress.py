@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, path: Path, writes: bool, attempt: str, clock: Callable[[], float] = time.time) -> None:
         self._path, self._writes, self._clock = path, writes, clock
         self._told = float("-inf")
+        self._complained = False
         before = _before(path) if writes else {}
         self._now: dict[str, Any] = {
             "attempt": attempt or None, "phase": "starting", "iteration": 0, "iterations": 0, "at": 0.0,
@@ -44,16 +45,22 @@ class Progress:
 
     def _tell(self) -> None:
         self._told = self._clock()
-        if self._writes:
-            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        if not self._writes:
+            return
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
             temporary.write_text(json.dumps({**self._now, "at": round(self._told, 3)}) + "\n", encoding="utf-8")
             os.rename(temporary, self._path)
+        except OSError as e:  # training does not end over it; the next time may succeed
+            if not self._complained:
+                self._complained = True
+                print(f"progress could not be told; training goes on, and this is said once: {e}", flush=True)
 
 
 def _before(path: Path) -> dict[str, Any]:
     """What an earlier attempt left."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}

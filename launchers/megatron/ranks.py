@@ -60,6 +60,7 @@ def connect(timeout_s: float) -> Ranks:
         int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
     )
     if torch.cuda.is_available():
+        local %= torch.cuda.device_count()  # of all GPUs this task's own, or the only one that it is shown
         torch.cuda.set_device(local)
         device = torch.device("cuda", local)
     else:
@@ -81,5 +82,7 @@ def join(ranks: Ranks, parallel: Parallel, seed: int, timeout_s: float) -> None:
     parallel_state.initialize_model_parallel(
         parallel.tensor, parallel.pipeline, distributed_timeout_minutes=max(1, round(timeout_s / 60))
     )
+    # Of its own for each stage: those after the first would all begin with the same weights.
+    seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

@@ -25,7 +25,9 @@ class Report:
         self._folder, self._recipe, self._ranks, self._started = folder, recipe, ranks, started
         self._events: Events | None = None
         self._flops = flops_per_token(recipe, vocab)
-        self._peak_tflops = float(os.environ.get("HEADGATE_PEAK_TFLOPS", "0")) if ranks.device.type == "cuda" else 0.0
+        # A site states what its GPUs do in bf16, which `auto` means on them; a share of it says nothing of fp32.
+        bf16 = ranks.device.type == "cuda" and recipe.train.precision != "fp32"
+        self._peak_tflops = float(os.environ.get("HEADGATE_PEAK_TFLOPS", "0")) if bf16 else 0.0
         self._pace = 0.0  # seconds per iteration, smoothed
         self.losses: tuple[float, float] | None = None  # this attempt's first and last
 

@@ -64,24 +64,39 @@ class Switches:
         self._directory, self._clock = directory, clock
         self._looked = float("-inf")
         self._names: frozenset[str] = frozenset()
+        self._complained = False
 
     def on(self, name: str) -> bool:
-        """Whether this switch is on; as of now, or of a look less than a second ago."""
+        """Whether this switch is on; as of now, or of a look less than a second ago.
+
+        Where the directory cannot be read, as of the last look that succeeded: training does not end over it.
+        """
         if self._clock() - self._looked >= LOOK_EVERY_S:
             self._looked = self._clock()
-            self._names = self._list()
+            try:
+                self._names = self._list()
+            except OSError as e:
+                self._complain("read", e)
         return name in self._names
 
     def turn_off(self, *names: str) -> None:
         """These were honoured."""
         for name in names:
             if name in self._names:
-                (self._directory / name).unlink(missing_ok=True)
+                try:
+                    (self._directory / name).unlink(missing_ok=True)
+                except OSError as e:
+                    self._complain("turned off", e)
         self._names -= set(names)
 
     def pinned(self) -> set[int]:
-        """The iterations whose checkpoints somebody asked to keep, as of now."""
+        """The iterations whose checkpoints somebody asked to keep, as of now. Raises OSError."""
         return {int(found[1]) for name in self._list() if (found := _PIN.fullmatch(name))}
+
+    def _complain(self, what: str, error: OSError) -> None:
+        if not self._complained:
+            self._complained = True
+            print(f"switches could not be {what}; training goes on, and this is said once: {error}", flush=True)
 
     def _list(self) -> frozenset[str]:
         try:

@@ -55,9 +55,10 @@ def run(folder: RunFolder, recipe: Recipe, dataset_dir: Path, stop: Stop, starte
         )
         progress.phase("stopped")
         switches.turn_off("stop", "kill")
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    # All ranks arrive here together. One that fails alone must not: nccl would have it wait for the others, and they
+    # for it; it exits instead, and says why.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _run(
@@ -99,11 +100,12 @@ def _run(
         precision=str(trainer.dtype).removeprefix("torch."), resumed_from=trainer.state.iteration if resume else None,
     )  # fmt: skip
     requests.stop_now()
-    _train(trainer, checkpoints, requests, report)
-    checkpoints.close()
+    done = _train(trainer, checkpoints, requests, report)
+    checkpoints.close(in_haste=not done)
 
 
-def _train(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, report: Report) -> None:
+def _train(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, report: Report) -> bool:
+    """Until the last iteration, or until asked to stop. Returns whether nothing is left to train."""
     recipe, state = trainer.recipe, trainer.state
     last, save_every, evaluate_every = recipe.train.iterations, recipe.checkpoint.interval, recipe.evaluation.interval
     asked = Asked()
@@ -125,12 +127,15 @@ def _train(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, repor
     how = "done" if done else f"stopped, as asked by {asked.words}, and {'not ' if asked.kill else ''}saved"
     report.end(state.iteration, f"{how}, after iteration {state.iteration} of {last}", done=done)
     requests.taken("stop", "kill")
+    return done
 
 
 def advance(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, report: Report) -> Asked:
     """One iteration, and all that goes with each; what is asked after it."""
     began = time.monotonic()
     loss, grad_norm = trainer.step()
+    if trainer.ranks.device.type == "cuda":
+        torch.cuda.synchronize()  # or the optimizer's kernels would still run, and count for the next iteration
     report.iteration(trainer.state.iteration, loss, grad_norm, trainer.lr, time.monotonic() - began)
     asked, writing = requests.agree(checkpoints.writing)
     if not writing:
@@ -177,6 +182,7 @@ class Trainer:
         settings.grad_scale_func = self.state.optimizer.scale_loss
         self._train, self._valid = samples.build(recipe, dataset, index, ranks)
         self._batches: Iterator[samples.Batch] | None = None
+        self.lr = 0.0  # of the last iteration
 
     def step(self) -> tuple[float, float]:
         """One iteration: (loss, gradient norm). The loss is NaN on ranks that do not see it."""
@@ -188,6 +194,7 @@ class Trainer:
         state.optimizer.zero_grad()
         loss = self._pass(self._batches, forward_only=False)
         _updated, grad_norm, _zeros = state.optimizer.step()
+        self.lr = float(state.optimizer.param_groups[0]["lr"])  # the schedule goes on to the next iteration's
         state.schedule.step(increment=1)
         state.iteration += 1
         return loss, float(grad_norm or 0.0)
@@ -200,10 +207,6 @@ class Trainer:
             with torch.no_grad():
                 loss = self._pass(batches, forward_only=True)
             yield loss
-
-    @property
-    def lr(self) -> float:
-        return float(self.state.optimizer.param_groups[0]["lr"])
 
     def _pass(self, batches: Iterator[samples.Batch], *, forward_only: bool) -> float:
         t = self.recipe.train
@@ -227,7 +230,7 @@ def _forward(batches: Iterator[samples.Batch], wrapped: Any) -> tuple[torch.Tens
 
 def _mean_loss(mask: torch.Tensor, per_token: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     kept = mask.view(-1).float()
-    loss = (per_token.float().view(-1) * kept).sum() / kept.sum()
+    loss = (per_token.float().view(-1) * kept).sum() / kept.sum().clamp(min=1)  # a sample may be nothing but padding
     return loss, {"loss": loss.detach().clone()}  # megatron goes on to divide the loss in place
 
 

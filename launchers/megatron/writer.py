@@ -77,11 +77,15 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def _copied(buckets: list, always: bool) -> list:
-    """The tensors in host memory; copied there too, where training would go on to change them."""
+    """The tensors in host memory; copied there too, where training would go on to change them.
+
+    `buckets` keeps its length, which megatron looks at in the end, and nothing of what was gathered for it.
+    """
     copied = []
-    for path, key, (objects, tensors) in buckets:
+    for number, (path, key, (objects, tensors)) in enumerate(buckets):
         held = [(item, t.to("cpu", non_blocking=True, copy=always)) for item, t in tensors]
         copied.append((path, key, (objects, held)))
+        buckets[number] = (path, key, ([], []))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return copied
