@@ -16,7 +16,7 @@ from cli.client import Control
 from cli.context import Context
 from cli.folders import run_folder
 from cli.runs import registered
-from cli.table import ago, json_option, show
+from cli.table import ago, json_option, printable, show
 from launchers.megatron import manifest
 from launchers.megatron.manifest import CheckpointError
 from launchers.megatron.stop import Switches
@@ -71,7 +71,7 @@ def verify(context: Context, /, checkpoint: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(verdicts, indent=2))
     else:
-        click.echo("\n".join(f"{folder.id}/{v['iteration']}: {v['words']}" for v in verdicts))
+        click.echo(printable("\n".join(f"{folder.id}/{v['iteration']}: {v['words']}" for v in verdicts)))
     raise SystemExit(1 if any(v["verdict"] == "damaged" for v in verdicts) else 0)
 
 

@@ -61,6 +61,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, run: ToldRun, content: bytes, w
     assert done.exit_code == 1 and "there is no checkpoint 'pretrain/33'" in done.output
 
 
+def test_a_file_name_in_a_manifest_does_not_steer_the_terminal(tmp_path: Path, run: ToldRun) -> None:
+    stated = run.folder.checkpoints / "iter_0000020" / "manifest.json"
+    stated.write_text(stated.read_text().replace("shard.distcp", "\\u001b[2J\\u0007shard"))
+    for words in (("verify", "pretrain"), ("prune", "pretrain", "--keep-last", "1", "--dry-run")):
+        printed = invoke(tmp_path, *words).output
+        assert "\x1b" not in printed and "\a" not in printed
+
+
 def test_without_a_controller_nothing_is_deleted_unless_that_is_said(tmp_path: Path, run: ToldRun) -> None:
     done = invoke(tmp_path, "prune", "pretrain")
     assert done.exit_code == 1 and "say --offline" in done.output
@@ -87,6 +95,35 @@ def test_what_is_pinned_or_gone_on_from_or_a_multiple_stays(tmp_path: Path, run:
         f"{run.id}/20: stays: the last attempt went on from it",
         "nothing to delete",
     ]
+
+
+def test_what_training_really_went_on_from_stays_although_its_supervisor_named_another(
+    tmp_path: Path, run: ToldRun
+) -> None:
+    run.begins(0, "40.0", saved=30)
+    run.trains(10, 1, 21, 22)  # 30 was damaged
+    printed = ok(tmp_path, "prune", "pretrain", "--keep-last", "1", "--offline")
+    assert f"{run.id}/20: stays: the last attempt went on from it" in printed
+    assert left(run) == [20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_damaged_newest_checkpoint_does_not_count_among_those_that_stay(
+    tmp_path: Path, run: ToldRun, dry: tuple[str, ...]
+) -> None:
+    (run.folder.checkpoints / "iter_0000040" / "shard.distcp").write_bytes(b"WEIGHTS")
+    done = invoke(tmp_path, "prune", "pretrain", "--keep-last", "1", "--offline", *dry)
+    assert done.exit_code == 0 and "damaged" in done.stderr and "it does not count" in done.stderr
+    assert f"{run.id}/10: 7 bytes\n{run.id}/20: 7 bytes\n2 checkpoints" in done.stdout
+    assert left(run) == ([10, 20, 30, 40, 50] if dry else [30, 40, 50])
+
+
+def test_where_every_checkpoint_is_damaged_none_is_deleted(tmp_path: Path, run: ToldRun) -> None:
+    for shard in run.folder.checkpoints.glob("*/shard.distcp"):
+        shard.write_bytes(b"WEIGHTS")
+    done = invoke(tmp_path, "prune", "pretrain", "--keep-last", "1", "--offline")
+    assert done.stdout == "nothing to delete\n"
+    assert left(run) == [10, 20, 30, 40, 50]
 
 
 def test_a_checkpoint_is_never_half_deleted_to_those_who_look(run: ToldRun) -> None:

@@ -12,6 +12,7 @@ from told_runs import BEGAN, ToldRun, invoke, ok, restarted
 from cli import metrics, record, screen, timing
 from cli.curve import curve
 from cli.metrics import Training
+from cli.table import printable, table
 
 
 def line_with(printed: str, words: str) -> str:
@@ -67,6 +68,20 @@ def test_what_a_job_wrote_does_not_steer_the_terminal(tmp_path: Path) -> None:
     run.ends(1, "40.0", "crashed", "\x1b[2Jgone\a", exit_code=1, judged=False)
     printed = ok(tmp_path, "show", "pretrain")
     assert "gone" in printed and "\x1b" not in printed and "\a" not in printed
+
+
+def test_a_tables_cell_neither_steers_the_terminal_nor_breaks_its_line(tmp_path: Path) -> None:
+    assert table([{"cause": "\x1b[2Jgone\nand\tmore"}], ("cause",)).splitlines()[1] == "�[2Jgone and more"
+    assert table([{"used_by": ["a\x07", "b"]}], ("used_by",)).splitlines()[1] == "a�,b"
+    run = ToldRun(tmp_path)
+    run.begins(0, "40.0")
+    run.ends(1, "40.0", "crashed", "\x1b[2Jgone\a", exit_code=1, judged=False)
+    printed = ok(tmp_path, "runs")
+    assert "gone" in printed and "\x1b" not in printed and "\a" not in printed
+
+
+def test_tabs_are_shown_as_they_are() -> None:
+    assert printable("-\told\n+\tnew\r") == "-\told\n+\tnew�"
 
 
 def test_lines_of_metrics_that_nobody_can_believe_are_passed_over(tmp_path: Path) -> None:
