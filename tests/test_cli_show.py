@@ -123,6 +123,18 @@ def test_losses_that_were_computed_again_count_once_as_they_were_last(tmp_path: 
     assert [len(life.steps) for life in metrics.kept(told.lives)] == [10, 0, 30]
 
 
+def test_validation_that_was_computed_again_counts_once_as_it_was_last(tmp_path: Path) -> None:
+    run = ToldRun(tmp_path)
+    run.trains(0, 1, 1, 30)
+    for iteration, loss in ((10, 9.0), (20, 8.0), (30, 7.0)):
+        run.metric(31, iteration=iteration, validation_loss=loss)
+    run.trains(100, 2, 21, 25)
+    assert metrics.read(run.folder.metrics).validation == [(10, 9.0), (20, 8.0)]
+    run.metric(130, iteration=30, validation_loss=6.0)
+    run.metric(131, iteration=20, validation_loss=5.0)
+    assert metrics.read(run.folder.metrics).validation == [(10, 9.0), (20, 5.0), (30, 6.0)]
+
+
 def test_a_suggested_interval_needs_a_measured_save(tmp_path: Path) -> None:
     run = ToldRun(tmp_path)
     run.trains(0, 1, 1, 30)
