@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from specs import convert as convert_spec
-from told_runs import ToldRun, invoke, ok, site_of
+from specs import train as train_spec
+from told_runs import RECIPE, ToldRun, invoke, ok, site_of
 
 from cli import checkpoints as listed
-from cli import convert, prune, record
+from cli import convert, prune, record, train
 from launchers import announce, facts
+from launchers.megatron.stop import Switches
+from launchers.scheduler import SchedulerError
 from registry import checkpoints, deployments, lineage, models, runs
 from registry.db import Database, NotFound
 from registry.deployments import DeploymentState
@@ -145,6 +149,69 @@ def test_a_pin_is_a_file_among_the_runs_switches(tmp_path: Path, run: ToldRun) -
     assert "a pin" in ok(tmp_path, "checkpoints", "pretrain")
     assert f"{run.id}/10: stays: pinned" in ok(tmp_path, "prune", "pretrain", "--dry-run")
     listed.pin(tmp_path / "nowhere" / "checkpoints" / "iter_0000010")  # whoever may not, has not
+
+
+@pytest.mark.parametrize("kind", ["convert", "train"])
+def test_what_a_submitted_job_will_read_is_pinned_before_it_can_wait(
+    kind: str, tmp_path: Path, run: ToldRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(run.folder.checkpoints / "iter_0000010")
+    spec = (
+        convert_spec("c-20260101-000000-abcd", checkpoint=source, model="")
+        if kind == "convert"
+        else train_spec("t-20260101-000000-abcd", recipe={**RECIPE, "init": {"checkpoint": source}})
+    )
+    pinned: list[set[int]] = []
+
+    def full(*_: object) -> None:
+        pinned.append(Switches(run.folder.switches).pinned())
+        raise SchedulerError("no room")
+
+    monkeypatch.setattr(train, "launch", full)
+    with pytest.raises(click.ClickException, match="no room"):
+        train.submit(site_of(tmp_path), spec)
+    assert pinned == [{10}]
+
+
+def test_a_run_that_begins_with_nothing_pins_nothing(run: ToldRun, tmp_path: Path) -> None:
+    model = tmp_path / "llama"
+    for spec in (
+        train_spec(recipe=RECIPE),
+        train_spec(recipe={**RECIPE, "init": {"hugging_face": str(model), "checkpoint": None}}),
+        convert_spec(direction="from-hf", checkpoint=str(run.folder.checkpoints / "iter_0000010")),
+    ):
+        listed.pin_source(spec)
+    assert Switches(run.folder.switches).pinned() == set()
+
+
+def test_without_a_controller_the_newest_checkpoint_is_the_one_of_the_highest_number(
+    tmp_path: Path, run: ToldRun
+) -> None:
+    run.saves(9_999_999, 10_000_000)
+    site = site_of(tmp_path)
+    assert train.find_checkpoint(site, "pretrain")["id"] == f"{run.id}/10000000"
+    for ref in ("pretrain/20", "pretrain/0000020"):
+        assert train.find_checkpoint(site, ref)["id"] == f"{run.id}/20"
+    for ref in ("pretrain/21", "pretrain/50", "pretrain/last", "pretrain/²"):
+        with pytest.raises(click.ClickException, match="no complete checkpoint is called"):
+            train.find_checkpoint(site, ref)
+
+
+def test_what_is_read_for_one_run_does_not_grow_with_other_runs(registry: Database) -> None:
+    def statements() -> int:
+        seen: list[str] = []
+        registry.conn.set_trace_callback(seen.append)
+        lineage.of_run(registry, "r-0")
+        registry.conn.set_trace_callback(None)
+        return len(seen)
+
+    counts = []
+    for i in range(4):
+        runs.adopt(registry, f"r-{i}", kind="train", name="r", owner="ada", folder=f"/r-{i}", created_at="2026-01-01")
+        checkpoints.add(registry, f"r-{i}", "ada", iteration=1, path=f"/r-{i}/1", size=5, manifest_sha256="0" * 64)
+        models.register(registry, "demo", "ada", f"/m-{i}", checkpoint=f"r-{i}/1")
+        counts.append(statements())
+    assert counts == [counts[0]] * 4
 
 
 def test_a_run_leads_to_its_checkpoints_models_aliases_and_deployments(registry: Database) -> None:
