@@ -16,11 +16,12 @@ from cli.client import Control
 from cli.context import Context
 from cli.folders import run_folder
 from cli.runs import registered
-from cli.table import ago, json_option, show
+from cli.table import ago, json_option, printable, show
 from launchers.megatron import manifest
 from launchers.megatron.manifest import CheckpointError
 from launchers.megatron.stop import Switches
 from launchers.run_folder import RunFolder
+from launchers.spec import ConvertSpec, SupervisedSpec, TrainSpec
 from slurm import amounts
 
 OF_A_RUN = ("iteration", "state", "bytes", "age", "used_by", "path")
@@ -71,7 +72,7 @@ def verify(context: Context, /, checkpoint: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(verdicts, indent=2))
     else:
-        click.echo("\n".join(f"{folder.id}/{v['iteration']}: {v['words']}" for v in verdicts))
+        click.echo(printable("\n".join(f"{folder.id}/{v['iteration']}: {v['words']}" for v in verdicts)))
     raise SystemExit(1 if any(v["verdict"] == "damaged" for v in verdicts) else 0)
 
 
@@ -90,6 +91,15 @@ def used_by(known: dict[str, Any] | None) -> dict[int, list[str]]:
     """Who uses a run's checkpoints, by iteration: aliases and deployments of the models made of them."""
     branches = known["checkpoints"] if known else []
     return {branch["checkpoint"]["iteration"]: branch["users"] for branch in branches}
+
+
+def pin_source(spec: SupervisedSpec) -> None:
+    """Keep the checkpoint that a run converts or begins with: it may wait for longer than the newest one lasts."""
+    match spec:
+        case ConvertSpec(direction="to-hf", checkpoint=source):
+            pin(Path(source))
+        case TrainSpec(recipe={"init": {"checkpoint": str(source)}}):
+            pin(Path(source))
 
 
 def pin(checkpoint: Path) -> None:

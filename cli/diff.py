@@ -16,7 +16,7 @@ import click
 
 from cli.context import Context
 from cli.folders import kind_of, run_folder
-from cli.screen import printable
+from cli.table import printable
 from launchers.megatron.manifest import CheckpointError, sha256
 from launchers.run_folder import RunFolder
 from launchers.spec import SpecError, load

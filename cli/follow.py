@@ -9,8 +9,9 @@ import click
 
 from cli.client import Control, Refused
 from cli.logs import newest_log
-from cli.metrics import Tail
+from cli.metrics import Tail, count, number, seconds
 from cli.progress import Display, clock
+from cli.table import printable
 from launchers.run_folder import RunFolder
 from launchers.supervisor import tail
 from registry.site import Site
@@ -46,19 +47,23 @@ def _look(control: Control, run_id: str) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def show(fact: dict[str, Any], display: Display) -> None:
-    """One line of a run's metrics, in words."""
+    """One line of a run's metrics, in words. A job wrote it: what is not as it should be is passed over."""
     match fact:
-        case {"stage": "data", "reused": reused, "documents": documents, "tokens": tokens, "vocab": vocab}:
+        case {"stage": "data", "reused": reused, "documents": int(documents), "tokens": int(tokens), "vocab": int(v)}:
             how = "reused, tokenised before" if reused else "tokenised now"
-            display.note(f"data: {documents:,} documents, {tokens:,} tokens, vocabulary {vocab:,} ({how})")
-        case {"stage": "model", "parameters": parameters}:
-            display.note(f"model: {parameters:,} parameters, {fact.get('ranks', 1)} x {fact.get('device', '?')}")
+            display.note(f"data: {documents:,} documents, {tokens:,} tokens, vocabulary {v:,} ({how})")
+        case {"stage": "model", "parameters": int(parameters)}:
+            ranks, device = count(fact.get("ranks")) or 1, printable(str(fact.get("device", "?")))
+            display.note(f"model: {parameters:,} parameters, {ranks} x {device}")
         case {"stage": "done" | "stopped", "first_loss": float(first), "last_loss": float(last)}:
-            display.note(f"loss {first:.3f} -> {last:.3f} in {clock(fact.get('elapsed_s') or 0)}")
-        case {"checkpoint": iteration}:
+            display.note(f"loss {first:.3f} -> {last:.3f} in {clock(seconds(fact.get('elapsed_s')) or 0)}")
+        case {"checkpoint": int(iteration)}:
             display.note(f"checkpoint at iteration {iteration}: complete, manifest written")
-        case {"validation_loss": loss}:
+        case {"validation_loss": said} if (loss := number(said)) is not None:
             display.note(f"validation loss {loss:.3f}")
-        case {"iteration": now, "iterations": whole, "loss": loss, "tokens_per_s": speed, "eta_s": eta}:
-            text = f"iteration {now}/{whole}  loss {loss:.3f}  {speed:,.0f} tokens/s  ETA {clock(eta)}"
-            display.update(text, now, whole)
+        case {"iteration": int(now), "iterations": int(whole), "loss": said} if (loss := number(said)) is not None:
+            speed, eta = number(fact.get("tokens_per_s")), seconds(fact.get("eta_s"))
+            words = [f"iteration {now}/{whole}", f"loss {loss:.3f}"]
+            words += [f"{speed:,.0f} tokens/s"] if speed is not None else []
+            words += [f"ETA {clock(eta)}"] if eta is not None else []
+            display.update("  ".join(words), now, whole)

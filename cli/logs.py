@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -40,11 +41,19 @@ def logs(context: Context, /, name: str, follow: bool, task: int | None, attempt
     """Print what the newest attempt printed."""
     site = context.site()
     try:
-        for piece in pieces(site, name, follow, task, attempt):
-            sys.stdout.write(piece.decode(errors="replace"))
+        for text in decoded(pieces(site, name, follow, task, attempt)):
+            sys.stdout.write(text)
             sys.stdout.flush()
     except (KeyboardInterrupt, BrokenPipeError):
         raise SystemExit(130) from None
+
+
+def decoded(pieces: Iterable[bytes]) -> Iterator[str]:
+    """A character whose bytes come in two pieces is one all the same."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for piece in pieces:
+        yield decoder.decode(piece)
+    yield decoder.decode(b"", final=True)
 
 
 def pieces(site: Site, name: str, follow: bool, array_task: int | None, attempt: str | None) -> Iterator[bytes]:

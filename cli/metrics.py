@@ -68,7 +68,7 @@ class Training:
     """A run's metrics as a whole. Lives are in the order in which they were lived."""
 
     lives: list[Life] = field(default_factory=list)
-    validation: list[tuple[int, float]] = field(default_factory=list)  # (iteration, loss)
+    validation: list[tuple[int, float]] = field(default_factory=list)  # (iteration, loss) of what counts, ascending
     saves: list[Save] = field(default_factory=list)
     newest: dict[str, Any] | None = None  # the last iteration's line
     model: dict[str, Any] | None = None  # the last {"stage": "model"}
@@ -86,7 +86,7 @@ def read(path: Path) -> Training:
 def training(facts: Iterable[dict[str, Any]]) -> Training:
     """Raises nothing: a fact of an unknown shape is none."""
     lives: list[Life] = []
-    validation: list[tuple[int, float]] = []
+    validation: dict[int, float] = {}
     saves: list[Save] = []
     newest = model = None
     before: float | None = None  # when the line before was written
@@ -96,7 +96,8 @@ def training(facts: Iterable[dict[str, Any]]) -> Training:
         match fact:
             case {"stage": "model", "attempt": int(attempt)}:
                 model = fact
-                lives.append(Life(attempt, count(fact.get("resumed_from")) or 0))
+                lives.append(Life(attempt, begun_after := count(fact.get("resumed_from")) or 0))
+                validation = {i: loss for i, loss in validation.items() if i <= begun_after}
             case {"loss": _} if iteration is not None and loss is not None:
                 newest = fact
                 took = seconds(fact.get("seconds")) or (at - before if at and before else 0.0)
@@ -104,14 +105,14 @@ def training(facts: Iterable[dict[str, Any]]) -> Training:
                     lives.append(Life(1, 0))
                 lives[-1].steps.append(Step(iteration, loss, max(0.0, took), at or 0.0))
             case {"validation_loss": said} if iteration is not None and (loss := number(said)) is not None:
-                validation.append((iteration, loss))
+                validation[iteration] = loss
             case {"checkpoint": said} if (saved := count(said)) is not None:
                 blocked = seconds(fact.get("blocked_s", fact.get("block_s")))
                 total = seconds(fact.get("total_s", fact.get("save_s")))
                 if blocked is not None and total is not None:
                     saves.append(Save(saved, blocked, total, at or 0.0))
         before = at
-    return Training(lives, validation, saves, newest, model)
+    return Training(lives, sorted(validation.items()), saves, newest, model)
 
 
 def kept(lives: Iterable[Life]) -> list[Life]:

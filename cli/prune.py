@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from cli.context import Context
 from cli.folders import is_ours, run_folder
 from cli.record import Checkpoint
 from cli.runs import registered
+from cli.table import printable
 from launchers.announce import announce
 from launchers.megatron import manifest, shelf
+from launchers.megatron.manifest import CheckpointError
 from launchers.megatron.stop import Switches
 from launchers.retention import surplus
 from launchers.run_folder import RunFolder
@@ -44,8 +47,8 @@ def prune(
 ) -> None:
     """Delete complete checkpoints beyond the newest N and every M-th.
 
-    The newest stays, and so do those that are pinned, that the run goes on from, and that an alias or a deployment
-    uses.
+    The newest whole one stays (its files are compared with its manifest first), and so do those that are pinned, that
+    the run goes on from, and that an alias or a deployment uses.
     """
     site = context.site()
     folder = run_folder(site, run, ("train",))
@@ -63,11 +66,13 @@ def prune(
         raise click.UsageError("the run's recipe keeps all of its checkpoints; say --keep-last N")
     wanted = needed(folder, known)
     complete = [c for c in record.checkpoints(folder) if c.complete]  # what is not is the run's own business
-    old = surplus(
-        (c.iteration for c in complete),
-        keep_last=keep_last,
-        keep_every=asked_every if keep_every is None else keep_every,
-    )
+    keep_every = asked_every if keep_every is None else keep_every
+    old = surplus((c.iteration for c in complete), keep_last=keep_last, keep_every=keep_every)
+    if any(iteration not in wanted for iteration in old):  # the newest is what is left to go on from: is it whole?
+        complete, problems = without_damaged_end(complete)
+        for problem in problems:
+            click.echo(printable(f"{problem}; it does not count"), err=True)
+        old = surplus((c.iteration for c in complete), keep_last=keep_last, keep_every=keep_every)
     going = [c for c in complete if c.iteration in old and c.iteration not in wanted]
     if not dry_run:
         for checkpoint in going:
@@ -99,11 +104,26 @@ def needed(folder: RunFolder, known: dict[str, Any] | None) -> dict[int, list[st
     found = {iteration: list(users) for iteration, users in used_by(known).items() if users}
     for iteration in Switches(folder.switches).pinned():
         found.setdefault(iteration, []).append(f"pinned by switches/keep-{manifest.name_of(iteration)}")
-    attempts = record.story(folder).attempts
-    begun_after = attempts[-1].first_iteration if attempts else None
-    if begun_after is not None:
-        found.setdefault(begun_after, []).append("the last attempt went on from it")
+    attempts, lives = record.story(folder).attempts, metrics.read(folder.metrics).lives
+    # A supervisor compares sizes only when it announces what an attempt goes on from; training may have found that
+    # damaged, and have gone on from an older one.
+    begun_after = {attempts[-1].first_iteration if attempts else None, lives[-1].begun_after if lives else None}
+    for iteration in sorted(i for i in begun_after if i is not None):
+        found.setdefault(iteration, []).append("the last attempt went on from it")
     return found
+
+
+def without_damaged_end(complete: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+    """Up to the newest that is whole to the last byte, which is all read; and what is wrong with those after it."""
+    left, problems = list(complete), list[str]()
+    while left:
+        try:
+            manifest.verify(Path(left[-1].path))
+            break
+        except CheckpointError as problem:
+            problems.append(str(problem))
+            left.pop()
+    return left, problems
 
 
 def delete(folder: RunFolder, checkpoint: Checkpoint) -> None:

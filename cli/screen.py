@@ -12,7 +12,7 @@ from typing import Any
 from cli.curve import curve
 from cli.metrics import Training
 from cli.runs import progress
-from cli.table import ago, table
+from cli.table import ago, printable, table
 from launchers.megatron.recipe import Recipe
 from slurm import amounts
 
@@ -41,11 +41,6 @@ def render(said: dict[str, Any], training: Training, width: int) -> str:
         "\n" + "\n".join(curve(training.losses, width, marks=[life.begun_after for life in training.lives[1:]])),
     ]
     return printable("\n".join(part for part in parts if part.strip()))
-
-
-def printable(text: str) -> str:
-    """What a job wrote must not steer the terminal of whoever reads it."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
 def _head(said: dict[str, Any]) -> str:

@@ -33,6 +33,11 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """What a job wrote must not steer the terminal of whoever reads it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
 def cell(value: Any) -> str:
     match value:
         case None:
@@ -44,8 +49,13 @@ def cell(value: Any) -> str:
         case float():
             return f"{value:,.6g}"
         case list() | tuple():
-            return ",".join(map(str, value)) or "-"
-    return str(value)
+            return _on_one_line(",".join(map(str, value))) or "-"
+    return _on_one_line(str(value))
+
+
+def _on_one_line(text: str) -> str:
+    """A line break or a tab would break the columns."""
+    return printable(text.translate({ord(c): " " for c in "\n\t"}))
 
 
 def ago(at: str | None, now: datetime | None = None) -> str:

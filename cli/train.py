@@ -9,13 +9,14 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.checkpoints import pin
+from cli.checkpoints import pin_source
 from cli.client import Control, Unreachable
 from cli.context import Context
 from cli.folders import find_folder
@@ -28,12 +29,14 @@ from launchers.resources import resources_from, training_environment
 from launchers.run_folder import RunFolder
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for
-from launchers.spec import ConvertSpec, SupervisedSpec, TrainSpec
+from launchers.spec import ConvertSpec, Resources, SupervisedSpec, TrainSpec
 from registry import clock
 from registry.db import RegistryError
 from registry.site import Site
 from registry.strict_toml import Layer
 from registry.tenants import checked_name
+
+_GPU_GRES = re.compile(r"gpu(?::[A-Za-z_][^:]*)?(?::(\d+))?")
 
 
 @click.command(cls=WithSbatchOptions)
@@ -92,7 +95,6 @@ def publish(context: Context, /, checkpoint: str, target: str, as_json: bool, **
     """Convert a checkpoint to Hugging Face format, compare logits with the trainer's, and register it as a model."""
     site = context.site()
     found = find_checkpoint(site, checkpoint)
-    pin(Path(found["path"]))  # what an alias may name is not pruned
     report(submit(site, publish_spec(site, found, target, asked(options, os.environ))), as_json)
 
 
@@ -107,12 +109,13 @@ def find_checkpoint(site: Site, ref: str) -> dict[str, Any]:
     folder = find_folder(site, run, ("train", "convert"))
     if folder is None:
         raise click.ClickException(f"no run called {run!r} has left a folder in {site.runs_dir}")
-    wanted = f"iter_{int(iteration):07d}" if iteration.isdigit() else "iter_*"
-    complete = [p.parent for p in sorted(folder.checkpoints.glob(f"{wanted}/{manifest.NAME}"))]
-    if not complete:
+    there = manifest.directories(folder.checkpoints).items()
+    complete = {number: path for number, path in there if (path / manifest.NAME).is_file()}
+    wanted = [n for n, path in complete.items() if iteration in ("", str(n), path.name.removeprefix("iter_"))]
+    if not wanted:
         raise click.ClickException(f"{folder.checkpoints}: no complete checkpoint is called {ref!r}")
-    number = int(complete[-1].name.removeprefix("iter_"))
-    return {"id": f"{folder.id}/{number}", "path": str(complete[-1])}
+    newest = max(wanted)
+    return {"id": f"{folder.id}/{newest}", "path": str(complete[newest])}
 
 
 def train_spec(
@@ -123,6 +126,7 @@ def train_spec(
         recipe = read_recipe(recipe_file, overrides)
         asks = resources_from(site.defaults.train, resources)
         check(recipe, asks.nodes * asks.tasks_per_node)
+        check_gpus(asks)
         name = checked_name("run", name or recipe_file.stem)
         environment = training_environment(site)
     except (RegistryError, ValueError) as e:
@@ -138,6 +142,19 @@ def train_spec(
         dataset_dir=str(site.datasets_dir),
         peak_tflops=partition.peak_tflops if (partition := site.partitions.get(asks.partition or "")) else None,
     )
+
+
+def check_gpus(asks: Resources) -> None:
+    """Each task trains on one GPU, or all of them on CPUs. Raises ValueError where some GPU or task would be idle."""
+    gpus, tasks = asks.gpus_per_node, asks.tasks_per_node
+    for option in asks.options:
+        if option.startswith("--gres="):
+            gpus = max(gpus, sum(int(m[1] or 1) for item in option[7:].split(",") if (m := _GPU_GRES.fullmatch(item))))
+    if gpus not in (0, tasks):
+        raise ValueError(
+            f"--gpus-per-node {gpus} is not --ntasks-per-node {tasks}: each task of a training run has one GPU; "
+            f"say --ntasks-per-node={gpus}, or --gpus-per-node={tasks} (0: on CPUs)"
+        )
 
 
 def publish_spec(site: Site, checkpoint: dict[str, Any], target: str, resources: dict[str, Any]) -> ConvertSpec:
@@ -175,6 +192,7 @@ def script_of(site: Site, spec: SupervisedSpec) -> str:
 
 
 def submit(site: Site, spec: SupervisedSpec) -> Launched:
+    pin_source(spec)
     try:
         launched = launch(spec, site.runs_dir, scheduler_for(site))
     except SchedulerError as e:

@@ -21,6 +21,7 @@ from launchers.untrusted import Unbelievable, read_object
 SCHEMA = 1
 NAME = re.compile(r"[0-9]{20}-[a-z-]+\.json")
 MAX_BYTES = 256 * 1024
+LATEST = 1 << 32  # seconds since the epoch: a clock that says more is wrong, and a calendar ends
 KINDS = (
     "attempt-started",  # attempt, job_id, host, pid, tasks, nodes
     "replica-ready",  # host, port, served_name, start_s, context_tokens
@@ -76,6 +77,8 @@ def read(path: Path, owner_uid: int) -> Announcement:
         raise AnnouncementError(f"{path}: schema {schema!r} is not known here; this Headgate reads schema {SCHEMA}")
     if kind not in KINDS:
         raise AnnouncementError(f"{path}: kind {kind!r} is none of {', '.join(KINDS)}")
+    if not 0 <= at < LATEST:  # NaN is no instant either
+        raise AnnouncementError(f"{path}: at {at!r} is no instant: seconds since the epoch, below {LATEST}")
     return Announcement(path.name, kind, at, data)
 
 

@@ -60,3 +60,9 @@ def everything(db: Database) -> list[Checkpoint]:
     """Those that are there."""
     there = "SELECT * FROM checkpoints WHERE pruned_at IS NULL ORDER BY created_at, iteration"
     return [Checkpoint(**dict(r)) for r in rows(db, there)]
+
+
+def of_run(db: Database, run: str) -> list[Checkpoint]:
+    """Those of it that are there, by iteration."""
+    there = "SELECT * FROM checkpoints WHERE run = ? AND pruned_at IS NULL ORDER BY iteration"
+    return [Checkpoint(**dict(r)) for r in rows(db, there, run)]

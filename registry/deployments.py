@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +128,12 @@ def get(db: Database, name: str) -> Deployment:
 
 def everything(db: Database) -> list[Deployment]:
     return [_deployment(r) for r in rows(db, "SELECT * FROM deployments ORDER BY name")]
+
+
+def of_models(db: Database, served: Iterable[tuple[str, int]]) -> list[Deployment]:
+    """Those of any of these models (name, version), the ended ones too."""
+    asked = "SELECT * FROM deployments WHERE model = ? AND version = ? ORDER BY name"
+    return [_deployment(r) for model in sorted(served) for r in rows(db, asked, *model)]
 
 
 def set_state(db: Database, name: str, state: DeploymentState, cause: str | None = None) -> bool:

@@ -42,8 +42,9 @@ class Lineage:
 def of_run(db: Database, run: str) -> Lineage:
     """Raises NotFound for a run that is not known."""
     run = runs.get(db, run).id
-    theirs = [c for c in checkpoints.everything(db) if c.run == run]
-    stems = branches(theirs, models.everything(db), deployments.everything(db))
+    made = models.of_run(db, run)
+    serving = deployments.of_models(db, {(m.name, m.version) for m in made})
+    stems = branches(checkpoints.of_run(db, run), made, serving)
     return Lineage(tuple(attempts.of_run(db, run)), stems)
 
 

@@ -116,6 +116,12 @@ def everything(db: Database) -> list[ModelVersion]:
     return [_version(db, r) for r in rows(db, "SELECT * FROM models ORDER BY name, version")]
 
 
+def of_run(db: Database, run: str) -> list[ModelVersion]:
+    """Those that were made of its checkpoints."""
+    made = "SELECT m.* FROM models m JOIN checkpoints c ON c.id = m.checkpoint WHERE c.run = ? ORDER BY name, version"
+    return [_version(db, r) for r in rows(db, made, run)]
+
+
 def _get(db: Database, name: str, version: int) -> ModelVersion:
     found = row(db, "SELECT * FROM models WHERE name = ? AND version = ?", name, version)
     if found is None:

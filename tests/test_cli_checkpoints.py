@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from specs import convert as convert_spec
-from told_runs import ToldRun, invoke, ok, site_of
+from specs import train as train_spec
+from told_runs import RECIPE, ToldRun, invoke, ok, site_of
 
 from cli import checkpoints as listed
-from cli import convert, prune, record
+from cli import convert, prune, record, train
 from launchers import announce, facts
+from launchers.megatron.stop import Switches
+from launchers.scheduler import SchedulerError
 from registry import checkpoints, deployments, lineage, models, runs
 from registry.db import Database, NotFound
 from registry.deployments import DeploymentState
@@ -61,6 +65,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, run: ToldRun, content: bytes, w
     assert done.exit_code == 1 and "there is no checkpoint 'pretrain/33'" in done.output
 
 
+def test_a_file_name_in_a_manifest_does_not_steer_the_terminal(tmp_path: Path, run: ToldRun) -> None:
+    stated = run.folder.checkpoints / "iter_0000020" / "manifest.json"
+    stated.write_text(stated.read_text().replace("shard.distcp", "\\u001b[2J\\u0007shard"))
+    for words in (("verify", "pretrain"), ("prune", "pretrain", "--keep-last", "1", "--dry-run")):
+        printed = invoke(tmp_path, *words).output
+        assert "\x1b" not in printed and "\a" not in printed
+
+
 def test_without_a_controller_nothing_is_deleted_unless_that_is_said(tmp_path: Path, run: ToldRun) -> None:
     done = invoke(tmp_path, "prune", "pretrain")
     assert done.exit_code == 1 and "say --offline" in done.output
@@ -89,6 +101,35 @@ def test_what_is_pinned_or_gone_on_from_or_a_multiple_stays(tmp_path: Path, run:
     ]
 
 
+def test_what_training_really_went_on_from_stays_although_its_supervisor_named_another(
+    tmp_path: Path, run: ToldRun
+) -> None:
+    run.begins(0, "40.0", saved=30)
+    run.trains(10, 1, 21, 22)  # 30 was damaged
+    printed = ok(tmp_path, "prune", "pretrain", "--keep-last", "1", "--offline")
+    assert f"{run.id}/20: stays: the last attempt went on from it" in printed
+    assert left(run) == [20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_damaged_newest_checkpoint_does_not_count_among_those_that_stay(
+    tmp_path: Path, run: ToldRun, dry: tuple[str, ...]
+) -> None:
+    (run.folder.checkpoints / "iter_0000040" / "shard.distcp").write_bytes(b"WEIGHTS")
+    done = invoke(tmp_path, "prune", "pretrain", "--keep-last", "1", "--offline", *dry)
+    assert done.exit_code == 0 and "damaged" in done.stderr and "it does not count" in done.stderr
+    assert f"{run.id}/10: 7 bytes\n{run.id}/20: 7 bytes\n2 checkpoints" in done.stdout
+    assert left(run) == ([10, 20, 30, 40, 50] if dry else [30, 40, 50])
+
+
+def test_where_every_checkpoint_is_damaged_none_is_deleted(tmp_path: Path, run: ToldRun) -> None:
+    for shard in run.folder.checkpoints.glob("*/shard.distcp"):
+        shard.write_bytes(b"WEIGHTS")
+    done = invoke(tmp_path, "prune", "pretrain", "--keep-last", "1", "--offline")
+    assert done.stdout == "nothing to delete\n"
+    assert left(run) == [10, 20, 30, 40, 50]
+
+
 def test_a_checkpoint_is_never_half_deleted_to_those_who_look(run: ToldRun) -> None:
     path = run.folder.checkpoints / "iter_0000010"
     (checkpoint,) = [c for c in record.checkpoints(run.folder) if c.path == str(path)]
@@ -108,6 +149,69 @@ def test_a_pin_is_a_file_among_the_runs_switches(tmp_path: Path, run: ToldRun) -
     assert "a pin" in ok(tmp_path, "checkpoints", "pretrain")
     assert f"{run.id}/10: stays: pinned" in ok(tmp_path, "prune", "pretrain", "--dry-run")
     listed.pin(tmp_path / "nowhere" / "checkpoints" / "iter_0000010")  # whoever may not, has not
+
+
+@pytest.mark.parametrize("kind", ["convert", "train"])
+def test_what_a_submitted_job_will_read_is_pinned_before_it_can_wait(
+    kind: str, tmp_path: Path, run: ToldRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(run.folder.checkpoints / "iter_0000010")
+    spec = (
+        convert_spec("c-20260101-000000-abcd", checkpoint=source, model="")
+        if kind == "convert"
+        else train_spec("t-20260101-000000-abcd", recipe={**RECIPE, "init": {"checkpoint": source}})
+    )
+    pinned: list[set[int]] = []
+
+    def full(*_: object) -> None:
+        pinned.append(Switches(run.folder.switches).pinned())
+        raise SchedulerError("no room")
+
+    monkeypatch.setattr(train, "launch", full)
+    with pytest.raises(click.ClickException, match="no room"):
+        train.submit(site_of(tmp_path), spec)
+    assert pinned == [{10}]
+
+
+def test_a_run_that_begins_with_nothing_pins_nothing(run: ToldRun, tmp_path: Path) -> None:
+    model = tmp_path / "llama"
+    for spec in (
+        train_spec(recipe=RECIPE),
+        train_spec(recipe={**RECIPE, "init": {"hugging_face": str(model), "checkpoint": None}}),
+        convert_spec(direction="from-hf", checkpoint=str(run.folder.checkpoints / "iter_0000010")),
+    ):
+        listed.pin_source(spec)
+    assert Switches(run.folder.switches).pinned() == set()
+
+
+def test_without_a_controller_the_newest_checkpoint_is_the_one_of_the_highest_number(
+    tmp_path: Path, run: ToldRun
+) -> None:
+    run.saves(9_999_999, 10_000_000)
+    site = site_of(tmp_path)
+    assert train.find_checkpoint(site, "pretrain")["id"] == f"{run.id}/10000000"
+    for ref in ("pretrain/20", "pretrain/0000020"):
+        assert train.find_checkpoint(site, ref)["id"] == f"{run.id}/20"
+    for ref in ("pretrain/21", "pretrain/50", "pretrain/last", "pretrain/²"):
+        with pytest.raises(click.ClickException, match="no complete checkpoint is called"):
+            train.find_checkpoint(site, ref)
+
+
+def test_what_is_read_for_one_run_does_not_grow_with_other_runs(registry: Database) -> None:
+    def statements() -> int:
+        seen: list[str] = []
+        registry.conn.set_trace_callback(seen.append)
+        lineage.of_run(registry, "r-0")
+        registry.conn.set_trace_callback(None)
+        return len(seen)
+
+    counts = []
+    for i in range(4):
+        runs.adopt(registry, f"r-{i}", kind="train", name="r", owner="ada", folder=f"/r-{i}", created_at="2026-01-01")
+        checkpoints.add(registry, f"r-{i}", "ada", iteration=1, path=f"/r-{i}/1", size=5, manifest_sha256="0" * 64)
+        models.register(registry, "demo", "ada", f"/m-{i}", checkpoint=f"r-{i}/1")
+        counts.append(statements())
+    assert counts == [counts[0]] * 4
 
 
 def test_a_run_leads_to_its_checkpoints_models_aliases_and_deployments(registry: Database) -> None:

@@ -11,8 +11,11 @@ import click
 import pytest
 from click.testing import CliRunner
 from conftest import PrivateCluster
+from platform_fixtures import ROOT
+from told_runs import site_of
 
 from cli.resources import WithSbatchOptions, asked, resource_options
+from cli.train import train_spec
 from launchers import submit
 from launchers.resources import BREAKS_A_RUN, REPLICA_OPTIONS, resources_from
 from launchers.scheduler import JobRequest
@@ -112,6 +115,27 @@ def test_a_deployment_takes_only_what_is_harmless_under_the_services_account(opt
 def test_what_is_no_option_on_one_line_is_refused(options: object) -> None:
     with pytest.raises(ValueError, match=r"resources\.options: "):
         resources_from(DefaultResources(), {"options": options}, REPLICA_OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gpus", "options"),
+    [(1, 8, []), (2, 1, []), (1, 0, ["--gres=gpu:8"]), (1, 0, ["--gres=disk:1,gpu:h100:4"]), (2, 0, ["--gres=gpu"])],
+)
+def test_a_run_whose_tasks_are_not_as_many_as_its_gpus_is_refused_with_both_ways_out(
+    tasks: int, gpus: int, options: list[str], tmp_path: Path
+) -> None:
+    asked = {"tasks_per_node": tasks, "gpus_per_node": gpus, "options": options}
+    recipe = ROOT / "tests" / "recipes" / "tiny.toml"
+    with pytest.raises(click.ClickException) as e:
+        train_spec(site_of(tmp_path), recipe, None, asked)
+    assert f"is not --ntasks-per-node {tasks}" in e.value.message and f"--gpus-per-node={tasks}" in e.value.message
+
+
+@pytest.mark.parametrize(("tasks", "gpus"), [(1, 0), (2, 0), (2, 2)])
+def test_a_run_has_a_gpu_for_each_task_or_none(tasks: int, gpus: int, tmp_path: Path) -> None:
+    recipe = ROOT / "tests" / "recipes" / "tiny.toml"
+    asked = {"tasks_per_node": tasks, "gpus_per_node": gpus, "options": ("--gres=scratch:8",)}
+    assert train_spec(site_of(tmp_path), recipe, None, asked).resources.gpus_per_node == gpus
 
 
 def test_memory_per_cpu_takes_the_place_of_the_sites_memory_per_node() -> None:

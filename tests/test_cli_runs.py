@@ -120,6 +120,13 @@ def test_the_newest_attempt_is_printed_or_the_one_that_is_named(tmp_path: Path) 
     assert done.exit_code == 1 and "no attempt '3'; there are: 1 (40.0), 2 (40.1)" in done.output
 
 
+def test_a_character_on_the_edge_of_two_pieces_is_printed_whole(tmp_path: Path) -> None:
+    run = restarted(tmp_path)
+    text = "x" * ((1 << 16) - 1) + "é and half of one: "
+    run.folder.attempt_log("40.1", 0).write_bytes(text.encode() + "é".encode()[:1])
+    assert ok(tmp_path, "logs", "pretrain") == text + "�"
+
+
 def test_following_goes_on_in_the_next_attempt_until_the_run_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

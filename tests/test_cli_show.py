@@ -12,6 +12,7 @@ from told_runs import BEGAN, ToldRun, invoke, ok, restarted
 from cli import metrics, record, screen, timing
 from cli.curve import curve
 from cli.metrics import Training
+from cli.table import printable, table
 
 
 def line_with(printed: str, words: str) -> str:
@@ -69,6 +70,20 @@ def test_what_a_job_wrote_does_not_steer_the_terminal(tmp_path: Path) -> None:
     assert "gone" in printed and "\x1b" not in printed and "\a" not in printed
 
 
+def test_a_tables_cell_neither_steers_the_terminal_nor_breaks_its_line(tmp_path: Path) -> None:
+    assert table([{"cause": "\x1b[2Jgone\nand\tmore"}], ("cause",)).splitlines()[1] == "�[2Jgone and more"
+    assert table([{"used_by": ["a\x07", "b"]}], ("used_by",)).splitlines()[1] == "a�,b"
+    run = ToldRun(tmp_path)
+    run.begins(0, "40.0")
+    run.ends(1, "40.0", "crashed", "\x1b[2Jgone\a", exit_code=1, judged=False)
+    printed = ok(tmp_path, "runs")
+    assert "gone" in printed and "\x1b" not in printed and "\a" not in printed
+
+
+def test_tabs_are_shown_as_they_are() -> None:
+    assert printable("-\told\n+\tnew\r") == "-\told\n+\tnew�"
+
+
 def test_lines_of_metrics_that_nobody_can_believe_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [
@@ -106,6 +121,18 @@ def test_losses_that_were_computed_again_count_once_as_they_were_last(tmp_path: 
     told = metrics.read(run.folder.metrics)
     assert [i for i, _ in told.losses] == list(range(1, 41))
     assert [len(life.steps) for life in metrics.kept(told.lives)] == [10, 0, 30]
+
+
+def test_validation_that_was_computed_again_counts_once_as_it_was_last(tmp_path: Path) -> None:
+    run = ToldRun(tmp_path)
+    run.trains(0, 1, 1, 30)
+    for iteration, loss in ((10, 9.0), (20, 8.0), (30, 7.0)):
+        run.metric(31, iteration=iteration, validation_loss=loss)
+    run.trains(100, 2, 21, 25)
+    assert metrics.read(run.folder.metrics).validation == [(10, 9.0), (20, 8.0)]
+    run.metric(130, iteration=30, validation_loss=6.0)
+    run.metric(131, iteration=20, validation_loss=5.0)
+    assert metrics.read(run.folder.metrics).validation == [(10, 9.0), (20, 5.0), (30, 6.0)]
 
 
 def test_a_suggested_interval_needs_a_measured_save(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def truth(**changed: Any) -> str:
         (truth(kind=["checkpoint"]), "is none of attempt-started, "),
         (truth(at="soon"), "could not convert string to float"),
         (truth(at=[]), "not an announcement"),
+        *((truth(at=at), "is no instant") for at in (1e300, 1e15, -1.0, float("nan"), float("inf"))),
         ('{"schema": 1, "kind": "checkpoint"}', "'at' is missing"),
         ("[1]", "not a JSON object"),
         ("", "not JSON"),

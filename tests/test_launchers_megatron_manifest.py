@@ -42,13 +42,38 @@ def test_damage_is_named_by_file(tmp_path: Path, damage, told: str) -> None:
         verify(path)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", ""])
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "", "w\0", "\ud800", "\udcff"])
 def test_a_manifest_cannot_point_outside_its_directory(tmp_path: Path, name: str) -> None:
     path = directory(tmp_path / "c")
     body = json.loads((path / NAME).read_text())
     body["files"][0]["path"] = name
     (path / NAME).write_text(json.dumps(body))
     with pytest.raises(CheckpointError, match="is not a relative path"):
+        read(path)
+
+
+@pytest.mark.parametrize("size", ["Infinity", "NaN", "-1", "9007199254740992", "[]", '"many"'])
+def test_a_size_that_no_file_has_is_refused(tmp_path: Path, size: str) -> None:
+    path = directory(tmp_path / "c")
+    (path / NAME).write_text((path / NAME).read_text().replace('"size": 1000', f'"size": {size}'))
+    with pytest.raises(CheckpointError, match=r"not a manifest|with a size"):
+        read(path)
+
+
+@pytest.mark.parametrize("created_at", ["2026-01-01T00:00:00", "yesterday", ""])
+def test_a_manifest_says_when_it_was_written_and_in_which_zone(tmp_path: Path, created_at: str) -> None:
+    path = directory(tmp_path / "c")
+    body = json.loads((path / NAME).read_text())
+    (path / NAME).write_text(json.dumps({**body, "created_at": created_at}))
+    with pytest.raises(CheckpointError, match=r"not a manifest|says no time zone"):
+        read(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", ""])
+def test_what_is_no_manifest_is_no_checkpoint(tmp_path: Path, text: str) -> None:
+    path = directory(tmp_path / "c")
+    (path / NAME).write_text(text)
+    with pytest.raises(CheckpointError, match="not a manifest"):
         read(path)
 
 

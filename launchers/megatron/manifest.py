@@ -21,6 +21,7 @@ from typing import Any
 SCHEMA = 1
 NAME = "manifest.json"
 MAX_BYTES = 64 * 1024 * 1024
+MOST_BYTES = 1 << 53  # of one file: 8 PiB
 _BLOCK = 4 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ITERATION = re.compile(r"iter_(\d{7,})")
@@ -95,13 +96,15 @@ def read(directory: Path) -> Manifest:
         schema, kind, created_at = data.pop("schema"), str(data.pop("kind")), str(data.pop("created_at"))
         listed = [File(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in data.pop("files")]
         data.pop("bytes", None)  # for people; the sizes are what counts
-    except (ValueError, KeyError, AttributeError, TypeError) as e:
+        instant = datetime.fromisoformat(created_at)
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as e:
         raise CheckpointError(f"{path}: not a manifest: {type(e).__name__}: {e}") from e
     if schema != SCHEMA:
         raise CheckpointError(f"{path}: schema {schema!r} is not known here; this Headgate reads schema {SCHEMA}")
+    if instant.tzinfo is None:
+        raise CheckpointError(f"{path}: created_at {created_at!r} says no time zone")
     for f in listed:
-        pure = PurePosixPath(f.path)
-        if not f.path or pure.is_absolute() or ".." in pure.parts or not _SHA256.fullmatch(f.sha256) or f.size < 0:
+        if not _is_inside(f.path) or not _SHA256.fullmatch(f.sha256) or not 0 <= f.size < MOST_BYTES:
             raise CheckpointError(f"{path}: the entry {f.path!r} is not a relative path with a size and a sha256")
     return Manifest(kind, created_at, tuple(listed), data)
 
@@ -178,6 +181,13 @@ def seal(directory: Path, path: Path) -> File:
     finally:
         os.close(fd)
     return File(path.relative_to(directory).as_posix(), path.stat().st_size, sha256(path))
+
+
+def _is_inside(path: str) -> bool:
+    """Whether it names a file below the manifest's directory, as a file system can name one."""
+    pure = PurePosixPath(path)
+    named = "\0" not in path and not any("\ud800" <= c <= "\udfff" for c in path)  # half a surrogate pair: no text
+    return bool(path) and named and not pure.is_absolute() and ".." not in pure.parts
 
 
 def _open_regular(path: Path) -> Any:
