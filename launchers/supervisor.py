@@ -37,6 +37,7 @@ from launchers.watchdog import Watchdog
 POLL_S = 0.2
 LOOK_S = 1.0  # between two looks into the run folder, which is on a shared file system
 KILL_AFTER_S = 60.0  # what a training child gets to save after SIGTERM, before SIGKILL
+HEAR_S = 5.0  # from the first to the last of a job's nodes that hears a signal
 STACKS_S = 3.0  # for a child that hangs to print where
 REFUSED = 78  # the exit code (EX_CONFIG) of a program whose input a person must change
 TAIL_LINES = 25
@@ -167,6 +168,9 @@ class Supervisor:
                 code = None
             if code is not None:
                 stage = training_stage(self.folder, self.task.attempt) if isinstance(self.spec, TrainSpec) else None
+                heard = time.monotonic() + HEAR_S
+                while stage == "stopped" and self.asked is None and time.monotonic() < heard:
+                    time.sleep(POLL_S)  # another rank may have been told first, and all have stopped together
                 return ending_of(self.spec, code, asked=self.asked, stage=stage, log=tail(self.log))
             now = time.monotonic()
             if self.forward is not None:

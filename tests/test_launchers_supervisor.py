@@ -216,6 +216,23 @@ def test_training_at_its_time_limit_is_told_and_ends_as_that(tmp_path: Path, mon
     assert (ended["cause"], ended["tail"]) == ("timeout", "up\nsaved")
 
 
+def test_training_that_stopped_before_its_supervisor_was_told_was_told_by_another_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal reaches the nodes of a job one after the other."""
+    supervisor = _training(tmp_path, monkeypatch, "echo up")
+    supervisor.folder.metrics.write_text('{"stage": "stopped"}\n')
+
+    def late() -> None:
+        wait_for(lambda: "up" in tail(supervisor.log))
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    told = threading.Thread(target=late, daemon=True)
+    told.start()
+    assert supervisor.run() == 0
+    assert _ended(supervisor.folder)["end"] == Cause.TIME_LIMIT
+
+
 # -- several tasks ----------------------------------------------------------------------------------------------------
 
 
