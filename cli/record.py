@@ -113,13 +113,14 @@ def story(folder: RunFolder) -> Story:
     for said in _said(folder, "attempt-started", "attempt-ended", "attempt-judged"):
         facts = said.facts
         name = str(facts.get("attempt"))
-        if said.kind == "attempt-started":
+        # One whose step never came to its supervisor is heard of when it is judged.
+        if said.kind == "attempt-started" or (said.kind == "attempt-judged" and name not in found):
             nodes = str(facts.get("nodes") or facts.get("host") or "")
             job_id = str(facts.get("job_id") or name.rpartition(".")[0])
             begun_after = count(facts.get("saved"))
             made = Attempt(name, len(found) + 1, job_id, nodes, said.at, first_iteration=begun_after)
             found.setdefault(name, made)
-        elif (attempt := found.get(name)) is not None:
+        if said.kind != "attempt-started" and (attempt := found.get(name)) is not None:
             found[name] = _ended(attempt, said) if said.kind == "attempt-ended" else _judged(attempt, said)
     noted = read_job(folder)
     return Story(tuple(found.values()), noted.submitted_at.timestamp() if noted else None)

@@ -151,19 +151,21 @@ def _judged(db: Database, spec: TrainSpec, said: Announcement) -> None:
     cause, action, why = Cause(facts["cause"]), Action(facts["action"]), str(facts["why"])
     attempt = str(facts["attempt"])
     at = clock.text(_moment(said))
-    known = {a.attempt: a for a in attempts.of_run(db, spec.id)}.get(attempt)
+    # One whose step never came to its supervisor is heard of only now.
+    attempts.started(db, spec.id, attempt, job_id=attempt.rpartition(".")[0], nodes="", at=at)
+    known = {a.attempt: a for a in attempts.of_run(db, spec.id)}[attempt]
     attempts.learn(
         db,
         spec.id,
         attempt,
-        ended_at=None if known and known.ended_at else at,
+        ended_at=None if known.ended_at else at,
         cause=cause,
         saved_iteration=_number(facts.get("saved")),
         verdict=why,
     )
-    if known and known.number < len(attempts.of_run(db, spec.id)):
+    if known.number < len(attempts.of_run(db, spec.id)):
         return  # by another host's clock a later attempt began before this was stated
-    words = known.detail if known and known.detail and cause.failure else cause
+    words = known.detail if known.detail and cause.failure else cause
     if cause is Cause.COMPLETED:
         runs.ended(db, spec.id, runs.RunState.COMPLETED, None)
     elif action is not Action.STOP:

@@ -179,6 +179,15 @@ def test_somebody_of_a_runs_group_stops_it_through_its_folder(
     assert [p.name for p in run.folder.switches.iterdir()] == [switch]
 
 
+def test_a_strangers_folder_cancels_no_job_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = restarted(tmp_path)
+    write_job(run.folder, JobRef("test", "4711", datetime.fromtimestamp(BEGAN, UTC)))  # one of the caller's own
+    monkeypatch.setattr(stop.os, "getuid", lambda: 12345)
+    monkeypatch.setattr(stop.os, "access", lambda path, mode: path != run.folder.switches)
+    done = invoke(tmp_path, "stop", "pretrain")
+    assert done.exit_code == 1 and "is not yours" in done.output
+
+
 def test_a_run_that_is_not_to_save_is_told_so_before_its_job_is_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -373,3 +373,21 @@ def test_a_checkpoint_that_was_pruned_is_not_there_any_more_until_it_is_written_
     run.say("checkpoint", **CHECKPOINT)
     run.ingest()
     assert [c.iteration for c in checkpoints.everything(run.db)] == [10]
+
+
+def test_an_attempt_that_never_came_to_its_supervisor_is_known_when_it_is_judged(run: Subject) -> None:
+    run.say("attempt-judged", attempt="7.0", saved=None, successor=None, cause="lost", action="restart", why="again")
+    run.ingest()
+    (known,) = attempts.of_run(run.db, run.spec.id)
+    assert (known.attempt, known.job_id, known.cause) == ("7.0", "7", "lost")
+    assert (run.run.state, run.run.cause) == (RunState.PENDING, "lost; again")
+
+
+def test_a_judgement_that_comes_after_the_next_attempt_began_does_not_stop_the_clock(run: Subject) -> None:
+    """Another node's clock may be ahead."""
+    attempt(run, "7.0", end="crashed")
+    run.say("attempt-started", attempt="7.1", job_id="7", host="g2", saved=40)
+    run.say("attempt-judged", attempt="7.0", saved=40, successor=None, cause="crashed", action="restart", why="")
+    run.ingest()
+    assert run.run.state is RunState.RUNNING
+    assert attempts.of_run(run.db, run.spec.id)[0].saved_iteration == 40
