@@ -115,7 +115,11 @@ def test_a_recipe_survives_the_journey_through_a_spec(plain: dict[str, Any]) -> 
         ({"model__norm_epsilon": -1e-5}, 1, "model.norm_epsilon = -1e-05: must not be negative"),
         ({"train__seed": -1}, 1, r"train.seed = -1: must be at least 0 and less than 2\*\*32 = 4294967296"),
         ({"train__seed": 2**32}, 1, "train.seed = 4294967296: must be at least 0 and less than"),
-        ({"evaluation__iterations": 0}, 1, "evaluation.interval = 10, but evaluation.iterations = 0"),
+        (
+            {"evaluation__interval": 5, "evaluation__iterations": 0},
+            1,
+            "evaluation.interval = 5, but evaluation.iterations = 0: say how many",
+        ),
     ],
 )
 def test_arithmetic_that_does_not_work_out_is_shown(
