@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks import restarts
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -24,7 +26,8 @@ def main(arguments: list[str]) -> int:
     env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
     with tempfile.TemporaryDirectory(prefix="headgate-bench-") as root:
         command = [python, "-W", "ignore", "-m", "benchmarks.training_loops", root, *arguments]
-        return subprocess.run(command, cwd=REPOSITORY, env=env, check=False).returncode
+        loops = subprocess.run(command, cwd=REPOSITORY, env=env, check=False).returncode
+    return loops or restarts.main()
 
 
 if __name__ == "__main__":
