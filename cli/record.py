@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cli.metrics import count
-from launchers.announce import Announcement, AnnouncementError, names, read
+from launchers.announce import Announcement
+from launchers.history import statements
 from launchers.launch import read_job
 from launchers.megatron import manifest
 from launchers.megatron.manifest import CheckpointError
@@ -110,7 +110,7 @@ class Story:
 def story(folder: RunFolder) -> Story:
     """A folder that was deleted, or that says nothing yet, tells of no attempt."""
     found: dict[str, Attempt] = {}
-    for said in _said(folder, "attempt-started", "attempt-ended", "attempt-judged"):
+    for said in statements(folder, "attempt-started", "attempt-ended", "attempt-judged"):
         facts = said.facts
         name = str(facts.get("attempt"))
         # One whose step never came to its supervisor is heard of when it is judged.
@@ -160,19 +160,6 @@ def git(folder: RunFolder) -> dict[str, Any] | None:
         return read_object(folder.code / "git.json", MAX_GIT_BYTES)
     except (OSError, Unbelievable):
         return None
-
-
-def _said(folder: RunFolder, *kinds: str) -> Iterator[Announcement]:
-    try:
-        owner = os.stat(folder.root, follow_symlinks=False).st_uid
-    except FileNotFoundError:
-        return
-    for name in names(folder.announcements):
-        if name.removesuffix(".json").partition("-")[2] in kinds:
-            try:
-                yield read(folder.announcements / name, owner)
-            except (OSError, AnnouncementError):
-                continue  # whoever takes them in says so
 
 
 def _ended(attempt: Attempt, said: Announcement) -> Attempt:

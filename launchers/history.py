@@ -26,7 +26,7 @@ def past(folder: RunFolder, *, before: str) -> list[Ended]:
     """
     began: list[str] = []
     judged: dict[str, Announcement] = {}
-    for said in _said(folder, "attempt-started", "attempt-judged"):
+    for said in statements(folder, "attempt-started", "attempt-judged"):
         attempt = str(said.facts.get("attempt"))
         if attempt not in began:  # one whose step never came to its supervisor was judged all the same
             began.append(attempt)
@@ -48,7 +48,7 @@ def past(folder: RunFolder, *, before: str) -> list[Ended]:
 
 def last_word(folder: RunFolder, attempt: str) -> Cause | None:
     """Why the attempt ended, by its first supervisor; None while it has said nothing."""
-    for said in _said(folder, "attempt-ended"):
+    for said in statements(folder, "attempt-ended"):
         if said.facts.get("attempt") == attempt:
             return Cause(str(said.facts.get("end", Cause.CRASHED)))
     return None
@@ -78,7 +78,7 @@ def save_s(folder: RunFolder) -> float:
 
 def over(folder: RunFolder) -> set[str]:
     """The attempts that have said that they ended, or were judged."""
-    return {str(said.facts.get("attempt")) for said in _said(folder, "attempt-ended", "attempt-judged")}
+    return {str(said.facts.get("attempt")) for said in statements(folder, "attempt-ended", "attempt-judged")}
 
 
 def _ended(said: Announcement) -> Ended:
@@ -86,8 +86,12 @@ def _ended(said: Announcement) -> Ended:
     return Ended(str(said.facts["attempt"]), Cause(said.facts["cause"]), saved if isinstance(saved, int) else None)
 
 
-def _said(folder: RunFolder, *kinds: str) -> Iterator[Announcement]:
-    owner = os.stat(folder.root).st_uid
+def statements(folder: RunFolder, *kinds: str) -> Iterator[Announcement]:
+    """What a run announced of these kinds, as far as it can be believed, oldest first; nothing of one deleted."""
+    try:
+        owner = os.stat(folder.root, follow_symlinks=False).st_uid
+    except FileNotFoundError:
+        return
     for name in names(folder.announcements):
         if name.removesuffix(".json").partition("-")[2] in kinds:
             try:
