@@ -22,6 +22,7 @@ PACKAGES = ("launchers", "registry", "slurm")  # what a job may import; frozen i
 JOB_ID = re.compile(
     r"[0-9]{1,10}([_+][0-9]{1,10})?"
 )  # Slurm's (an array's task, a heterogeneous job's part), or a process id
+MAX_JOB_ID = 2**32 - 1
 MAX_JOB_BYTES = 4096
 
 
@@ -113,6 +114,8 @@ def read_job(folder: RunFolder) -> JobRef | None:
         return None
     if not isinstance(cluster, str) or not isinstance(job_id, str) or not JOB_ID.fullmatch(job_id):
         return None
+    if any(int(number) > MAX_JOB_ID for number in re.findall("[0-9]+", job_id)):
+        return None  # a command that is asked for it, among others, answers for none
     return JobRef(cluster, job_id, submitted_at)
 
 

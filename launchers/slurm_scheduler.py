@@ -193,7 +193,7 @@ class SlurmScheduler:
         return ref.cluster == self.cluster
 
     def _states(self, refs: Sequence[JobRef], picture: Picture | None) -> dict[JobRef, JobStatus]:
-        ids = {ref.job_id for ref in refs if self._ours(ref)}
+        ids = {ref.job_id for ref in refs}
         with _in_protocol_words():
             jobs = self.client.jobs(ids) if picture is None else picture.jobs
         asked = [ref for ref in refs if self._ours(ref)]

@@ -130,6 +130,7 @@ def test_a_note_of_a_job_is_read_back(tmp_path: Path) -> None:
         '{"cluster": "big", "job_id": "42", "submitted_at": "0001-01-01T00:00:00+14:00"}',
         '{"cluster": "big", "job_id": "42", "submitted_at": 7}',
         '{"cluster": {}, "job_id": "42", "submitted_at": "2026-01-01T00:00:00+00:00"}',
+        '{"cluster": "big", "job_id": "9999999999", "submitted_at": "2026-01-01T00:00:00+00:00"}',
         "[" * 3000,
     ],
 )
