@@ -44,6 +44,17 @@ class Control:
         asked = urllib.parse.urlencode({k: v for k, v in query.items() if v is not None})
         return self._call("GET", urllib.parse.quote(path) + (f"?{asked}" if asked else ""), None)
 
+    def find(self, path: str) -> Any | None:
+        """The same; None where no controller answers, or it knows of no such thing."""
+        try:
+            return self.get(path)
+        except Unreachable:
+            return None
+        except Refused as e:
+            if e.status != 404:
+                raise
+            return None
+
     def post(self, path: str, **body: Any) -> Any:
         return self._call("POST", urllib.parse.quote(path), {k: v for k, v in body.items() if v is not None})
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from cli import metrics, record
-from cli.client import Control, Refused, Unreachable
+from cli.client import Control, Unreachable
 from cli.context import Context
 from cli.folders import RUNS
 from cli.jobs import scheduler_answers
@@ -68,15 +68,8 @@ def everything(site: Site) -> list[dict[str, Any]]:
 
 def registered(site: Site, run: str) -> dict[str, Any] | None:
     """The run as the control API describes it; None where no controller answers, or has not heard of it."""
-    try:
-        found: dict[str, Any] = Control(site.control_socket).get(f"/v1/runs/{run}")
-        return found
-    except Unreachable:
-        return None
-    except Refused as e:
-        if e.status != 404:
-            raise
-        return None
+    found: dict[str, Any] | None = Control(site.control_socket).find(f"/v1/runs/{run}")
+    return found
 
 
 def told(site: Site) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import time
 import click
 
 from cli import record
-from cli.client import Control, Refused, Unreachable
+from cli.client import Control
 from cli.context import Context
 from cli.folders import RUNS, find_folder, is_ours, kind_of, run_folder
 from cli.jobs import newest_job, scheduler_answers
@@ -111,11 +111,5 @@ def switch(folder: RunFolder, name: str) -> None:
 
 def deployment_state(control: Control, name: str) -> str | None:
     """None when there is no such deployment, or no controller to ask."""
-    try:
-        return str(control.get(f"/v1/deployments/{name}")["deployment"]["state"])
-    except Unreachable:
-        return None
-    except Refused as e:
-        if e.status != 404:
-            raise
-        return None
+    found = control.find(f"/v1/deployments/{name}")
+    return None if found is None else str(found["deployment"]["state"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,16 @@ from launchers.launch import Launched, launch, new_id, request_for
 from launchers.megatron import manifest
 from launchers.megatron.arithmetic import check
 from launchers.megatron.recipe import read_recipe, to_dict
-from launchers.resources import resources_from, training_environment
+from launchers.resources import check_gpus, resources_from, training_environment
 from launchers.run_folder import RunFolder
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for
-from launchers.spec import ConvertSpec, Resources, SupervisedSpec, TrainSpec
+from launchers.spec import ConvertSpec, SupervisedSpec, TrainSpec
 from registry import clock
 from registry.db import RegistryError
 from registry.site import Site
 from registry.strict_toml import Layer
 from registry.tenants import checked_name
-
-_GPU_GRES = re.compile(r"gpu(?::[A-Za-z_][^:]*)?(?::(\d+))?")
 
 
 @click.command(cls=WithSbatchOptions)
@@ -142,19 +139,6 @@ def train_spec(
         dataset_dir=str(site.datasets_dir),
         peak_tflops=partition.peak_tflops if (partition := site.partitions.get(asks.partition or "")) else None,
     )
-
-
-def check_gpus(asks: Resources) -> None:
-    """Each task trains on one GPU, or all of them on CPUs. Raises ValueError where some GPU or task would be idle."""
-    gpus, tasks = asks.gpus_per_node, asks.tasks_per_node
-    for option in asks.options:
-        if option.startswith("--gres="):
-            gpus = max(gpus, sum(int(m[1] or 1) for item in option[7:].split(",") if (m := _GPU_GRES.fullmatch(item))))
-    if gpus not in (0, tasks):
-        raise ValueError(
-            f"--gpus-per-node {gpus} is not --ntasks-per-node {tasks}: each task of a training run has one GPU; "
-            f"say --ntasks-per-node={gpus}, or --gpus-per-node={tasks} (0: on CPUs)"
-        )
 
 
 def publish_spec(site: Site, checkpoint: dict[str, Any], target: str, resources: dict[str, Any]) -> ConvertSpec:

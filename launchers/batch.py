@@ -38,9 +38,7 @@ LEAVE_S = 20.0  # from the attempt's last word to the end of its step
 ASK_AGAIN_S = 2.0
 PATIENCE_S = 600.0  # with a slurmctld that does not answer, while nobody ends us
 KILL_WAIT_S = 5.0  # the same in the seconds between SIGTERM and SIGKILL
-# When a task has gone without a word (killed, its node out of memory), the others must not wait for it until the time
-# limit. Not at once, as --kill-on-bad-exit does it: the supervisors end each other and say why.
-SRUN = ("srun", "--unbuffered", "--open-mode=append", "--kill-on-bad-exit=0", "--wait=120")
+SRUN = ("srun", "--unbuffered", "--open-mode=append", *task.END_TOGETHER)
 
 
 def srun(folder: RunFolder) -> list[str]:
@@ -48,7 +46,7 @@ def srun(folder: RunFolder) -> list[str]:
     return [*SRUN, "--output", str(folder.logs / "%j_%t_log.out"), *launch.supervisor_command(folder)]
 
 
-def job_facts(job: Job) -> JobFacts:
+def facts_of(job: Job) -> JobFacts:
     ending = job.state is JobState.COMPLETING
     limit = None if job.time_limit_s is None or job.starts_at is None else job.starts_at.timestamp() + job.time_limit_s
     moved = not ending and limit is not None and job.ends_at is not None and job.ends_at.timestamp() < limit - 1
@@ -158,7 +156,7 @@ class Batch:
     def _judge(self) -> int:
         job = self._job()
         said = history.last_word(self.folder, self.attempt)
-        cause = restart.cause_of(said, None if job is None else job_facts(job), self.restarts)
+        cause = restart.cause_of(said, None if job is None else facts_of(job), self.restarts)
         if cause is Cause.CANCELLED and self._books_say_preempted():
             cause = Cause.PREEMPTED
         saved = history.newest_saved(self.folder)

@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,17 +54,27 @@ def launch(spec: specs.SupervisedSpec, runs_dir: Path, scheduler: Scheduler) -> 
         folder.script.write_text(scheduler.script(request), encoding="utf-8")
         write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
     except BaseException:
-        shutil.rmtree(folder.root, ignore_errors=True)
+        remove([folder])
         raise
+    job = submit_or_remove(request, scheduler, [folder])
+    write_job(folder, job)
+    return Launched(folder, job)
+
+
+def submit_or_remove(request: JobRequest, scheduler: Scheduler, folders: Sequence[RunFolder]) -> JobRef:
+    """Raises as `launch` does. What was made for a job that was refused is removed."""
     try:
-        job = scheduler.submit(request)
+        return scheduler.submit(request)
     except SchedulerUnavailable:
         raise
     except (SchedulerError, OSError, ValueError):  # not a Ctrl-C, which may come after the job was taken
-        shutil.rmtree(folder.root, ignore_errors=True)
+        remove(folders)
         raise
-    write_job(folder, job)
-    return Launched(folder, job)
+
+
+def remove(folders: Iterable[RunFolder]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder.root, ignore_errors=True)
 
 
 def request_for(spec: specs.SupervisedSpec, folder: RunFolder) -> JobRequest:

@@ -33,6 +33,7 @@ BREAKS_A_RUN = {
     **dict.fromkeys(("ntasks", "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket", "ntasks-per-tres"), _SHAPE),
     **dict.fromkeys(("tasks-per-node", "gpus", "gpus-per-task", "gpus-per-socket", "tres-per-task"), _SHAPE),
 }
+GPU_GRES = re.compile(r"gpu(?::[A-Za-z_][^:]*)?(?::(\d+))?")  # of one item of --gres, with its number
 # What somebody may say of a job that runs under the service's account.
 REPLICA_OPTIONS = frozenset(
     {"begin", "constraint", "exclude", "exclusive", "gpus-per-node", "gres", "nice", "nodelist", "reservation"}
@@ -64,6 +65,19 @@ def resources_from(
     if "mem_gb" not in asked and _names(chosen.get("options", ())) & {"mem-per-cpu", "mem-per-gpu"}:
         chosen["mem_gb"] = None  # sbatch takes one of the three
     return Resources(**chosen)
+
+
+def check_gpus(asks: Resources) -> None:
+    """Each task trains on one GPU, or all of them on CPUs. Raises ValueError where some GPU or task would be idle."""
+    gpus, tasks = asks.gpus_per_node, asks.tasks_per_node
+    for option in asks.options:
+        if option.startswith("--gres="):
+            gpus = max(gpus, sum(int(m[1] or 1) for item in option[7:].split(",") if (m := GPU_GRES.fullmatch(item))))
+    if gpus not in (0, tasks):
+        raise ValueError(
+            f"--gpus-per-node {gpus} is not --ntasks-per-node {tasks}: each task of a training run has one GPU; "
+            f"say --ntasks-per-node={gpus}, or --gpus-per-node={tasks} (0: on CPUs)"
+        )
 
 
 def _checked(options: object, allowed: Collection[str] | None) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from launchers import sbatch
 from launchers.local_job import LocalJob
 from launchers.scheduler import JobRequest, SchedulerError
 from launchers.spec import Resources
+from launchers.task import END_TOGETHER
 from slurm.client import SlurmClient
 from slurm.process import clean_environment
 
@@ -38,7 +39,6 @@ FIND_MODULES = (
     "command -v module >/dev/null || "
     "for init in /etc/profile.d/lmod.sh /etc/profile.d/modules.sh; do [ ! -r $init ] || . $init; done"
 )
-LAST_TASK_WAIT_S = 120  # from the first task's end to the end of all, longer than a supervisor's own grace
 
 
 def signal_lead_s(time_limit_s: int) -> int:
@@ -75,9 +75,7 @@ def slurm_parameters(request: JobRequest) -> dict[str, Any]:
             *([FIND_MODULES, f"module load {shlex.join(request.modules)} || exit 1"] if request.modules else []),
         ],
         "use_srun": request.batch is None,
-        # When a task has gone without a word (killed, its node out of memory), the others must not wait for it until
-        # the time limit. Not at once, as --kill-on-bad-exit does it: the supervisors end each other and say why.
-        "srun_args": ["--kill-on-bad-exit=0", f"--wait={LAST_TASK_WAIT_S}"],
+        "srun_args": list(END_TOGETHER),
         # submitit's default, "submitit", is refused by clusters that enforce wckeys; elsewhere a wckey means nothing.
         "wckey": None,
     }

@@ -178,22 +178,28 @@ class Supervisor:
                 child.send_signal(number)
             if self.stopping_since is not None and now - self.stopping_since > self._grace_s():
                 _kill_group(child)
-            failed = None
             if now - looked >= LOOK_S:
-                looked, failed = now, tasks.read_failure(self.folder.failure(self.task.attempt))
-            if failed is not None:
-                if failed.kind == Cause.NO_PROGRESS:
-                    _print_stacks(child)
-                return Ending(1, "another task of this job died")
-            if self.watchdog is not None and self.task.rank == 0 and self.stopping_since is None:
-                hang = self.watchdog.look(history.progress(self.folder), self.task.attempt, now)
-                if hang is not None:
-                    _print_stacks(child)
-                    return Ending(1, hang, Cause.NO_PROGRESS)
+                looked = now
+                if (ending := self._look(child, now)) is not None:
+                    return ending
             if isinstance(self.spec, ServeSpec) and not self.announced_ready:
                 self._announce_ready()
                 if not self.announced_ready and now - began > self.spec.start_timeout_s:
                     return Ending(1, f"the engine was not ready after {self.spec.start_timeout_s} s")
+
+    def _look(self, child: subprocess.Popen[bytes], now: float) -> Ending | None:
+        """What the run folder says that ends this task: another one died, or nothing moves any more."""
+        failed = tasks.read_failure(self.folder.failure(self.task.attempt))
+        if failed is not None:
+            if failed.kind == Cause.NO_PROGRESS:
+                _print_stacks(child)
+            return Ending(1, "another task of this job died")
+        if self.watchdog is not None and self.task.rank == 0 and self.stopping_since is None:
+            hang = self.watchdog.look(history.progress(self.folder), self.task.attempt, now)
+            if hang is not None:
+                _print_stacks(child)
+                return Ending(1, hang, Cause.NO_PROGRESS)
+        return None
 
     def _announce_ready(self) -> None:
         if self.readiness is None or self.readiness.ready_after_s is None or self.stopping_since is not None:

@@ -22,10 +22,20 @@ from typing import Any
 from launchers import spec as specs
 from launchers.array_task import NAME
 from launchers.freeze import note_environment
-from launchers.launch import Launched, freeze, new_id, program, request_for, write_job, write_whole
+from launchers.launch import (
+    Launched,
+    freeze,
+    new_id,
+    program,
+    remove,
+    request_for,
+    submit_or_remove,
+    write_job,
+    write_whole,
+)
 from launchers.megatron.recipe import Recipe
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerError, SchedulerUnavailable
+from launchers.scheduler import JobRef, JobRequest, Scheduler
 from registry.strict_toml import ConfigError, Layer, did_you_mean, settings_of
 from registry.toml_layers import Words, dotted, nest, read_text
 from slurm.client import SlurmClient
@@ -180,15 +190,9 @@ def launch_sweep(
         for index, (spec, run) in enumerate(zip(runs, made[1:], strict=True)):  # last: from here on they are adopted
             write_whole(run.spec, specs.dump(dataclasses.replace(spec, sweep=sweep_id, sweep_index=index)))
     except BaseException:
-        _remove(made)
+        remove(made)
         raise
-    try:
-        job = scheduler.submit(request)
-    except SchedulerUnavailable:
-        raise
-    except (SchedulerError, OSError, ValueError):  # not a Ctrl-C, which may come after the job was taken
-        _remove(made)
-        raise
+    job = submit_or_remove(request, scheduler, made)
     array = job.job_id.partition("_")[0]
     launched = [Launched(run, dataclasses.replace(job, job_id=f"{array}_{n}")) for n, run in enumerate(made[1:])]
     for one in launched:
@@ -200,8 +204,3 @@ def _write_run(run: RunFolder, spec: specs.TrainSpec, sweep: RunFolder, schedule
     shutil.copytree(sweep.code, run.code, copy_function=os.link)  # the same files: a sweep may have a thousand runs
     note_environment(run.environment, os.environ)
     run.script.write_text(scheduler.script(request_for(spec, run)), encoding="utf-8")
-
-
-def _remove(made: Sequence[RunFolder]) -> None:
-    for each in made:
-        shutil.rmtree(each.root, ignore_errors=True)

@@ -17,6 +17,10 @@ from pathlib import Path
 
 from launchers.untrusted import read_object
 
+# srun's options for tasks that end together. When one has gone without a word (killed, its node out of memory), the
+# others must not wait for it until the time limit; but longer than a supervisor's own grace. Not at once, as
+# --kill-on-bad-exit does it: the supervisors end each other and say why.
+END_TOGETHER = ("--kill-on-bad-exit=0", "--wait=120")
 MAX_CAUSE, MAX_TAIL, MAX_MARKER_BYTES = 2000, 6000, 1 << 17  # characters; a marker's bytes, escapes and all
 
 

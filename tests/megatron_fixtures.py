@@ -23,6 +23,17 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 120.0
 
 
+def answer_of(program: str, python: str, root: Path) -> dict[str, Any]:
+    """What a program of the training environment printed last, as JSON; it must succeed. Its argument is `root`."""
+    (root / "program.py").write_text(program)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": str(ROOT)}
+    command = [python, "-W", "ignore", str(root / "program.py"), str(root)]
+    done = subprocess.run(command, env=env, timeout=LIMIT_S, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 @dataclass
 class Bench:
     """Makes run folders and starts what the supervisor would start in them."""

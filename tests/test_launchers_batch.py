@@ -20,7 +20,7 @@ from specs import folder_of, train
 
 from launchers import announce, batch, claims, history
 from launchers.announce import read
-from launchers.batch import Batch, job_facts
+from launchers.batch import Batch, facts_of
 from launchers.restart import Cause
 from launchers.run_folder import RunFolder
 from slurm.errors import SlurmError, SlurmUnavailable
@@ -227,8 +227,8 @@ def test_whoever_submits_a_run_again_after_it_was_given_up_begins_to_count_anew(
 
 def test_an_end_that_was_moved_forward_is_a_preemption_and_one_at_the_limit_is_not() -> None:
     limit = NOON + timedelta(seconds=600)
-    assert job_facts(job(ends_at=limit - timedelta(seconds=300))).preempted
-    assert not job_facts(job(ends_at=limit)).preempted
-    assert not job_facts(job(ends_at=limit + timedelta(seconds=60))).preempted
-    assert not job_facts(job(state=JobState.COMPLETING, ends_at=NOON + timedelta(seconds=5))).preempted
-    assert job_facts(job(state=JobState.COMPLETING, reason="TimeLimit")).at_time_limit
+    assert facts_of(job(ends_at=limit - timedelta(seconds=300))).preempted
+    assert not facts_of(job(ends_at=limit)).preempted
+    assert not facts_of(job(ends_at=limit + timedelta(seconds=60))).preempted
+    assert not facts_of(job(state=JobState.COMPLETING, ends_at=NOON + timedelta(seconds=5))).preempted
+    assert facts_of(job(state=JobState.COMPLETING, reason="TimeLimit")).at_time_limit

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from typing import Any
 
 import pytest
-from megatron_fixtures import LIMIT_S, ROOT
+from megatron_fixtures import answer_of
 
 # Prepares two JSONL sources with a tokenizer that is given, and counts which of them 400 samples are from.
 PROGRAM = """
@@ -74,14 +71,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def said(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("data")
-    (root / "program.py").write_text(PROGRAM)
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": str(ROOT)}
-    program = [training_python, "-W", "ignore", str(root / "program.py"), str(root)]
-    done = subprocess.run(program, env=env, timeout=LIMIT_S, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return answer_of(PROGRAM, training_python, tmp_path_factory.mktemp("data"))
 
 
 def test_a_blend_gives_samples_in_proportion_to_its_weights(said: dict[str, Any]) -> None:

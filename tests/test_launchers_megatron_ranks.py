@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from megatron_fixtures import LIMIT_S, ROOT
+from megatron_fixtures import answer_of
 
 from launchers.megatron import convert
 
@@ -86,14 +84,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def said(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("ranks")
-    (root / "program.py").write_text(PROGRAM)
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": str(ROOT)}
-    program = [training_python, "-W", "ignore", str(root / "program.py"), str(root)]
-    done = subprocess.run(program, env=env, timeout=LIMIT_S, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return answer_of(PROGRAM, training_python, tmp_path_factory.mktemp("ranks"))
 
 
 def test_each_stage_of_a_pipeline_draws_weights_of_its_own(said: dict[str, Any]) -> None:

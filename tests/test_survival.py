@@ -27,7 +27,7 @@ RECIPE = ROOT / "tests" / "recipes" / "survive.toml"
 INTERVAL = 100
 TRAINING = "launchers.megatron.pretrain"
 # Evaluation makes a run long; what it learns is the same.
-EVALUATION = "\n[evaluation]\ninterval = 20\niterations = 600\n"
+EVALUATION = "\n[evaluation]\ninterval = 20\niterations = 900\n"
 
 pytestmark = pytest.mark.slurm
 
@@ -162,7 +162,7 @@ def test_a_preempted_run_saves_within_its_grace_and_goes_on_afterwards(
     start: Start, undisturbed: dict[int, float], slurm_cluster: PrivateCluster, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "long.toml"
-    recipe.write_text(RECIPE.read_text() + EVALUATION.replace("600", "50"))
+    recipe.write_text(RECIPE.read_text() + EVALUATION.replace("900", "50"))
     run = start("--qos", "preemptible", recipe=recipe)
     run.reaches(20)
     slurm_cluster.run(
