@@ -233,7 +233,7 @@ def test_slurm_tasks_get_the_cpus_that_were_asked_for(slurm: Site) -> None:
 
 @pytest.mark.slurm
 def test_slurm_one_failed_task_ends_the_job_on_every_node(slurm: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "LAST_TASK_WAIT_S", 1)
+    monkeypatch.setattr(submit, "END_TOGETHER", (*submit.END_TOGETHER, "--wait=1"))  # the last --wait counts
     ref = slurm.submit("r1", "exit-on", "SLURM_PROCID=1", nodes=2)
     assert slurm.ended(ref).state is JobState.FAILED
 
