@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
+from typing import Any
 
 import click
 
@@ -12,22 +14,28 @@ from cli.client import Control
 from cli.context import Context
 from cli.folders import is_ours, run_folder
 from cli.jobs import newest_job, scheduler_answers
-from launchers.launch import request_for, write_job
+from cli.resources import WithSbatchOptions, asked, resource_options
+from launchers.launch import launch_again
+from launchers.megatron.arithmetic import check
+from launchers.megatron.recipe import from_dict
+from launchers.resources import changed, check_gpus
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState
 from launchers.schedulers import scheduler_for
-from launchers.spec import ScriptSpec, SupervisedSpec, load
+from launchers.spec import ScriptSpec, SupervisedSpec, TrainSpec, load
 from registry.site import Site
 
 
-@click.command()
+@click.command(cls=WithSbatchOptions)
 @click.argument("run")
+@resource_options
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
-def resume(context: Context, /, run: str, as_json: bool) -> None:
-    """Submit a run that was stopped, or that failed, again: the same folder, code, recipe and resources.
+def resume(context: Context, /, run: str, as_json: bool, **options: Any) -> None:
+    """Submit a run that was stopped, or that failed, again: the same folder, code and recipe.
 
-    It keeps its id, and goes on from its newest complete checkpoint. What `sbatch JOB.SH` does by hand in its folder.
+    It keeps its id, and goes on from its newest complete checkpoint. It asks for what it asked for before, and where
+    sbatch's options say otherwise (--mem 64G, -t 2-0, -N 4), for that from now on. SBATCH_* variables change nothing.
     """
     site = context.site()
     folder = run_folder(site, run)
@@ -39,13 +47,28 @@ def resume(context: Context, /, run: str, as_json: bool) -> None:
         raise click.ClickException(f"run {folder.id} is not yours; its owner may resume it")
     if record.story(folder).state == "completed":
         raise click.ClickException(f"run {folder.id} has come to its end; there is nothing left to go on with")
-    job = submit_again(site, folder, spec)
+    job = submit_again(site, folder, with_resources(site, spec, asked(options)))
     Control(site.control_socket).poke()
     if as_json:
         said = {"run": folder.id, "folder": str(folder.root), "job": job.job_id, "cluster": job.cluster}
         click.echo(json.dumps(said))
     else:
         click.echo(f"run {folder.id} submitted again as job {job.job_id} on {job.cluster}")
+
+
+def with_resources(site: Site, spec: SupervisedSpec, now: dict[str, Any]) -> SupervisedSpec:
+    """The run's spec with what is asked for now. What cannot train its recipe ends the command with the sum."""
+    if not now:
+        return spec
+    try:
+        asks = changed(spec.resources, now)
+        if isinstance(spec, TrainSpec):
+            check(from_dict(spec.recipe), asks.nodes * asks.tasks_per_node)
+            check_gpus(asks)
+            return dataclasses.replace(spec, resources=asks, peak_tflops=site.peak_tflops(asks.partition))
+    except ValueError as e:
+        raise click.ClickException(str(e)) from e
+    return dataclasses.replace(spec, resources=asks)
 
 
 def submit_again(site: Site, folder: RunFolder, spec: SupervisedSpec) -> JobRef:
@@ -65,6 +88,7 @@ def submit_again(site: Site, folder: RunFolder, spec: SupervisedSpec) -> JobRef:
                 (folder.switches / left).unlink(missing_ok=True)
             except OSError as e:
                 raise click.ClickException(f"{folder.switches / left}: {e.strerror}; it would end the run again") from e
-        job = scheduler.submit_again(request_for(spec, folder), folder.script)
-        write_job(folder, job)
-    return job
+        try:
+            return launch_again(spec, folder, scheduler)
+        except OSError as e:
+            raise click.ClickException(f"{e.filename or folder.root}: {e.strerror or e}") from e

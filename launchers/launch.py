@@ -77,6 +77,29 @@ def remove(folders: Iterable[RunFolder]) -> None:
         shutil.rmtree(folder.root, ignore_errors=True)
 
 
+def launch_again(spec: specs.SupervisedSpec, folder: RunFolder, scheduler: Scheduler) -> JobRef:
+    """Submit a run's folder again, with `spec`, which may ask for other resources than the one that is there.
+
+    Raises SchedulerError when the scheduler refuses, OSError when the folder cannot be written: it is then as before.
+    After SchedulerUnavailable the job may have been submitted, with what was asked for now.
+    """
+    request = request_for(spec, folder)
+    before = {path: path.read_text(encoding="utf-8") for path in (folder.script, folder.spec)}
+    try:
+        if spec != specs.load(folder.spec):
+            write_whole(folder.script, scheduler.script(request))
+            write_whole(folder.spec, specs.dump(spec))
+        job = scheduler.submit_again(request, folder.script)
+    except SchedulerUnavailable:
+        raise
+    except (SchedulerError, OSError):
+        for path, text in before.items():
+            write_whole(path, text)
+        raise
+    write_job(folder, job)
+    return job
+
+
 def request_for(spec: specs.SupervisedSpec, folder: RunFolder) -> JobRequest:
     """What is submitted for a run folder: our supervisor on it; a training run's is started by `launchers.batch`."""
     return JobRequest(

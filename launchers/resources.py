@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from launchers import sbatch
+from launchers.sbatch import Option
 from launchers.spec import Environment, Resources
 from registry import site as settings
 from registry.site import Site
@@ -34,6 +36,7 @@ BREAKS_A_RUN = {
     **dict.fromkeys(("tasks-per-node", "gpus", "gpus-per-task", "gpus-per-socket", "tres-per-task"), _SHAPE),
 }
 GPU_GRES = re.compile(r"gpu(?::[A-Za-z_][^:]*)?(?::(\d+))?")  # of one item of --gres, with its number
+SAID_TWICE = {"gpus_per_node": "gpus-per-node", "mem_gb": "mem"}  # fields that one of `options` may speak of too
 # What somebody may say of a job that runs under the service's account.
 REPLICA_OPTIONS = frozenset(
     {"begin", "constraint", "exclude", "exclusive", "gpus-per-node", "gres", "nice", "nodelist", "reservation"}
@@ -41,7 +44,9 @@ REPLICA_OPTIONS = frozenset(
 
 
 def resources_from(
-    defaults: settings.DefaultResources, asked: Mapping[str, Any], allowed: Collection[str] | None = None
+    defaults: settings.DefaultResources | Resources,
+    asked: Mapping[str, Any],
+    allowed: Collection[str] | None = None,
 ) -> Resources:
     """What was asked for, over the defaults. `allowed`: sbatch's options that may be among them; None: all for a run.
 
@@ -65,6 +70,16 @@ def resources_from(
     if "mem_gb" not in asked and _names(chosen.get("options", ())) & {"mem-per-cpu", "mem-per-gpu"}:
         chosen["mem_gb"] = None  # sbatch takes one of the three
     return Resources(**chosen)
+
+
+def changed(before: Resources, asked: Mapping[str, Any]) -> Resources:
+    """What a run asked for, with what is asked for now in its place. Raises as `resources_from`."""
+    now = asked.get("options", ())
+    said = _names(now) | {name for field, name in SAID_TWICE.items() if field in asked}
+    above = tuple(Option(f"--{name}") for name in said)
+    stand = sbatch.unchallenged(sbatch.parse(before.options).components[0], above)
+    kept = [str(option) for option in stand if option.name not in said]
+    return resources_from(before, {**asked, "options": [*kept, *now]})
 
 
 def check_gpus(asks: Resources) -> None:

@@ -202,6 +202,11 @@ class Site:
             raise ConfigError(f"{self.file or self.name}: has no [environments.{name}], which this needs")
         return found
 
+    def peak_tflops(self, partition: str | None) -> float | None:
+        """Of one of the partition's GPUs, dense, in bf16; None where the site file does not say."""
+        found = self.partitions.get(partition or "")
+        return found.peak_tflops if found else None
+
 
 def load_site(path: Path | None, environ: Mapping[str, str], flags: Sequence[str] = ()) -> Site:
     """The site of a file, else of HEADGATE_SITE, else the laptop's. Raises ConfigError with every problem found."""

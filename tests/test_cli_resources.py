@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -17,7 +18,7 @@ from told_runs import site_of
 from cli.resources import WithSbatchOptions, asked, resource_options
 from cli.train import train_spec
 from launchers import submit
-from launchers.resources import BREAKS_A_RUN, REPLICA_OPTIONS, resources_from
+from launchers.resources import BREAKS_A_RUN, REPLICA_OPTIONS, changed, resources_from
 from launchers.scheduler import JobRequest
 from launchers.spec import Resources
 from registry.site import DefaultResources
@@ -140,6 +141,20 @@ def test_a_run_has_a_gpu_for_each_task_or_none(tasks: int, gpus: int, tmp_path: 
 
 def test_memory_per_cpu_takes_the_place_of_the_sites_memory_per_node() -> None:
     assert resources_from(DefaultResources(mem_gb=8), {"options": ["--mem-per-cpu=1G"]}).mem_gb is None
+
+
+def test_what_is_asked_for_now_takes_the_place_of_what_a_run_asked_for() -> None:
+    typed = ("--gpus-per-node=h100:2", "--constraint=nvlink", "--nice=7", "--hold")
+    before = Resources(partition="gpu", nodes=2, gpus_per_node=2, tasks_per_node=2, mem_gb=16, options=typed)
+    assert changed(before, {}) == before
+    less = {"gpus_per_node": 1, "tasks_per_node": 1, "time_limit_s": 60}
+    left = ("--constraint=nvlink", "--hold", "--nice=9")
+    assert changed(before, {**less, "options": ["--nice=9"]}) == dataclasses.replace(before, **less, options=left)
+    by_cpu = changed(before, {"options": ["--mem-per-cpu=2G"]})
+    assert by_cpu.mem_gb is None and by_cpu.options == (*typed, "--mem-per-cpu=2G")
+    assert changed(by_cpu, {"mem_gb": 32.0}) == dataclasses.replace(before, mem_gb=32.0)
+    with pytest.raises(ValueError, match="--requeue is not for a run"):
+        changed(before, {"options": ["--requeue"]})
 
 
 @pytest.mark.slurm

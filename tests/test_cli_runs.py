@@ -21,7 +21,7 @@ from launchers.launch import write_job
 from launchers.local_scheduler import LocalScheduler
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef
-from launchers.spec import ScriptSpec
+from launchers.spec import ScriptSpec, load
 from registry.runs import RunState
 
 SECOND = "second-20260102-000000-abcd"
@@ -253,7 +253,8 @@ def test_a_run_is_stopped_and_resumed_with_and_without_a_controller(laptop: Plat
     wait_for(lambda: record.story(folder).state == "stopped")
     laptop.ok("up")
     (folder.switches / "stop").touch()
-    again = laptop.json("resume", "again")
+    again = laptop.json("resume", "again", "-c", "2")
+    assert load(folder.spec).resources.cpus_per_task == 2
     assert again["run"] == run and again["job"] != submitted["job"]
     assert not (folder.switches / "stop").exists()
     wait_for(lambda: state(run) == "running")

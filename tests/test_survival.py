@@ -230,8 +230,10 @@ def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(start: Start, 
     assert losses(run.folder) == undisturbed
 
 
-def test_a_cancelled_run_saves_and_stays_stopped(start: Start, slurm_cluster: PrivateCluster) -> None:
-    run = start()
+def test_a_cancelled_run_saves_and_stays_stopped_until_it_is_resumed_with_what_it_needs_then(
+    start: Start, undisturbed: dict[int, float], slurm_cluster: PrivateCluster
+) -> None:
+    run = start("-t", "30", "--nice=3")
     run.reaches(20)
     slurm_cluster.run("scancel", run.job)
     described = run.ends()
@@ -239,6 +241,19 @@ def test_a_cancelled_run_saves_and_stays_stopped(start: Start, slurm_cluster: Pr
     (only,) = described["attempts"]
     assert only["cause"] == "cancelled"
     assert only["saved_iteration"] == only["last_iteration"] >= 20
+    files = run.folder.script, run.folder.spec
+    as_it_was = [path.read_text() for path in files]
+    refused = run.platform.run("resume", run.folder.id, "-p", "nowhere")
+    assert refused.returncode == 1 and "invalid partition specified: nowhere" in refused.stderr
+    refused = run.platform.run("resume", run.folder.id, "--ntasks-per-node=3")
+    assert refused.returncode == 1 and "data-parallel copies = 12" in refused.stderr
+    assert [path.read_text() for path in files] == as_it_was
+    again = run.platform.json("resume", run.folder.id, "-t", "40", "--mem=3G", "--nice=4")
+    shown = slurm_cluster.run("scontrol", "show", "job", again["job"])
+    assert "TimeLimit=00:40:00" in shown and "Nice=4" in shown and "mem=6G" in shown  # on two nodes
+    wait_for(lambda: run.described()["run"]["ended_at"] is None)
+    assert [a["cause"] for a in run.finishes()] == ["cancelled", "completed"]
+    assert losses(run.folder) == undisturbed
 
 
 def test_a_hang_ends_the_attempt_with_the_stacks_of_whoever_waits(
