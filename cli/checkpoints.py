@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ from cli.table import ago, json_option, printable, show
 from launchers.megatron import manifest
 from launchers.megatron.manifest import CheckpointError
 from launchers.megatron.stop import Switches
-from launchers.run_folder import RunFolder
-from launchers.spec import ConvertSpec, SupervisedSpec, TrainSpec
 from slurm import amounts
 
 OF_A_RUN = ("iteration", "state", "bytes", "age", "used_by", "path")
@@ -91,19 +87,3 @@ def used_by(known: dict[str, Any] | None) -> dict[int, list[str]]:
     """Who uses a run's checkpoints, by iteration: aliases and deployments of the models made of them."""
     branches = known["checkpoints"] if known else []
     return {branch["checkpoint"]["iteration"]: branch["users"] for branch in branches}
-
-
-def pin_source(spec: SupervisedSpec) -> None:
-    """Keep the checkpoint that a run converts or begins with: it may wait for longer than the newest one lasts."""
-    match spec:
-        case ConvertSpec(direction="to-hf", checkpoint=source):
-            pin(Path(source))
-        case TrainSpec(recipe={"init": {"checkpoint": str(source)}}):
-            pin(Path(source))
-
-
-def pin(checkpoint: Path) -> None:
-    """Keep a checkpoint from being pruned, by its run or by a person. Where we may not, its owner has to."""
-    folder = RunFolder(checkpoint.parent.parent)
-    with contextlib.suppress(OSError):
-        os.close(os.open(folder.switches / f"keep-{checkpoint.name}", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o660))

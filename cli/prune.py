@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli import metrics, record
+from cli import metrics, pins, record
 from cli.checkpoints import used_by
 from cli.context import Context
 from cli.folders import is_ours, run_folder
@@ -24,6 +24,7 @@ from launchers.megatron.stop import Switches
 from launchers.retention import surplus
 from launchers.run_folder import RunFolder
 from launchers.spec import TrainSpec, load
+from registry.site import Site
 from slurm import amounts
 
 
@@ -64,7 +65,8 @@ def prune(
     keep_last = asked_last if keep_last is None else keep_last
     if not keep_last:
         raise click.UsageError("the run's recipe keeps all of its checkpoints; say --keep-last N")
-    wanted = needed(folder, known)
+    spent = pins.outlived(folder, completed(site)) if known is not None else set()
+    wanted = needed(folder, known, spent)
     complete = [c for c in record.checkpoints(folder) if c.complete]  # what is not is the run's own business
     keep_every = asked_every if keep_every is None else keep_every
     old = surplus((c.iteration for c in complete), keep_last=keep_last, keep_every=keep_every)
@@ -77,6 +79,8 @@ def prune(
     if not dry_run:
         for checkpoint in going:
             delete(folder, checkpoint)
+            if checkpoint.iteration in spent:
+                pins.path_of(Path(checkpoint.path)).unlink(missing_ok=True)
     size = sum(c.bytes or 0 for c in going)
     if as_json:
         pruned = [{"iteration": c.iteration, "path": c.path, "bytes": c.bytes} for c in going]
@@ -99,10 +103,20 @@ def policy(folder: RunFolder) -> tuple[int, int]:
     return metrics.count(asked.get("keep_last")) or 0, metrics.count(asked.get("keep_every")) or 0
 
 
-def needed(folder: RunFolder, known: dict[str, Any] | None) -> dict[int, list[str]]:
-    """Why a checkpoint stays however old it is, by iteration."""
+def completed(site: Site) -> Callable[[str], bool]:
+    """Whether the registry knows a run as completed."""
+
+    def asked(run: str) -> bool:
+        known = registered(site, run)
+        return known is not None and known["run"]["state"] == "completed"
+
+    return asked
+
+
+def needed(folder: RunFolder, known: dict[str, Any] | None, spent: Collection[int] = ()) -> dict[int, list[str]]:
+    """Why a checkpoint stays however old it is, by iteration. Pins of the `spent` ones do not count any more."""
     found = {iteration: list(users) for iteration, users in used_by(known).items() if users}
-    for iteration in Switches(folder.switches).pinned():
+    for iteration in Switches(folder.switches).pinned().difference(spent):
         found.setdefault(iteration, []).append(f"pinned by switches/keep-{manifest.name_of(iteration)}")
     attempts, lives = record.story(folder).attempts, metrics.read(folder.metrics).lives
     # A supervisor compares sizes only when it announces what an attempt goes on from; training may have found that

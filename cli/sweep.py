@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from cli import table
-from cli.checkpoints import pin_source
 from cli.client import Control
+from cli.pins import sources_pinned
 from cli.train import train_spec
 from launchers.launch import new_id
 from launchers.run_folder import RunFolder
@@ -45,9 +45,8 @@ def train_sweep(
             click.echo(script_of(site, specs, scheduler, parallel), nl=False)
             return
         refuse_too_many(len(combined), slurm_client(site))
-        for spec in specs:
-            pin_source(spec)
-        sweep = launch_sweep(specs, combined, site.runs_dir, scheduler, parallel)
+        with sources_pinned(specs):
+            sweep = launch_sweep(specs, combined, site.runs_dir, scheduler, parallel)
     except OSError as e:
         raise click.ClickException(f"{site.runs_dir}: {e.strerror or e}") from e
     except (SchedulerError, SlurmError, ValueError) as e:

@@ -15,10 +15,10 @@ from typing import Any
 
 import click
 
-from cli.checkpoints import pin_source
 from cli.client import Control, Unreachable
 from cli.context import Context
 from cli.folders import find_folder
+from cli.pins import sources_pinned
 from cli.resources import WithSbatchOptions, asked, resource_options
 from launchers.launch import Launched, launch, new_id, request_for
 from launchers.megatron import manifest
@@ -137,7 +137,7 @@ def train_spec(
         environment=environment,
         recipe=to_dict(recipe),
         dataset_dir=str(site.datasets_dir),
-        peak_tflops=partition.peak_tflops if (partition := site.partitions.get(asks.partition or "")) else None,
+        peak_tflops=site.peak_tflops(asks.partition),
     )
 
 
@@ -176,9 +176,9 @@ def script_of(site: Site, spec: SupervisedSpec) -> str:
 
 
 def submit(site: Site, spec: SupervisedSpec) -> Launched:
-    pin_source(spec)
     try:
-        launched = launch(spec, site.runs_dir, scheduler_for(site))
+        with sources_pinned([spec]):
+            launched = launch(spec, site.runs_dir, scheduler_for(site))
     except SchedulerError as e:
         raise click.ClickException(str(e)) from e
     except OSError as e:

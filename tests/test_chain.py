@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from conftest import PrivateCluster
 from openai import OpenAI
 from platform_fixtures import ROOT, Platform, platform
 from waiting import wait_for
+
+from cli import pins
 
 pytestmark = pytest.mark.chain
 RECIPE = str(ROOT / "tests" / "recipes" / "chain.toml")
@@ -75,6 +78,24 @@ def test_a_run_is_shown_with_what_became_of_it_and_who_uses_its_checkpoints(lapt
     assert f"{said['run']['id']}/20: whole" in laptop.ok("verify", "demo/20")
     rows = {r["iteration"]: r["used_by"] for r in laptop.json("checkpoints", "demo")}
     assert rows[20] == ["alias demo@latest", "a pin"] and rows[10] == []  # publishing pins what it converts
+    laptop.ok("down")
+
+
+def test_a_checkpoint_pinned_for_what_has_completed_goes_and_its_pin_with_it(
+    laptop: Platform, first_demo: str, tmp_path: Path
+) -> None:
+    laptop.ok("up")
+    path = Path(next(c["path"] for c in laptop.json("checkpoints", "demo") if c["iteration"] == 10))
+    shutil.copytree(path, tmp_path / path.name)
+    published = [r["id"] for r in laptop.json("runs") if (r["name"], r["state"]) == ("publish-demo", "completed")]
+    prune = ("prune", "demo", "--keep-last", "1")
+    for run in ("not-yet-there", published[0]):
+        pins.pin(path, run)
+    assert "/10: stays: pinned by switches/keep-iter_0000010" in laptop.ok(*prune)
+    pins.path_of(path).write_text(f"{published[0]}\n")
+    assert "1 checkpoint, " in laptop.ok(*prune)
+    assert not path.exists() and not pins.path_of(path).exists()
+    shutil.copytree(tmp_path / path.name, path)  # for other tests
     laptop.ok("down")
 
 

@@ -11,11 +11,10 @@ from specs import convert as convert_spec
 from specs import train as train_spec
 from told_runs import RECIPE, ToldRun, invoke, ok, site_of
 
-from cli import checkpoints as listed
-from cli import convert, prune, record, train
+from cli import convert, pins, prune, record, train
 from launchers import announce, facts
 from launchers.megatron.stop import Switches
-from launchers.scheduler import SchedulerError
+from launchers.scheduler import SchedulerError, SchedulerUnavailable
 from registry import checkpoints, deployments, lineage, models, runs
 from registry.db import Database, NotFound
 from registry.deployments import DeploymentState
@@ -145,14 +144,27 @@ def test_a_checkpoint_is_never_half_deleted_to_those_who_look(run: ToldRun) -> N
 
 
 def test_a_pin_is_a_file_among_the_runs_switches(tmp_path: Path, run: ToldRun) -> None:
-    listed.pin(run.folder.checkpoints / "iter_0000010")
+    pins.pin(run.folder.checkpoints / "iter_0000010", "publish-1")
     assert "a pin" in ok(tmp_path, "checkpoints", "pretrain")
     assert f"{run.id}/10: stays: pinned" in ok(tmp_path, "prune", "pretrain", "--dry-run")
-    listed.pin(tmp_path / "nowhere" / "checkpoints" / "iter_0000010")  # whoever may not, has not
+    pins.pin(tmp_path / "nowhere" / "checkpoints" / "iter_0000010", "publish-1")  # whoever may not, has not
+
+
+def test_a_pin_is_outlived_when_all_the_runs_it_was_made_for_have_completed(run: ToldRun) -> None:
+    first, second, third, fourth = (run.folder.checkpoints / f"iter_00000{n}0" for n in (1, 2, 3, 4))
+    for made_for in ("publish-1", "publish-2"):
+        pins.pin(first, made_for)
+    pins.pin(second, "publish-2")
+    pins.path_of(third).touch()  # a person's, who does not say for how long
+    pins.pin(third, "publish-2")
+    pins.path_of(fourth).symlink_to(pins.path_of(second))
+    assert pins.outlived(run.folder, {"publish-1"}.__contains__) == set()
+    assert pins.outlived(run.folder, {"publish-2"}.__contains__) == {20}
+    assert pins.outlived(run.folder, {"publish-1", "publish-2"}.__contains__) == {10, 20}
 
 
 @pytest.mark.parametrize("kind", ["convert", "train"])
-def test_what_a_submitted_job_will_read_is_pinned_before_it_can_wait(
+def test_what_a_submitted_job_will_read_is_pinned_before_it_can_wait_and_not_when_it_is_refused(
     kind: str, tmp_path: Path, run: ToldRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = str(run.folder.checkpoints / "iter_0000010")
@@ -163,25 +175,32 @@ def test_what_a_submitted_job_will_read_is_pinned_before_it_can_wait(
     )
     pinned: list[set[int]] = []
 
-    def full(*_: object) -> None:
-        pinned.append(Switches(run.folder.switches).pinned())
-        raise SchedulerError("no room")
+    def submitted(error: SchedulerError) -> set[int]:
+        def full(*_: object) -> None:
+            pinned.append(Switches(run.folder.switches).pinned())
+            raise error
 
-    monkeypatch.setattr(train, "launch", full)
-    with pytest.raises(click.ClickException, match="no room"):
-        train.submit(site_of(tmp_path), spec)
-    assert pinned == [{10}]
+        monkeypatch.setattr(train, "launch", full)
+        with pytest.raises(click.ClickException, match="no room"):
+            train.submit(site_of(tmp_path), spec)
+        return Switches(run.folder.switches).pinned()
+
+    assert submitted(SchedulerError("no room")) == set()
+    assert submitted(SchedulerUnavailable("no room, or no answer")) == {10}
+    assert pinned == [{10}, {10}]
+    pins.pin(Path(source), "another-run")
+    assert submitted(SchedulerError("no room")) == {10}
 
 
 def test_a_run_that_begins_with_nothing_pins_nothing(run: ToldRun, tmp_path: Path) -> None:
     model = tmp_path / "llama"
-    for spec in (
+    made_of_nothing = (
         train_spec(recipe=RECIPE),
         train_spec(recipe={**RECIPE, "init": {"hugging_face": str(model), "checkpoint": None}}),
         convert_spec(direction="from-hf", checkpoint=str(run.folder.checkpoints / "iter_0000010")),
-    ):
-        listed.pin_source(spec)
-    assert Switches(run.folder.switches).pinned() == set()
+    )
+    with pins.sources_pinned(made_of_nothing):
+        assert Switches(run.folder.switches).pinned() == set()
 
 
 def test_without_a_controller_the_newest_checkpoint_is_the_one_of_the_highest_number(
