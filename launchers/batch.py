@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from launchers import claims, history, launch, restart, task
+from launchers import claims, history, launch, restart, task, watchdog
 from launchers.announce import announce
 from launchers.deadline import Deadline
 from launchers.megatron.recipe import Restart
@@ -33,7 +33,6 @@ from slurm.model import Job, JobState
 T = TypeVar("T")
 
 POLL_S = 1.0
-ASLEEP_S = 10.0  # between two looks: nobody was looking
 LEAVE_S = 20.0  # from the attempt's last word to the end of its step
 ASK_AGAIN_S = 2.0
 PATIENCE_S = 600.0  # with a slurmctld that does not answer, while nobody ends us
@@ -121,11 +120,11 @@ class Batch:
             now = self.clock()
             if now - looked_at < claims.BEAT_S:
                 continue  # what follows asks the shared file system
-            if now - looked_at > ASLEEP_S:
+            if now - looked_at > watchdog.ASLEEP_S:
                 heard_at += now - looked_at  # the whole job was suspended
             looked_at = now
             claims.beat(self.folder, self.attempt)
-            if last_word_at is None and history.last_word(self.folder, self.attempt) is not None:
+            if last_word_at is None and self._has_spoken():
                 last_word_at = now
             if (shown := claims.alive_at(self.folder, self.attempt)) != alive_at:
                 alive_at, heard_at = shown, now
@@ -133,8 +132,15 @@ class Batch:
             if silent or (last_word_at is not None and now - last_word_at > LEAVE_S):
                 print("batch: the supervisor is gone and its step is not: ending the step", file=sys.stderr)
                 _end(step)
-            if deadline.reached(history.save_s(self.folder), now):
-                self._ask_to_save()
+            if deadline.reached(history.save_s(self.folder), now) and not self._ask_to_save():
+                deadline.again()
+
+    def _has_spoken(self) -> bool:
+        try:
+            return history.last_word(self.folder, self.attempt) is not None
+        except OSError as e:
+            print(f"batch: {e.filename}: {e.strerror}: to be looked at again", file=sys.stderr)
+            return False
 
     def _ends(self) -> tuple[float, float] | None:
         """When Slurm will end this job, in seconds since the epoch, and its time limit in seconds."""
@@ -147,29 +153,35 @@ class Batch:
             return None
         return job.ends_at.timestamp(), job.time_limit_s
 
-    def _ask_to_save(self) -> None:
+    def _ask_to_save(self) -> bool:
         try:
             self.client.signal(self.job_id, "USR2")
         except SlurmError as e:
             print(f"batch: the tasks were not told of the time limit: {e}", file=sys.stderr)
+            return False
+        return True
 
     def _judge(self) -> int:
         job = self._job()
-        said = history.last_word(self.folder, self.attempt)
+        said, saved, past = self._insist(self._history)
         cause = restart.cause_of(said, None if job is None else facts_of(job), self.restarts)
         if cause is Cause.CANCELLED and self._books_say_preempted():
             cause = Cause.PREEMPTED
-        saved = history.newest_saved(self.folder)
-        past = [*history.past(self.folder, before=self.attempt), restart.Ended(self.attempt, cause, saved)]
         requeued = job is not None and job.restarts > self.restarts
-        verdict = restart.decide(past, self.limits, requeued=requeued)
+        verdict = restart.decide([*past, restart.Ended(self.attempt, cause, saved)], self.limits, requeued=requeued)
         self._state(cause, saved, verdict)
+        follows = self.job_id
         if verdict.action is Action.RESTART:
-            verdict = self._go_on(cause, saved, verdict)
+            verdict, follows = self._go_on(cause, saved, verdict)
         if verdict.action is not Action.STOP:
-            self._start_soon(verdict.delay_s)
+            self._start_soon(follows, verdict.delay_s)
         print(f"batch: attempt {self.attempt} ended: {cause}; {verdict.why}", file=sys.stderr, flush=True)
         return 0 if cause is Cause.COMPLETED or verdict.action is not Action.STOP else 1
+
+    def _history(self) -> tuple[Cause | None, int | None, list[restart.Ended]]:
+        """The supervisor's last word, the newest checkpoint's iteration, and the attempts before this one."""
+        said, saved = history.last_word(self.folder, self.attempt), history.newest_saved(self.folder)
+        return said, saved, history.past(self.folder, before=self.attempt)
 
     def _books_say_preempted(self) -> bool:
         """Where preemption cancels jobs, slurmctld's word for it is the one for any other cancelled job."""
@@ -194,21 +206,25 @@ class Batch:
         except OSError as e:  # the run goes on all the same
             print(f"batch: {self.folder.announcements}: {e.strerror}: attempt {self.attempt} {cause}", file=sys.stderr)
 
-    def _go_on(self, cause: Cause, saved: int | None, verdict: Verdict) -> Verdict:
-        """Requeue this job. From here on Slurm ends us, after KillWait at the latest."""
+    def _go_on(self, cause: Cause, saved: int | None, verdict: Verdict) -> tuple[Verdict, str]:
+        """Requeue this job, or submit another: returns the one that goes on, too.
+
+        Once it is requeued Slurm ends us, after KillWait at the latest.
+        """
         try:
             self._insist(self._requeue)
-            return verdict
+            return verdict, self.job_id
         except SlurmError as refusal:
             words = str(refusal)
         try:
             successor = self._insist(self._submit_successor)
             verdict = replace(verdict, why=f"{verdict.why}, as job {successor}: {words}")
             self._state(cause, saved, verdict, successor)
+            return verdict, successor
         except SlurmError as e:
             verdict = Verdict(Action.STOP, f"Slurm neither requeues its job ({words}) nor takes another ({e})")
             self._state(cause, saved, verdict)
-        return verdict
+            return verdict, self.job_id
 
     def _requeue(self) -> None:
         try:
@@ -219,21 +235,21 @@ class Batch:
                 raise
 
     def _submit_successor(self) -> str:
-        try:
-            after = f"afterany:{self.job_id}"
-            return self.client.submit(self.folder.script, self.spec.id, dependency=after)
-        except SlurmUnavailable:
-            mine = self.client.jobs(user=str(os.getuid()))
-            if taken := [job.id for job in mine if job.comment == self.spec.id and job.id != self.job_id]:
-                return taken[-1]
-            raise
+        """Unless there is one already: its submission's answer may have been lost."""
+        mine = self.client.jobs(user=str(os.getuid()))
+        if waiting := [job.id for job in mine if job.comment == self.spec.id and job.state.pending]:
+            return waiting[-1]
+        successor = self.client.submit(self.folder.script, self.spec.id, dependency=f"afterany:{self.job_id}")
+        if "--hold" in self.spec.resources.options:  # of the first job, which somebody released
+            self.client.release(successor)
+        return successor
 
-    def _start_soon(self, delay_s: int) -> None:
+    def _start_soon(self, job_id: str, delay_s: int) -> None:
         """A requeued job waits for two minutes, unless it has a later start by the time that Slurm puts it back."""
         try:
-            self.client.update(self.job_id, starts_in_s=delay_s)
+            self.client.update(job_id, starts_in_s=delay_s)
         except SlurmError as e:
-            print(f"batch: the job will start when Slurm lets it: {e}", file=sys.stderr)
+            print(f"batch: job {job_id} will start when Slurm lets it: {e}", file=sys.stderr)
 
     def _job(self) -> Job | None:
         try:
@@ -243,12 +259,15 @@ class Batch:
             return None
 
     def _insist(self, ask: Callable[[], T]) -> T:
-        """Ask again while slurmctld does not answer, as long as there is time. Raises SlurmError."""
+        """Ask again while slurmctld, or the run folder's disk, does not answer, as long as there is time.
+
+        Raises SlurmError or OSError.
+        """
         began = self.clock()
         while True:
             try:
                 return ask()
-            except SlurmUnavailable:
+            except (SlurmUnavailable, OSError):
                 if self.clock() - began > (KILL_WAIT_S if self.told_to_end else PATIENCE_S):
                     raise
                 time.sleep(ASK_AGAIN_S)

@@ -7,6 +7,7 @@ All times are the file system's, because hosts may disagree about the time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -28,13 +29,15 @@ def give_up(folder: RunFolder, attempt: str) -> None:
 
 
 def beat(folder: RunFolder, attempt: str) -> None:
-    """The attempt's batch script lives. Called every few seconds."""
-    (folder.rendezvous / f"{attempt}.beat").touch()
+    """The attempt's batch script lives. Called every few seconds: one that the disk does not take is missed."""
+    with contextlib.suppress(OSError):
+        (folder.rendezvous / f"{attempt}.beat").touch()
 
 
 def show_alive(folder: RunFolder, attempt: str) -> None:
-    """The attempt's first supervisor lives. Called every few seconds."""
-    folder.alive(attempt).touch()
+    """The attempt's first supervisor lives. Called every few seconds, as `beat` is."""
+    with contextlib.suppress(OSError):
+        folder.alive(attempt).touch()
 
 
 def alive_at(folder: RunFolder, attempt: str) -> float | None:
@@ -63,11 +66,21 @@ def rival(folder: RunFolder, attempt: str, over: Collection[str]) -> str | None:
     return None
 
 
-def restarted(folder: RunFolder, attempt: str) -> bool:
-    """Whether Slurm has started this attempt's job again: then this one should not be there any more."""
-    job, _, restarts = attempt.rpartition(".")
-    later = (p.name.removesuffix(".claim") for p in folder.rendezvous.glob(f"{job}.*.claim"))
-    return any(int(number) > int(restarts) for name in later if (number := name.rpartition(".")[2]).isdigit())
+def superseded(folder: RunFolder, attempt: str) -> bool:
+    """Whether a later attempt has the run: this one was silent for too long, or Slurm started its job again.
+
+    False while the disk does not say.
+    """
+    try:
+        mine = (os.stat(_claim(folder, attempt)).st_mtime_ns, attempt)
+        for path in folder.rendezvous.glob("*.claim"):
+            other = path.name.removesuffix(".claim")
+            has_begun = _job(other) == _job(attempt) or alive_at(folder, other) is not None
+            if has_begun and (os.stat(path).st_mtime_ns, other) > mine:
+                return True
+    except OSError:
+        pass
+    return False
 
 
 def _claim(folder: RunFolder, attempt: str) -> Path:

@@ -30,9 +30,13 @@ class Deadline:
         if self._ends is None and now >= self._not_before:
             self._ends, self._not_before = self._ask(), now + ASK_AGAIN_S
         if self._due(save_s, now):
-            self._ends = self._ask()  # it may have been extended
+            self._ends = self._ask() or self._ends  # it may have been extended
             self._over = self._due(save_s, now)
         return self._over
+
+    def again(self) -> None:
+        """Nobody could be told: it is reached at the next look, too."""
+        self._over = False
 
     def _due(self, save_s: float, now: float) -> bool:
         return self._ends is not None and now >= self._ends[0] - lead_s(save_s, self._ends[1])

@@ -1,6 +1,6 @@
-"""What a run's own folder tells of its attempts: which there were, how they ended, whether one lives. Standard library.
+"""What a run's own folder tells of its attempts: which there were, how they ended, what is saved. Standard library.
 
-Read by the batch script, as the run's owner, on the file system that the run's jobs share.
+Read by the run's batch script and supervisors, and by commands that show it.
 """
 
 from __future__ import annotations

@@ -160,8 +160,8 @@ class Supervisor:
             if self.task.rank == 0 and time.monotonic() - beat >= claims.BEAT_S:
                 beat = time.monotonic()
                 claims.show_alive(self.folder, self.task.attempt)
-                if claims.restarted(self.folder, self.task.attempt):
-                    return Ending(1, "Slurm has started this job again elsewhere", Cause.LOST)
+                if claims.superseded(self.folder, self.task.attempt):
+                    return Ending(1, "a later attempt of this run has taken over", Cause.LOST)
             try:
                 code = child.wait(POLL_S)
             except subprocess.TimeoutExpired:

@@ -23,6 +23,7 @@ from launchers.announce import read
 from launchers.batch import Batch, facts_of
 from launchers.restart import Cause
 from launchers.run_folder import RunFolder
+from launchers.spec import Resources
 from slurm.errors import SlurmError, SlurmUnavailable
 from slurm.model import JobState
 
@@ -51,6 +52,9 @@ class Slurm(ScriptedSlurm):
         if not self.takes_jobs:
             raise SlurmError("Job violates accounting/QOS policy")
         return "8"
+
+    def release(self, job_id: str) -> None:
+        self._answer(f"release {job_id}")
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ def test_where_slurm_does_not_requeue_a_successor_is_submitted_after_this_job(fo
     slurm = Slurm([job()], refuses="Requested operation is presently disabled")
     says(folder, "7.0", Cause.TIME_LIMIT)
     assert attempt(folder, slurm).run() == 0
-    assert f"submit job.sh {folder.id} afterany:7" in slurm.asked
+    assert slurm.asked[-2:] == [f"submit job.sh {folder.id} afterany:7", "update 8 5"]
     assert (judgements(folder)[-1]["successor"], judgements(folder)[-1]["action"]) == ("8", "restart")
     assert "presently disabled" in judgements(folder)[-1]["why"]
 
@@ -184,8 +188,15 @@ def test_a_successor_whose_answer_was_lost_is_not_submitted_twice(folder: RunFol
     class Lossy(Slurm):
         def submit(self, script: Path, comment: str, *, dependency: str) -> str:
             self._answer("submit")
-            self.queue.append(slurm_fixtures.job(8, comment=comment))
+            self.queue.append(slurm_fixtures.job(8, comment=comment, state=JobState.PENDING))
+            self.silent = "slurmctld went away as it answered"
             raise SlurmUnavailable("timed out")
+
+        def jobs(self, ids: Any = None, *, user: str | None = None) -> list[slurm_fixtures.Job]:
+            try:
+                return super().jobs(ids, user=user)
+            finally:
+                self.silent = None
 
     slurm = Lossy([job()], refuses="requeue is disabled")
     says(folder, "7.0", Cause.CRASHED)
@@ -194,7 +205,47 @@ def test_a_successor_whose_answer_was_lost_is_not_submitted_twice(folder: RunFol
     assert judgements(folder)[-1]["successor"] == "8"
 
 
-def test_a_folder_that_cannot_be_written_keeps_no_run_from_going_on(
+def test_a_job_of_the_run_that_has_ended_is_nobodys_successor(folder: RunFolder) -> None:
+    class Deaf(Slurm):
+        def submit(self, script: Path, comment: str, *, dependency: str) -> str:
+            if "submit" not in self.asked:
+                self._answer("submit")
+                raise SlurmUnavailable("Unable to contact slurm controller")
+            return super().submit(script, comment, dependency=dependency)
+
+    earlier = slurm_fixtures.job(6, comment=folder.id, state=JobState.FAILED)
+    slurm = Deaf([earlier, job()], refuses="requeue is disabled")
+    says(folder, "7.0", Cause.CRASHED)
+    assert attempt(folder, slurm).run() == 0
+    assert judgements(folder)[-1]["successor"] == "8"
+
+
+def test_the_successor_of_a_job_that_was_submitted_held_is_not_held(folder: RunFolder) -> None:
+    slurm = Slurm([job()], refuses="requeue is disabled")
+    says(folder, "7.0", Cause.TIME_LIMIT)
+    spec = train(resources=Resources(options=("--hold",)))
+    assert Batch(folder, spec, "7", 0, slurm).run() == 0  # type: ignore[arg-type]
+    assert "release 8" in slurm.asked
+
+
+def test_a_disk_that_does_not_answer_for_a_while_loses_no_run(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(folder, "7.0", Cause.CRASHED)
+    answers, last_word = iter([OSError(116, "Stale file handle"), OSError(116, "Stale file handle")]), history.last_word
+
+    def stale(*asked: Any) -> Cause | None:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return last_word(*asked)
+
+    monkeypatch.setattr(history, "last_word", stale)
+    slurm = Slurm([job()])
+    assert attempt(folder, slurm).run() == 0
+    assert "requeue 7" in slurm.asked
+
+
+def test_a_verdict_that_cannot_be_written_keeps_no_run_from_going_on(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says(folder, "7.0", Cause.CRASHED)

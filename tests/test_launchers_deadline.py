@@ -43,3 +43,17 @@ def test_while_slurm_says_nothing_it_is_asked_now_and_then() -> None:
     assert not any(deadline.reached(0, now) for now in (0.0, 1.0, ASK_AGAIN_S - 1))
     assert not deadline.reached(0, ASK_AGAIN_S)
     assert deadline.reached(0, ASK_AGAIN_S + 75)
+
+
+def test_when_slurm_falls_silent_at_the_moment_itself_what_it_said_before_counts() -> None:
+    deadline = answers((3600, 3600), None)
+    assert not deadline.reached(0, 0)
+    assert deadline.reached(0, 3570)
+
+
+def test_while_nobody_can_be_told_it_is_reached_again() -> None:
+    deadline = answers((3600, 3600), (3600, 3600), None)
+    assert deadline.reached(0, 3570)
+    deadline.again()
+    assert deadline.reached(0, 3575)
+    assert not deadline.reached(0, 3580)

@@ -19,7 +19,7 @@ from conftest import ROOT
 from specs import convert, folder_of, serve, train
 from waiting import wait_for
 
-from launchers import announce
+from launchers import announce, claims
 from launchers import task as tasks
 from launchers.announce import Announcement
 from launchers.megatron import command as megatron
@@ -271,6 +271,17 @@ def test_a_task_that_fails_alone_speaks_for_itself(tmp_path: Path, monkeypatch: 
     ended = _ended(first.folder)
     assert ended["cause"] == "training ended with exit code 5: ValueError: mine"
     assert ended["failed_task"] == {"rank": 0, "node": "c1"} and ended["tail"] == "ValueError: mine"
+
+
+def test_an_attempt_whose_job_slurm_started_again_elsewhere_ends_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overtaken = _training(tmp_path, monkeypatch, "exec sleep 60")
+    for attempt in ("7.0", "7.1"):  # of a node that was given up and still computes
+        claims.claim(overtaken.folder, attempt)
+    assert overtaken.run() == 1
+    ended = _ended(overtaken.folder)
+    assert (ended["end"], ended["cause"]) == ("lost", "a later attempt of this run has taken over")
 
 
 def _training(runs: Path, monkeypatch: pytest.MonkeyPatch, shell: str, tasks: int = 1) -> Supervisor:
