@@ -24,6 +24,7 @@ _ALLOWED = re.compile(
     r"(SLURM|SBATCH|CONDA|CUDA|NCCL|OMP)_.*|PATH|LD_LIBRARY_PATH|PYTHONPATH|VIRTUAL_ENV|LOADEDMODULES|_LMFILES_"
     r"|HOSTNAME|LANG|SHELL"
 )
+_EXPORTED = re.compile(r"""(?:[^,"']|"[^"]*(?:"|$)|'[^']*(?:'|$))+""")  # a value in quotes may hold commas
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|KEY|JWT|CREDENTIAL", re.IGNORECASE)
 
 
@@ -35,7 +36,7 @@ def allowed_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def names_only(export: str) -> str:
     """What --export takes, without the values that it gives."""
-    return ",".join(word.partition("=")[0] for word in export.split(","))
+    return ",".join(word.partition("=")[0] for word in _EXPORTED.findall(export))
 
 
 def note_environment(path: Path, environ: Mapping[str, str]) -> None:

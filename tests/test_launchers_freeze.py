@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launchers import freeze
-from launchers.freeze import Code, Git, allowed_environment
+from launchers.freeze import Code, Git, allowed_environment, names_only
 
 
 def git(repository: Path, *words: str) -> str:
@@ -82,3 +82,19 @@ def test_the_environment_is_told_as_far_as_it_says_how_a_program_ran() -> None:
     environ = {"PATH": "/bin", "NCCL_DEBUG": "INFO", "SLURM_JOB_ID": "1", "HOME": "/h", "API_KEY": "x"}
     secrets = {"SLURM_JWT": "x", "CONDA_TOKEN": "x", "CUDA_SECRET": "x", "OMP_PASSWORD": "x"}
     assert allowed_environment({**environ, **secrets}) == {"NCCL_DEBUG": "INFO", "PATH": "/bin", "SLURM_JOB_ID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("export", "names"),
+    [
+        ("ALL,DEBUG=1", "ALL,DEBUG"),
+        ("NONE", "NONE"),
+        ("A=s3cret", "A"),
+        ("ALL,A='x,s3cret,y',B=1", "ALL,A,B"),
+        ('A="x,s3cret",B', "A,B"),
+        ("A='x,s3cret", "A"),
+    ],
+)
+def test_of_what_is_exported_the_names_are_told_and_no_value(export: str, names: str) -> None:
+    assert names_only(export) == names
+    assert allowed_environment({"SBATCH_EXPORT": export})["SBATCH_EXPORT"] == names
