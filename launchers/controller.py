@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from launchers import facts, job_facts, plan
+from launchers.array_task import NAME as SWEEP
 from launchers.ended_runs import EndedRuns
 from launchers.job_array import array_of
 from launchers.launch import launch, new_id, read_job, write_job
@@ -143,6 +144,8 @@ class Controller:
             if spec.id != folder.id:
                 raise SpecError(f"its spec says it is {spec.id}")
         except FileNotFoundError:
+            if (folder.root / SWEEP).exists():
+                self._ignored.add(folder.id)  # a sweep's own: its runs have theirs
             return  # being made right now: the spec comes last
         except OSError as e:
             log.warning("%s: cannot be read now: %s", folder.root, e)
@@ -270,7 +273,8 @@ class Controller:
         """Ask the scheduler by key for jobs that were never noted, once their submitter cannot still be at it."""
         known_before = time.monotonic() - 2 * self.site.scheduler.command_timeout_s
         missing = [s for s, since in self._jobless.items() if since < known_before and s not in self._lost]
-        found = {subject: await self.ask(self._find, subject) for subject in missing}
+        arrays: dict[str, JobRef | None] = {}  # a sweep has up to thousands of runs, and one array
+        found = {subject: await self.ask(self._find, subject, arrays) for subject in missing}
         for subject, job_id in list(self._unrecorded.items()):
             job = await self.ask(self.scheduler.find, subject)
             if job is not None and job.job_id == job_id:
@@ -278,13 +282,15 @@ class Controller:
             del self._unrecorded[subject]  # otherwise nobody's books have it, and its own words must do
         return found
 
-    def _find(self, subject: str) -> JobRef | None:
-        """By its key, or as a task of its sweep's array: those that wait carry the sweep's key."""
-        found, spec = self.scheduler.find(subject), self._specs.get(subject)
-        if found is None and isinstance(spec, TrainSpec) and spec.sweep and spec.sweep_index in range(MAX_ARRAY):
-            array = self.scheduler.find(spec.sweep)
-            found = array and replace(array, job_id=f"{array_of(array.job_id)}_{spec.sweep_index}")
-        return found
+    def _find(self, subject: str, arrays: dict[str, JobRef | None]) -> JobRef | None:
+        """As a task of its sweep's array, whose tasks carry the sweep's key while they wait, or by its own key."""
+        spec = self._specs.get(subject)
+        if isinstance(spec, TrainSpec) and spec.sweep and spec.sweep_index in range(MAX_ARRAY):
+            if spec.sweep not in arrays:
+                arrays[spec.sweep] = self.scheduler.find(spec.sweep)
+            if (array := arrays[spec.sweep]) is not None:
+                return replace(array, job_id=f"{array_of(array.job_id)}_{spec.sweep_index}")
+        return self.scheduler.find(subject)
 
     async def _act(self, action: plan.Action) -> None:
         match action:

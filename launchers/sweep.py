@@ -22,6 +22,7 @@ from typing import Any
 from launchers import spec as specs
 from launchers.array_task import NAME
 from launchers.freeze import note_environment
+from launchers.job_array import array_of
 from launchers.launch import (
     Launched,
     freeze,
@@ -155,7 +156,7 @@ class Sweep:
 def array_request(
     sweep_id: str, folder: RunFolder, like: specs.TrainSpec, runs: int, parallel: int | None
 ) -> JobRequest:
-    """The array: each task starts `main` below, which becomes the task's run. `parallel`: at most so many at once."""
+    """The array: each task becomes its run, by `launchers.array_task`. `parallel`: at most so many at once."""
     array = f"--array=0-{runs - 1}" + (f"%{parallel}" if parallel else "")
     request = request_for(like, folder)
     resources = dataclasses.replace(like.resources, options=(*like.resources.options, array))
@@ -193,7 +194,7 @@ def launch_sweep(
         remove(made)
         raise
     job = submit_or_remove(request, scheduler, made)
-    array = job.job_id.partition("_")[0]
+    array = array_of(job.job_id)
     launched = [Launched(run, dataclasses.replace(job, job_id=f"{array}_{n}")) for n, run in enumerate(made[1:])]
     for one in launched:
         write_job(one.folder, one.job)

@@ -558,8 +558,25 @@ async def test_a_sweeps_run_whose_note_was_lost_is_found_as_a_task_of_the_array(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     array = JobRef("cluster", "12", datetime(2026, 3, 1, tzinfo=UTC))
-    monkeypatch.setattr(platform.cluster, "find", {"sweep-1": array}.get)
+    asked: list[str] = []
+
+    def find(key: str) -> JobRef | None:
+        if silent:
+            raise SchedulerUnavailable("slurmctld does not answer")
+        asked.append(key)
+        return {"sweep-1": array}.get(key)
+
+    silent = True
+    monkeypatch.setattr(platform.cluster, "find", find)
+    other = folder_of(train("other-20260101-000000-abcd", sweep="sweep-1", sweep_index=2), platform.site.runs_dir)
     folder = folder_of(train(sweep="sweep-1", sweep_index=3), platform.site.runs_dir)
+
+    async def both() -> bool:
+        async with platform.session.get("http://control/v1/runs") as response:
+            return {r["id"] for r in await response.json()} == {folder.id, other.id}
+
+    await eventually(both)
+    silent = False
 
     async def found() -> Any:
         async with platform.session.get(f"http://control/v1/runs/{folder.id}") as response:
@@ -568,6 +585,8 @@ async def test_a_sweeps_run_whose_note_was_lost_is_found_as_a_task_of_the_array(
     (job,) = await eventually(found)
     assert job["job_id"] == "12_3"
     assert json.loads(folder.job.read_text())["job_id"] == "12_3"
+    assert json.loads(other.job.read_text())["job_id"] == "12_2"
+    assert asked == ["sweep-1"]  # once for all of its runs
 
 
 # -- restarts ---------------------------------------------------------------------------------------------------------
