@@ -52,8 +52,7 @@ def m001_first(db: Database) -> None:
 
 
 def m002_attempts(db: Database) -> None:
-    """A run has many attempts; until now it was one. And it may delete checkpoints that nobody wants any more."""
-    db.conn.execute("ALTER TABLE checkpoints ADD COLUMN pruned_at TEXT")
+    """A run has many attempts; until now it was one."""
     db.conn.execute(
         """CREATE TABLE attempts (
             run TEXT NOT NULL REFERENCES runs, attempt TEXT NOT NULL, number INTEGER NOT NULL, job_id TEXT NOT NULL,
@@ -63,4 +62,9 @@ def m002_attempts(db: Database) -> None:
     )
 
 
-MIGRATIONS = (m001_first, m002_attempts)
+def m003_pruned_checkpoints(db: Database) -> None:
+    """A run may delete checkpoints that nobody wants any more."""
+    db.conn.execute("ALTER TABLE checkpoints ADD COLUMN pruned_at TEXT")
+
+
+MIGRATIONS = (m001_first, m002_attempts, m003_pruned_checkpoints)
