@@ -58,11 +58,9 @@ def resume(context: Context, /, run: str, as_json: bool, **options: Any) -> None
 
 def with_resources(site: Site, spec: SupervisedSpec, now: dict[str, Any]) -> SupervisedSpec:
     """The run's spec with what is asked for now. What cannot train its recipe ends the command with the sum."""
-    if not now:
-        return spec
     try:
         asks = changed(spec.resources, now)
-        if isinstance(spec, TrainSpec):
+        if now and isinstance(spec, TrainSpec):
             check(from_dict(spec.recipe), asks.nodes * asks.tasks_per_node)
             check_gpus(asks)
             return dataclasses.replace(spec, resources=asks, peak_tflops=site.peak_tflops(asks.partition))

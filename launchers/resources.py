@@ -36,6 +36,7 @@ BREAKS_A_RUN = {
     **dict.fromkeys(("tasks-per-node", "gpus", "gpus-per-task", "gpus-per-socket", "tres-per-task"), _SHAPE),
 }
 GPU_GRES = re.compile(r"gpu(?::[A-Za-z_][^:]*)?(?::(\d+))?")  # of one item of --gres, with its number
+ONCE = frozenset({"begin", "deadline", "dependency", "hold"})  # when the first job was to start, which it has
 SAID_TWICE = {"gpus_per_node": "gpus-per-node", "mem_gb": "mem"}  # fields that one of `options` may speak of too
 # What somebody may say of a job that runs under the service's account.
 REPLICA_OPTIONS = frozenset(
@@ -73,12 +74,12 @@ def resources_from(
 
 
 def changed(before: Resources, asked: Mapping[str, Any]) -> Resources:
-    """What a run asked for, with what is asked for now in its place. Raises as `resources_from`."""
+    """What a run that is submitted again asks for: as before, or as is asked for now. Raises as `resources_from`."""
     now = asked.get("options", ())
     said = _names(now) | {name for field, name in SAID_TWICE.items() if field in asked}
     above = tuple(Option(f"--{name}") for name in said)
     stand = sbatch.unchallenged(sbatch.parse(before.options).components[0], above)
-    kept = [str(option) for option in stand if option.name not in said]
+    kept = [str(option) for option in stand if option.name not in said | ONCE]
     return resources_from(before, {**asked, "options": [*kept, *now]})
 
 
