@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -158,9 +159,57 @@ def test_a_pin_is_outlived_when_all_the_runs_it_was_made_for_have_completed(run:
     pins.path_of(third).touch()  # a person's, who does not say for how long
     pins.pin(third, "publish-2")
     pins.path_of(fourth).symlink_to(pins.path_of(second))
-    assert pins.outlived(run.folder, {"publish-1"}.__contains__) == set()
-    assert pins.outlived(run.folder, {"publish-2"}.__contains__) == {20}
-    assert pins.outlived(run.folder, {"publish-1", "publish-2"}.__contains__) == {10, 20}
+    assert not pins.pin(fourth, "publish-2")
+    assert pins.outlived(run.folder, {"publish-1"}.__contains__) == {}
+    assert pins.outlived(run.folder, {"publish-2"}.__contains__) == {20: ["publish-2"]}
+    assert pins.outlived(run.folder, {"publish-1", "publish-2"}.__contains__).keys() == {10, 20}
+
+
+def test_a_pin_appears_whole_is_the_groups_and_ends_with_the_last_run_it_names(run: ToldRun) -> None:
+    checkpoint = run.folder.checkpoints / "iter_0000010"
+    path, before = pins.path_of(checkpoint), os.umask(0o022)
+    try:
+        assert pins.pin(checkpoint, "t0", "t1") and pins.pin(checkpoint, "other") and pins.pin(checkpoint, "t2")
+        assert (path.read_text(), path.stat().st_mode & 0o777) == ("t0\nt1\nother\nt2\n", 0o660)
+        pins.unpin(checkpoint, "t0", "t1", "t2")
+        assert (path.read_text(), path.stat().st_mode & 0o777) == ("other\n", 0o660)
+    finally:
+        os.umask(before)
+    pins.unpin(checkpoint, "other")
+    path.touch()
+    pins.unpin(checkpoint, "other")  # a person's
+    assert [p.name for p in run.folder.switches.iterdir()] == [path.name]
+
+
+def test_a_pin_is_never_seen_empty(run: ToldRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, seen = run.folder.checkpoints / "iter_0000010", list[set[int]]()
+    link = os.link
+
+    def slow(whole: str, path: Path) -> None:
+        seen.append(Switches(run.folder.switches).pinned())
+        link(whole, path)
+        assert path.read_text() == "publish-1\n"
+        raise OSError("the file system went away")
+
+    monkeypatch.setattr(pins.os, "link", slow)
+    assert not pins.pin(checkpoint, "publish-1")
+    assert seen == [set()]
+    assert [p.name for p in run.folder.switches.iterdir()] == ["keep-iter_0000010"]
+
+
+def test_what_could_not_be_pinned_is_said_where_something_could_prune_it(
+    tmp_path: Path, run: ToldRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = run.folder.checkpoints / "iter_0000010"
+    pins.path_of(source).symlink_to(tmp_path / "elsewhere")
+    copied = tmp_path / "copies" / "iter_0000010"
+    for checkpoint in (source, copied):
+        with pins.sources_pinned([convert_spec(checkpoint=str(checkpoint), model="")]):
+            pass
+    said = capsys.readouterr().err
+    assert f"{source} is not pinned" in said and f"its owner may make {pins.path_of(source)}" in said
+    assert str(copied) not in said
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("kind", ["convert", "train"])
@@ -190,6 +239,7 @@ def test_what_a_submitted_job_will_read_is_pinned_before_it_can_wait_and_not_whe
     assert pinned == [{10}, {10}]
     pins.pin(Path(source), "another-run")
     assert submitted(SchedulerError("no room")) == {10}
+    assert pins.path_of(Path(source)).read_text() == "another-run\n"
 
 
 def test_a_run_that_begins_with_nothing_pins_nothing(run: ToldRun, tmp_path: Path) -> None:
