@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,16 @@ def registered(site: Site, run: str) -> dict[str, Any] | None:
     """The run as the control API describes it; None where no controller answers, or has not heard of it."""
     found: dict[str, Any] | None = Control(site.control_socket).find(f"/v1/runs/{run}")
     return found
+
+
+def completed(site: Site) -> Callable[[str], bool]:
+    """Whether the registry knows a run, by its id, as completed: it would find one by its name, too."""
+
+    def asked(run: str) -> bool:
+        known = registered(site, run)
+        return known is not None and known["run"]["id"] == run and known["run"]["state"] == "completed"
+
+    return asked
 
 
 def told(site: Site) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,13 +14,17 @@ from specs import convert as convert_spec
 from specs import train as train_spec
 from told_runs import RECIPE, ToldRun, invoke, ok, site_of
 
+from cli import checkpoints as checkpoints_command
 from cli import convert, pins, prune, record, train
+from cli import runs as cli_runs
 from launchers import announce, facts
 from launchers.megatron.stop import Switches
+from launchers.run_folder import RunFolder
 from launchers.scheduler import SchedulerError, SchedulerUnavailable
 from registry import checkpoints, deployments, lineage, models, runs
 from registry.db import Database, NotFound
 from registry.deployments import DeploymentState
+from registry.site import Site
 
 
 @pytest.fixture
@@ -66,10 +72,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, run: ToldRun, content: bytes, w
 
 
 def test_a_file_name_in_a_manifest_does_not_steer_the_terminal(tmp_path: Path, run: ToldRun) -> None:
-    stated = run.folder.checkpoints / "iter_0000020" / "manifest.json"
+    newest = run.folder.checkpoints / "iter_0000040"  # which is all that prune reads
+    stated, shard = newest / "manifest.json", newest / "\x1b[2J\ashard"
     stated.write_text(stated.read_text().replace("shard.distcp", "\\u001b[2J\\u0007shard"))
+    (newest / "shard.distcp").rename(shard)
+    shard.write_bytes(b"WEIGHTS")
     for words in (("verify", "pretrain"), ("prune", "pretrain", "--keep-last", "1", "--dry-run")):
-        printed = invoke(tmp_path, *words).output
+        printed = invoke(tmp_path, *words, color=True).output
+        assert "shard: damaged" in printed
         assert "\x1b" not in printed and "\a" not in printed
 
 
@@ -120,6 +130,97 @@ def test_a_damaged_newest_checkpoint_does_not_count_among_those_that_stay(
     assert done.exit_code == 0 and "damaged" in done.stderr and "it does not count" in done.stderr
     assert f"{run.id}/10: 7 bytes\n{run.id}/20: 7 bytes\n2 checkpoints" in done.stdout
     assert left(run) == ([10, 20, 30, 40, 50] if dry else [30, 40, 50])
+
+
+class Registry:
+    """A controller that knows the run, and what else it is told of; `asked` for each run in turn."""
+
+    def __init__(self, run: ToldRun, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.completed: set[str] = set()
+        self.users: dict[int, list[str]] = {}
+        self.run, self.asked = run.id, list[str]()
+        for module in (cli_runs, checkpoints_command, prune):
+            monkeypatch.setattr(module, "registered", self.registered)
+
+    def registered(self, site: Site, name: str) -> dict[str, Any] | None:
+        self.asked.append(name)
+        if name == self.run:
+            branches = [{"checkpoint": {"iteration": i}, "users": users} for i, users in self.users.items()]
+            return {"run": {"id": self.run, "state": "running"}, "checkpoints": branches}
+        found = next((run for run in self.completed if run == name or run.startswith(f"{name}-")), None)
+        return None if found is None else {"run": {"id": found, "state": "completed"}, "checkpoints": []}
+
+
+PUBLISH = "publish-demo-20260101-000000-abcd"
+
+
+def test_a_pin_that_was_outlived_is_neither_listed_nor_heeded(
+    tmp_path: Path, run: ToldRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(run, monkeypatch)
+    pins.pin(run.folder.checkpoints / "iter_0000010", PUBLISH)
+    pins.path_of(run.folder.checkpoints / "iter_0000020").write_text("publish-demo\n")  # a person's word, no run's id
+
+    def listed() -> list[list[str]]:
+        return [r["used_by"] for r in json.loads(ok(tmp_path, "checkpoints", "pretrain", "--json"))]
+
+    assert listed() == [["a pin"], ["a pin"], [], [], []]
+    registry.completed = {PUBLISH}
+    assert listed() == [[], ["a pin"], [], [], []]
+    printed = ok(tmp_path, "prune", "pretrain", "--keep-last", "2")
+    assert f"{run.id}/10: 7 bytes\n{run.id}/20: stays: pinned" in printed
+    assert left(run) == [20, 30, 40, 50] and [p.name for p in run.folder.switches.iterdir()] == ["keep-iter_0000020"]
+
+
+def test_what_comes_while_the_newest_checkpoint_is_read_counts(
+    tmp_path: Path, run: ToldRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(run, monkeypatch)
+    pins.pin(run.folder.checkpoints / "iter_0000020", PUBLISH)
+    whole = prune.without_damaged_end
+
+    def slow(complete: Sequence[record.Checkpoint]) -> tuple[list[record.Checkpoint], list[str]]:
+        (run.folder.switches / "keep-iter_0000010").touch()
+        registry.completed, registry.users = {PUBLISH}, {20: ["alias demo@latest"]}
+        registry.asked.clear()
+        return whole(complete)
+
+    monkeypatch.setattr(prune, "without_damaged_end", slow)
+    printed = ok(tmp_path, "prune", "pretrain", "--keep-last", "1")
+    assert registry.asked == [PUBLISH, run.id]  # in the other order, what completes in between would be missed
+    assert f"{run.id}/10: stays: pinned" in printed and f"{run.id}/20: stays: alias demo@latest" in printed
+    assert left(run) == [10, 20, 40, 50]
+
+
+def test_a_pin_that_comes_while_others_are_deleted_keeps_its_checkpoint(
+    tmp_path: Path, run: ToldRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(run, monkeypatch)
+    registry.completed = {PUBLISH}
+    pins.pin(run.folder.checkpoints / "iter_0000030", PUBLISH)
+    delete = prune.delete
+
+    def slow(folder: RunFolder, checkpoint: record.Checkpoint) -> None:
+        delete(folder, checkpoint)
+        (run.folder.switches / "keep-iter_0000020").touch()
+        pins.pin(run.folder.checkpoints / "iter_0000030", "another-run")
+
+    monkeypatch.setattr(prune, "delete", slow)
+    printed = ok(tmp_path, "prune", "pretrain", "--keep-last", "1")
+    assert f"{run.id}/20: stays: pinned" in printed and f"{run.id}/30: stays: pinned" in printed
+    assert "1 checkpoint, 7 bytes deleted" in printed and left(run) == [20, 30, 40, 50]
+
+
+def test_whoever_may_not_see_the_pins_sees_checkpoints_without_them_and_is_told_which_directory(
+    tmp_path: Path, run: ToldRun
+) -> None:
+    run.folder.switches.rmdir()
+    run.folder.switches.touch()  # no more to be listed than somebody else's directory is, by root neither
+    rows = json.loads(ok(tmp_path, "checkpoints", "pretrain", "--json"))
+    assert [r["used_by"] for r in rows] == [[]] * 5
+    done = invoke(tmp_path, "prune", "pretrain", "--dry-run")
+    assert done.exit_code == 1
+    assert f"{run.folder.switches}: Not a directory, so which checkpoints are needed cannot be told" in done.output
 
 
 def test_where_every_checkpoint_is_damaged_none_is_deleted(tmp_path: Path, run: ToldRun) -> None:
