@@ -20,6 +20,7 @@ from cli.table import ago, json_option, show
 from launchers.run_folder import RunFolder
 from launchers.spec import Spec, SpecError, load
 from launchers.subjects import user_name
+from registry import clock
 from registry.site import Site
 from slurm import amounts
 
@@ -169,4 +170,4 @@ def first_line(text: str | None) -> str | None:
 
 def moment(at: float | None) -> str | None:
     """Seconds since the epoch as the registry writes instants."""
-    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
+    return None if at is None else clock.text(datetime.fromtimestamp(at, UTC))

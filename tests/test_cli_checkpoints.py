@@ -442,6 +442,11 @@ def test_what_is_converted_into_what_follows_from_the_source(tmp_path: Path, run
         convert.spec_for(site, str(model), {})
 
 
+def test_a_source_that_the_system_does_not_let_one_look_at_is_named(tmp_path: Path) -> None:
+    done = invoke(tmp_path, "convert", "x" * 300)  # somebody else's directory would do, but not for root
+    assert done.exit_code == 1 and done.output.endswith("/manifest.json: File name too long\n")
+
+
 def test_a_conversion_for_its_own_sake_registers_no_model(registry: Database, tmp_path: Path) -> None:
     spec = convert_spec("convert-20260101-000000-abcd", model="")
     told = ToldRun(tmp_path, spec)
