@@ -80,7 +80,17 @@ def test_a_recipe_survives_the_journey_through_a_spec(plain: dict[str, Any]) -> 
         ({"data__text": []}, 1, "data names no documents"),
         ({"data__sources": [{"text": ["x"]}]}, 1, r"names documents and \[\[data.sources\]\] too"),
         (
-            {"data__text": [], "data__sources": [{"text": ["x"], "weight": 0.0}]},
+            {"data__text": [], "data__max_mb": 0.0, "data__field": "body", "data__sources": [{"text": ["x"]}]},
+            1,
+            r"data.field = 'body' beside \[\[data.sources\]\]",
+        ),
+        (
+            {"data__text": [], "data__max_mb": 2.0, "data__field": "body", "data__sources": [{"text": ["x"]}]},
+            1,
+            r"data.field = 'body' and data.max_mb = 2.0 beside",
+        ),
+        (
+            {"data__text": [], "data__max_mb": 0.0, "data__sources": [{"text": ["x"], "weight": 0.0}]},
             1,
             r"data.sources\[0\].weight = 0:",
         ),
