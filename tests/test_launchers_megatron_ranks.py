@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 from megatron.core import parallel_state
 from safetensors.torch import save_file
-from launchers.megatron import cpu, llama, model, training
+from launchers.megatron import cpu, llama, model, optimizer, training
 from launchers.megatron.corpus import DataError
 from launchers.megatron.manifest import CheckpointError
 from launchers.megatron.progress import Progress
@@ -92,6 +92,18 @@ def settings(**parallel):
     c = model.config(small, Parallel(**parallel), torch.float32)
     return [c.recompute_granularity, c.recompute_method, c.recompute_num_layers, c.sequence_parallel]
 
+def rates(iterations, warmup, decay):
+    said = {"iterations": iterations, "warmup": warmup, "decay": decay, "schedule": "wsd"}
+    train = Train(micro_batch=1, global_batch=1, lr=1.0, **said)
+    group = {}
+    with patch.object(optimizer, "get_megatron_optimizer", lambda *_: SimpleNamespace(param_groups=[group])):
+        _optimizer, schedule = optimizer.build(Recipe(model=small, data=Data(), train=train), None, torch.float32)
+    told = []
+    for _ in range(iterations):
+        told.append(group["lr"])
+        schedule.step(1)
+    return told
+
 def unfit(index):
     (root / "weights").mkdir(exist_ok=True)
     save_file({"model.norm.weight": torch.ones(3)}, str(root / "weights" / "model.safetensors"))
@@ -108,7 +120,7 @@ def unfit(index):
         return str(e)
 
 print(json.dumps({
-    "absent": absent(),
+    "absent": absent(), "rates": [rates(6, 1, 1), rates(4, 0, 3), rates(2, 0, 1), rates(5, 3, 1)],
     "recompute": {name: settings(recompute=name) for name in ("none", "selective", "full")},
     "sequence": settings(tensor=2, sequence=True), "unfit": [unfit(index) for index in ("", "{}", "[]", "{")],
     "stages": stages, "gpus": [gpu(3, 1), gpu(3, 4)], "loss": loss.item(), "kept": kept, "error": writing.error,
@@ -146,6 +158,11 @@ def test_utilisation_is_of_the_bf16_peak_and_told_of_bf16_only(said: dict[str, A
 
 def test_a_rank_that_does_not_see_the_dataset_names_it(said: dict[str, Any]) -> None:
     assert said["absent"].startswith("rank 1: /gone/tokenizer or /gone/text is not whole here; dataset_dir must be")
+
+
+def test_the_last_iterations_of_a_wsd_schedule_fall_to_the_least_rate(said: dict[str, Any]) -> None:
+    expected = [[0, 1, 1, 1, 1, 0], [1, 2 / 3, 1 / 3, 0], [1, 0], [0, 1 / 3, 2 / 3, 1, 0]]
+    assert said["rates"] == [pytest.approx(rates) for rates in expected]
 
 
 def test_megatron_is_told_what_to_recompute_and_to_share_out(said: dict[str, Any]) -> None:

@@ -167,10 +167,11 @@ def _check_schedule(t: Train) -> None:
         raise RecipeError(f"train.warmup = {t.warmup} must be less than train.iterations = {t.iterations}")
     if t.schedule != "wsd" and t.decay:
         raise RecipeError(f'train.decay = {t.decay} has a meaning with train.schedule = "wsd" only')
-    if t.schedule == "wsd" and not 1 <= t.decay <= t.iterations - t.warmup:
+    most = t.iterations - t.warmup - 1  # the iteration after the warm-up has lr itself
+    if t.schedule == "wsd" and not 1 <= t.decay <= most:
         raise RecipeError(
             f'train.decay = {t.decay}: train.schedule = "wsd" needs at least 1 and at most train.iterations - '
-            f"train.warmup = {t.iterations} - {t.warmup} = {t.iterations - t.warmup}"
+            f"train.warmup - 1 = {t.iterations} - {t.warmup} - 1 = {most}"
         )
 
 
