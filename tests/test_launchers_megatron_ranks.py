@@ -90,7 +90,7 @@ small = Model(hidden=64, layers=2, heads=2, kv_heads=2, ffn=64, seq_length=8)
 
 def settings(**parallel):
     c = model.config(small, Parallel(**parallel), torch.float32)
-    return [c.recompute_granularity, c.recompute_method, c.recompute_num_layers, c.sequence_parallel]
+    return [c.recompute_granularity, c.recompute_modules, c.recompute_method, c.sequence_parallel]
 
 def rates(iterations, warmup, decay):
     said = {"iterations": iterations, "warmup": warmup, "decay": decay, "schedule": "wsd"}
@@ -167,11 +167,11 @@ def test_the_last_iterations_of_a_wsd_schedule_fall_to_the_least_rate(said: dict
 
 def test_megatron_is_told_what_to_recompute_and_to_share_out(said: dict[str, Any]) -> None:
     assert said["recompute"] == {
-        "none": [None, None, None, False],
-        "selective": ["selective", None, None, False],
-        "full": ["full", "uniform", 1, False],
+        "none": [None, ["core_attn"], None, False],  # megatron's own word, which means nothing without a granularity
+        "selective": ["selective", ["mlp"], None, False],
+        "full": ["full", ["core_attn"], "uniform", False],
     }
-    assert said["sequence"] == [None, None, None, True]
+    assert said["sequence"] == [None, ["core_attn"], None, True]
 
 
 def test_weights_that_do_not_fit_or_have_no_index_are_named(said: dict[str, Any]) -> None:
