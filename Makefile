@@ -50,7 +50,7 @@ lint: dev
 bench-pyslurm:
 	@tests/chroot/run python -m benchmarks.slurm $(ARGS)
 
-bench-training: training
+bench-training bench-restarts: training
 
 bench-%: dev
 	@$(PYTHON_CONTROL) -m benchmarks.$* $(ARGS)

@@ -12,35 +12,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.figures import show
+from benchmarks.slurm import CLUSTER, REPOSITORY, private_cluster
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-CLUSTER = REPOSITORY / "tests" / "cluster"
 RECIPE = REPOSITORY / "tests" / "recipes" / "survive.toml"
 EVALUATION = "\n[evaluation]\ninterval = 20\niterations = 400\n"  # makes it long enough to be preempted
 PATIENCE_S = 400.0
-
-
-@contextmanager
-def cluster() -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """A private cluster's directory, and the environment in which Slurm's commands speak to it."""
-    root = Path(tempfile.mkdtemp(prefix="headgate-bench-"))
-    command = [CLUSTER / "cluster", "--dir", root]
-    try:
-        subprocess.run([*command, "start"], check=True, stdout=sys.stderr)
-        yield root, {**os.environ, "SLURM_CONF": f"{root}/etc/slurm.conf"}
-    finally:
-        subprocess.run([*command, "stop"], check=True, stdout=sys.stderr)
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def until(condition: Callable[[], bool]) -> float:
@@ -127,7 +110,8 @@ def main() -> int:
     installed = subprocess.run([CLUSTER / "install"], check=False, stdout=sys.stderr)
     if installed.returncode:
         return 0 if installed.returncode == 3 else 1  # it said what is missing
-    with cluster() as (root, env):
+    with private_cluster() as root:
+        env = {**os.environ, "SLURM_CONF": f"{root}/etc/slurm.conf"}
         mine = ours(root, env)
         theirs = slurms(root, env)
     show("preempted: from the preemption to training again", mine, "s", "sbatch --requeue, to its first line", theirs)

@@ -60,18 +60,28 @@ PRETEND_THEY_RAN = """
 
 
 @contextmanager
-def large_cluster(nodes: int, jobs: int) -> Iterator[Path]:
-    """A private cluster's directory. It is stopped whatever happens."""
-    subprocess.run([CLUSTER / "install"], check=True)
+def private_cluster(*options: str) -> Iterator[Path]:
+    """The directory of a cluster that is started with these options. It is stopped whatever happens."""
     root = Path(tempfile.mkdtemp(prefix="headgate-bench-"))
-    command = [CLUSTER / "cluster", "--dir", root]
     try:
-        subprocess.run([*command, "start", "--paper-nodes", str(nodes)], check=True)
-        subprocess.run([*command, "fill", str(jobs)], check=True)
+        on_cluster(root, "start", *options)
         yield root
     finally:
-        subprocess.run([*command, "stop"], check=True)
+        on_cluster(root, "stop")
         shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
+def large_cluster(nodes: int, jobs: int) -> Iterator[Path]:
+    subprocess.run([CLUSTER / "install"], check=True, stdout=sys.stderr)
+    with private_cluster("--paper-nodes", str(nodes)) as root:
+        on_cluster(root, "fill", str(jobs))
+        yield root
+
+
+def on_cluster(root: Path, *words: str) -> None:
+    """What it says goes to the standard error: figures alone are printed."""
+    subprocess.run([CLUSTER / "cluster", "--dir", root, *words], check=True, stdout=sys.stderr)
 
 
 class Recorder:

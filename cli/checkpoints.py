@@ -9,15 +9,17 @@ from typing import Any
 
 import click
 
-from cli import record
+from cli import pins, record
 from cli.client import Control
 from cli.context import Context
 from cli.folders import run_folder
-from cli.runs import registered
+from cli.runs import completed, registered
 from cli.table import ago, json_option, printable, show
 from launchers.megatron import manifest
 from launchers.megatron.manifest import CheckpointError
 from launchers.megatron.stop import Switches
+from launchers.run_folder import RunFolder
+from registry.site import Site
 from slurm import amounts
 
 OF_A_RUN = ("iteration", "state", "bytes", "age", "used_by", "path")
@@ -38,13 +40,21 @@ def checkpoints(context: Context, /, run: str | None, as_json: bool) -> None:
         show(found, ("id", "owner", "iteration", "bytes", "path"), as_json, "no checkpoint yet")
         return
     folder = run_folder(site, run, ("train", "convert"))
-    users, pinned = used_by(registered(site, folder.id)), Switches(folder.switches).pinned()
+    users, pinned = used_by(registered(site, folder.id)), still_pinned(site, folder)
     rows = [dataclasses.asdict(c) for c in record.checkpoints(folder)]
     for row in rows:
         row["used_by"] = [*users.get(row["iteration"], []), *(["a pin"] if row["iteration"] in pinned else [])]
         row["state"] = "complete" if row["problem"] is None else "not complete"
         row["age"] = ago(row["created_at"])
     show(rows, OF_A_RUN, as_json, f"run {folder.id} has saved nothing yet")
+
+
+def still_pinned(site: Site, folder: RunFolder) -> set[int]:
+    """The iterations whose pins `headgate prune` would heed; none where the pins are not ours to see."""
+    try:
+        return Switches(folder.switches).pinned().difference(pins.outlived(folder, completed(site)))
+    except OSError:
+        return set()
 
 
 @click.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +18,9 @@ from launchers.megatron import hugging_face, manifest
 from launchers.megatron.recipe import RecipeError
 from launchers.resources import resources_from, training_environment
 from launchers.spec import ConvertSpec
+from launchers.submission import safe_name
 from registry import clock
 from registry.site import Site
-
-NAME_LENGTH = 40
 
 
 @click.command()
@@ -41,6 +39,8 @@ def convert(context: Context, /, source: str, as_json: bool, **options: Any) -> 
         spec = spec_for(site, source, asked(options))
     except ValueError as e:
         raise click.ClickException(str(e)) from e
+    except OSError as e:
+        raise click.ClickException(f"{e.filename or source}: {e.strerror}") from e
     launched = submit(site, spec)
     folder = launched.folder
     result = folder.model if spec.direction == "to-hf" else folder.checkpoints / manifest.name_of(0)
@@ -53,7 +53,7 @@ def convert(context: Context, /, source: str, as_json: bool, **options: Any) -> 
 
 
 def spec_for(site: Site, source: str, resources: dict[str, Any]) -> ConvertSpec:
-    """By what `source` is. Raises ValueError for a directory that is neither."""
+    """By what `source` is. Raises ValueError for a directory that is neither, OSError for one that cannot be read."""
     directory = Path(source).absolute()
     direction: Literal["to-hf", "from-hf"] = "to-hf"
     if (directory / manifest.NAME).is_file() and manifest.read(directory).kind == "checkpoint":
@@ -67,7 +67,7 @@ def spec_for(site: Site, source: str, resources: dict[str, Any]) -> ConvertSpec:
         found = find_checkpoint(site, source)
         path, checkpoint_id = found["path"], found["id"]
     run = ID.fullmatch(checkpoint_id.partition("/")[0])
-    name = name_for(run["name"] if run else directory.name)
+    name = safe_name(f"convert-{run['name'] if run else directory.name}").rstrip("-._")
     return ConvertSpec(
         id=new_id(name),
         name=name,
@@ -80,9 +80,3 @@ def spec_for(site: Site, source: str, resources: dict[str, Any]) -> ConvertSpec:
         checkpoint_id=checkpoint_id,
         model="",
     )
-
-
-def name_for(source: str) -> str:
-    """What the conversion's run is called: by its source, as a run may be called."""
-    plain = re.sub(r"[^a-z0-9._-]+", "-", source.lower()).strip("-._")
-    return f"convert-{plain}"[:NAME_LENGTH].rstrip("-._")

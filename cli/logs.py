@@ -166,7 +166,7 @@ class Follower:
         self.asked_at = time.monotonic()
         if (known := registered(self.site, self.folder.id)) is not None:
             return known["run"]["state"] in record.ENDED
-        return scripts.states(scheduler_for(self.site), [self.folder])[self.folder.id][0] in record.ENDED
+        return scripts.is_over(scheduler_for(self.site), self.folder)
 
     def say_why_it_waits(self) -> None:
         """Once, and when somebody knows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cli.checkpoints import used_by
 from cli.context import Context
 from cli.folders import is_ours, run_folder
 from cli.record import Checkpoint
-from cli.runs import registered
+from cli.runs import completed, registered
 from cli.table import printable
 from launchers.announce import announce
 from launchers.megatron import manifest, shelf
@@ -53,20 +53,13 @@ def prune(
     """
     site = context.site()
     folder = run_folder(site, run, ("train",))
-    known = registered(site, folder.id)
-    if known is None and not offline and not dry_run:
-        raise click.ClickException(
-            "no controller says which checkpoints are used by an alias or a deployment, so none is deleted; "
-            "start one (`headgate up`), or say --offline"
-        )
     if not dry_run and not is_ours(folder):
         raise click.ClickException(f"run {folder.id} is not yours; its owner may prune it")
     asked_last, asked_every = policy(folder)
     keep_last = asked_last if keep_last is None else keep_last
     if not keep_last:
         raise click.UsageError("the run's recipe keeps all of its checkpoints; say --keep-last N")
-    spent = pins.outlived(folder, completed(site)) if known is not None else set()
-    wanted = needed(folder, known, spent)
+    wanted, spent = reasons(site, folder, alone=offline or dry_run)
     complete = [c for c in record.checkpoints(folder) if c.complete]  # what is not is the run's own business
     keep_every = asked_every if keep_every is None else keep_every
     old = surplus((c.iteration for c in complete), keep_last=keep_last, keep_every=keep_every)
@@ -75,12 +68,11 @@ def prune(
         for problem in problems:
             click.echo(printable(f"{problem}; it does not count"), err=True)
         old = surplus((c.iteration for c in complete), keep_last=keep_last, keep_every=keep_every)
+        wanted, spent = reasons(site, folder, alone=offline or dry_run)  # reading that took minutes
     going = [c for c in complete if c.iteration in old and c.iteration not in wanted]
     if not dry_run:
-        for checkpoint in going:
-            delete(folder, checkpoint)
-            if checkpoint.iteration in spent:
-                pins.path_of(Path(checkpoint.path)).unlink(missing_ok=True)
+        wanted |= deleted(folder, going, spent)
+        going = [c for c in going if c.iteration not in wanted]
     size = sum(c.bytes or 0 for c in going)
     if as_json:
         pruned = [{"iteration": c.iteration, "path": c.path, "bytes": c.bytes} for c in going]
@@ -103,21 +95,34 @@ def policy(folder: RunFolder) -> tuple[int, int]:
     return metrics.count(asked.get("keep_last")) or 0, metrics.count(asked.get("keep_every")) or 0
 
 
-def completed(site: Site) -> Callable[[str], bool]:
-    """Whether the registry knows a run as completed."""
+def reasons(site: Site, folder: RunFolder, *, alone: bool) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """As of now: what is `needed`, and the pins that were outlived. `alone`: also where no controller answers.
 
-    def asked(run: str) -> bool:
-        known = registered(site, run)
-        return known is not None and known["run"]["state"] == "completed"
-
-    return asked
+    Pins are read first: whoever uses what a run made of a checkpoint is known once the run has completed.
+    """
+    try:
+        spent = pins.outlived(folder, completed(site))
+        known = registered(site, folder.id)
+        if known is None and not alone:
+            raise click.ClickException(
+                "no controller says which checkpoints are used by an alias or a deployment, so none is deleted; "
+                "start one (`headgate up`), or say --offline"
+            )
+        if known is None:
+            spent = {}  # nobody says who uses what their runs made
+        return needed(folder, known, spent), spent
+    except OSError as e:
+        raise click.ClickException(
+            f"{e.filename or folder.root}: {e.strerror}, so which checkpoints are needed cannot be told; "
+            "the run's owner and group may look"
+        ) from e
 
 
 def needed(folder: RunFolder, known: dict[str, Any] | None, spent: Collection[int] = ()) -> dict[int, list[str]]:
     """Why a checkpoint stays however old it is, by iteration. Pins of the `spent` ones do not count any more."""
     found = {iteration: list(users) for iteration, users in used_by(known).items() if users}
     for iteration in Switches(folder.switches).pinned().difference(spent):
-        found.setdefault(iteration, []).append(f"pinned by switches/keep-{manifest.name_of(iteration)}")
+        found.setdefault(iteration, []).append(pinned_by(iteration))
     attempts, lives = record.story(folder).attempts, metrics.read(folder.metrics).lives
     # A supervisor compares sizes only when it announces what an attempt goes on from; training may have found that
     # damaged, and have gone on from an older one.
@@ -125,6 +130,26 @@ def needed(folder: RunFolder, known: dict[str, Any] | None, spent: Collection[in
     for iteration in sorted(i for i in begun_after if i is not None):
         found.setdefault(iteration, []).append("the last attempt went on from it")
     return found
+
+
+def pinned_by(iteration: int) -> str:
+    return f"pinned by switches/keep-{manifest.name_of(iteration)}"
+
+
+def deleted(folder: RunFolder, going: Sequence[Checkpoint], spent: dict[int, list[str]]) -> dict[int, list[str]]:
+    """Delete them, and the pins that they had outlived. What was pinned meanwhile stays, and is told as by `needed`."""
+    stayed: dict[int, list[str]] = {}
+    for checkpoint in going:
+        try:
+            if pins.changed(folder, checkpoint.iteration, spent):
+                stayed[checkpoint.iteration] = [pinned_by(checkpoint.iteration)]
+                continue
+            delete(folder, checkpoint)
+            if checkpoint.iteration in spent:
+                pins.path_of(Path(checkpoint.path)).unlink(missing_ok=True)
+        except OSError as e:
+            raise click.ClickException(f"{e.filename or checkpoint.path}: {e.strerror}") from e
+    return stayed
 
 
 def without_damaged_end(complete: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:

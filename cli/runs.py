@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cli.table import ago, json_option, show
 from launchers.run_folder import RunFolder
 from launchers.spec import Spec, SpecError, load
 from launchers.subjects import user_name
+from registry import clock
 from registry.site import Site
 from slurm import amounts
 
@@ -70,6 +71,16 @@ def registered(site: Site, run: str) -> dict[str, Any] | None:
     """The run as the control API describes it; None where no controller answers, or has not heard of it."""
     found: dict[str, Any] | None = Control(site.control_socket).find(f"/v1/runs/{run}")
     return found
+
+
+def completed(site: Site) -> Callable[[str], bool]:
+    """Whether the registry knows a run, by its id, as completed: it would find one by its name, too."""
+
+    def asked(run: str) -> bool:
+        known = registered(site, run)
+        return known is not None and known["run"]["id"] == run and known["run"]["state"] == "completed"
+
+    return asked
 
 
 def told(site: Site) -> Iterator[dict[str, Any]]:
@@ -159,4 +170,4 @@ def first_line(text: str | None) -> str | None:
 
 def moment(at: float | None) -> str | None:
     """Seconds since the epoch as the registry writes instants."""
-    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
+    return None if at is None else clock.text(datetime.fromtimestamp(at, UTC))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launchers.launch import read_job
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobState, JobStatus, Scheduler, SchedulerError
+from launchers.scheduler import JobRef, JobState, JobStatus, Scheduler, SchedulerError
 from launchers.spec import ScriptSpec
 
 RUN_STATES = {
@@ -30,12 +30,24 @@ def states(scheduler: Scheduler, folders: Iterable[RunFolder]) -> dict[str, tupl
         found = scheduler.states([ref for ref in noted.values() if ref is not None])
     except SchedulerError as e:
         return {run: ("unknown", str(e)) for run in noted}
-    return {run: state_of(found.get(ref) if ref else None) for run, ref in noted.items()}
+    return {run: state_of(ref, found.get(ref) if ref else None) for run, ref in noted.items()}
 
 
-def state_of(job: JobStatus | None) -> tuple[str, str | None]:
-    if job is None:
+def is_over(scheduler: Scheduler, folder: RunFolder) -> bool:
+    """Whether the script's job has ended, perhaps so long ago that Slurm has forgotten it. No answer is no end."""
+    ref = read_job(folder)
+    try:
+        job = scheduler.states([ref]).get(ref) if ref else None
+    except SchedulerError:
+        return False
+    return job is not None and (job.state.ended or job.state is JobState.UNKNOWN)
+
+
+def state_of(ref: JobRef | None, job: JobStatus | None) -> tuple[str, str | None]:
+    if ref is None:
         return "unknown", "no job is noted in its folder"
+    if job is None:
+        return "unknown", f"Slurm does not answer for job {ref.job_id}"
     if job.state is JobState.UNKNOWN:
         return "unknown", f"Slurm does not know job {job.ref.job_id} any more"
     state = RUN_STATES.get(job.state, "failed")

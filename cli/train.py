@@ -21,7 +21,7 @@ from cli.folders import find_folder
 from cli.pins import sources_pinned
 from cli.resources import WithSbatchOptions, asked, resource_options
 from launchers.launch import Launched, launch, new_id, request_for
-from launchers.megatron import manifest
+from launchers.megatron import manifest, shelf
 from launchers.megatron.arithmetic import check
 from launchers.megatron.recipe import read_recipe, to_dict
 from launchers.resources import check_gpus, resources_from, training_environment
@@ -106,13 +106,12 @@ def find_checkpoint(site: Site, ref: str) -> dict[str, Any]:
     folder = find_folder(site, run, ("train", "convert"))
     if folder is None:
         raise click.ClickException(f"no run called {run!r} has left a folder in {site.runs_dir}")
-    there = manifest.directories(folder.checkpoints).items()
-    complete = {number: path for number, path in there if (path / manifest.NAME).is_file()}
-    wanted = [n for n, path in complete.items() if iteration in ("", str(n), path.name.removeprefix("iter_"))]
+    complete = shelf.complete(folder.checkpoints)
+    wanted = [n for n in complete if iteration in ("", str(n), manifest.name_of(n).removeprefix("iter_"))]
     if not wanted:
         raise click.ClickException(f"{folder.checkpoints}: no complete checkpoint is called {ref!r}")
-    newest = max(wanted)
-    return {"id": f"{folder.id}/{newest}", "path": str(complete[newest])}
+    newest = wanted[-1]
+    return {"id": f"{folder.id}/{newest}", "path": str(folder.checkpoints / manifest.name_of(newest))}
 
 
 def train_spec(

@@ -77,7 +77,7 @@ def test_a_run_is_shown_with_what_became_of_it_and_who_uses_its_checkpoints(lapt
     assert "┤█" in laptop.ok("show", "demo")
     assert f"{said['run']['id']}/20: whole" in laptop.ok("verify", "demo/20")
     rows = {r["iteration"]: r["used_by"] for r in laptop.json("checkpoints", "demo")}
-    assert rows[20] == ["alias demo@latest", "a pin"] and rows[10] == []  # publishing pins what it converts
+    assert rows[20] == ["alias demo@latest"] and rows[10] == []  # what publishing pinned, it has read
     laptop.ok("down")
 
 

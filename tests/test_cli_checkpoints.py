@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -11,13 +14,17 @@ from specs import convert as convert_spec
 from specs import train as train_spec
 from told_runs import RECIPE, ToldRun, invoke, ok, site_of
 
+from cli import checkpoints as checkpoints_command
 from cli import convert, pins, prune, record, train
+from cli import runs as cli_runs
 from launchers import announce, facts
 from launchers.megatron.stop import Switches
+from launchers.run_folder import RunFolder
 from launchers.scheduler import SchedulerError, SchedulerUnavailable
 from registry import checkpoints, deployments, lineage, models, runs
 from registry.db import Database, NotFound
 from registry.deployments import DeploymentState
+from registry.site import Site
 
 
 @pytest.fixture
@@ -65,10 +72,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, run: ToldRun, content: bytes, w
 
 
 def test_a_file_name_in_a_manifest_does_not_steer_the_terminal(tmp_path: Path, run: ToldRun) -> None:
-    stated = run.folder.checkpoints / "iter_0000020" / "manifest.json"
+    newest = run.folder.checkpoints / "iter_0000040"  # which is all that prune reads
+    stated, shard = newest / "manifest.json", newest / "\x1b[2J\ashard"
     stated.write_text(stated.read_text().replace("shard.distcp", "\\u001b[2J\\u0007shard"))
+    (newest / "shard.distcp").rename(shard)
+    shard.write_bytes(b"WEIGHTS")
     for words in (("verify", "pretrain"), ("prune", "pretrain", "--keep-last", "1", "--dry-run")):
-        printed = invoke(tmp_path, *words).output
+        printed = invoke(tmp_path, *words, color=True).output
+        assert "shard: damaged" in printed
         assert "\x1b" not in printed and "\a" not in printed
 
 
@@ -121,6 +132,97 @@ def test_a_damaged_newest_checkpoint_does_not_count_among_those_that_stay(
     assert left(run) == ([10, 20, 30, 40, 50] if dry else [30, 40, 50])
 
 
+class Registry:
+    """A controller that knows the run, and what else it is told of; `asked` for each run in turn."""
+
+    def __init__(self, run: ToldRun, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.completed: set[str] = set()
+        self.users: dict[int, list[str]] = {}
+        self.run, self.asked = run.id, list[str]()
+        for module in (cli_runs, checkpoints_command, prune):
+            monkeypatch.setattr(module, "registered", self.registered)
+
+    def registered(self, site: Site, name: str) -> dict[str, Any] | None:
+        self.asked.append(name)
+        if name == self.run:
+            branches = [{"checkpoint": {"iteration": i}, "users": users} for i, users in self.users.items()]
+            return {"run": {"id": self.run, "state": "running"}, "checkpoints": branches}
+        found = next((run for run in self.completed if run == name or run.startswith(f"{name}-")), None)
+        return None if found is None else {"run": {"id": found, "state": "completed"}, "checkpoints": []}
+
+
+PUBLISH = "publish-demo-20260101-000000-abcd"
+
+
+def test_a_pin_that_was_outlived_is_neither_listed_nor_heeded(
+    tmp_path: Path, run: ToldRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(run, monkeypatch)
+    pins.pin(run.folder.checkpoints / "iter_0000010", PUBLISH)
+    pins.path_of(run.folder.checkpoints / "iter_0000020").write_text("publish-demo\n")  # a person's word, no run's id
+
+    def listed() -> list[list[str]]:
+        return [r["used_by"] for r in json.loads(ok(tmp_path, "checkpoints", "pretrain", "--json"))]
+
+    assert listed() == [["a pin"], ["a pin"], [], [], []]
+    registry.completed = {PUBLISH}
+    assert listed() == [[], ["a pin"], [], [], []]
+    printed = ok(tmp_path, "prune", "pretrain", "--keep-last", "2")
+    assert f"{run.id}/10: 7 bytes\n{run.id}/20: stays: pinned" in printed
+    assert left(run) == [20, 30, 40, 50] and [p.name for p in run.folder.switches.iterdir()] == ["keep-iter_0000020"]
+
+
+def test_what_comes_while_the_newest_checkpoint_is_read_counts(
+    tmp_path: Path, run: ToldRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(run, monkeypatch)
+    pins.pin(run.folder.checkpoints / "iter_0000020", PUBLISH)
+    whole = prune.without_damaged_end
+
+    def slow(complete: Sequence[record.Checkpoint]) -> tuple[list[record.Checkpoint], list[str]]:
+        (run.folder.switches / "keep-iter_0000010").touch()
+        registry.completed, registry.users = {PUBLISH}, {20: ["alias demo@latest"]}
+        registry.asked.clear()
+        return whole(complete)
+
+    monkeypatch.setattr(prune, "without_damaged_end", slow)
+    printed = ok(tmp_path, "prune", "pretrain", "--keep-last", "1")
+    assert registry.asked == [PUBLISH, run.id]  # in the other order, what completes in between would be missed
+    assert f"{run.id}/10: stays: pinned" in printed and f"{run.id}/20: stays: alias demo@latest" in printed
+    assert left(run) == [10, 20, 40, 50]
+
+
+def test_a_pin_that_comes_while_others_are_deleted_keeps_its_checkpoint(
+    tmp_path: Path, run: ToldRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(run, monkeypatch)
+    registry.completed = {PUBLISH}
+    pins.pin(run.folder.checkpoints / "iter_0000030", PUBLISH)
+    delete = prune.delete
+
+    def slow(folder: RunFolder, checkpoint: record.Checkpoint) -> None:
+        delete(folder, checkpoint)
+        (run.folder.switches / "keep-iter_0000020").touch()
+        pins.pin(run.folder.checkpoints / "iter_0000030", "another-run")
+
+    monkeypatch.setattr(prune, "delete", slow)
+    printed = ok(tmp_path, "prune", "pretrain", "--keep-last", "1")
+    assert f"{run.id}/20: stays: pinned" in printed and f"{run.id}/30: stays: pinned" in printed
+    assert "1 checkpoint, 7 bytes deleted" in printed and left(run) == [20, 30, 40, 50]
+
+
+def test_whoever_may_not_see_the_pins_sees_checkpoints_without_them_and_is_told_which_directory(
+    tmp_path: Path, run: ToldRun
+) -> None:
+    run.folder.switches.rmdir()
+    run.folder.switches.touch()  # no more to be listed than somebody else's directory is, by root neither
+    rows = json.loads(ok(tmp_path, "checkpoints", "pretrain", "--json"))
+    assert [r["used_by"] for r in rows] == [[]] * 5
+    done = invoke(tmp_path, "prune", "pretrain", "--dry-run")
+    assert done.exit_code == 1
+    assert f"{run.folder.switches}: Not a directory, so which checkpoints are needed cannot be told" in done.output
+
+
 def test_where_every_checkpoint_is_damaged_none_is_deleted(tmp_path: Path, run: ToldRun) -> None:
     for shard in run.folder.checkpoints.glob("*/shard.distcp"):
         shard.write_bytes(b"WEIGHTS")
@@ -158,9 +260,57 @@ def test_a_pin_is_outlived_when_all_the_runs_it_was_made_for_have_completed(run:
     pins.path_of(third).touch()  # a person's, who does not say for how long
     pins.pin(third, "publish-2")
     pins.path_of(fourth).symlink_to(pins.path_of(second))
-    assert pins.outlived(run.folder, {"publish-1"}.__contains__) == set()
-    assert pins.outlived(run.folder, {"publish-2"}.__contains__) == {20}
-    assert pins.outlived(run.folder, {"publish-1", "publish-2"}.__contains__) == {10, 20}
+    assert not pins.pin(fourth, "publish-2")
+    assert pins.outlived(run.folder, {"publish-1"}.__contains__) == {}
+    assert pins.outlived(run.folder, {"publish-2"}.__contains__) == {20: ["publish-2"]}
+    assert pins.outlived(run.folder, {"publish-1", "publish-2"}.__contains__).keys() == {10, 20}
+
+
+def test_a_pin_appears_whole_is_the_groups_and_ends_with_the_last_run_it_names(run: ToldRun) -> None:
+    checkpoint = run.folder.checkpoints / "iter_0000010"
+    path, before = pins.path_of(checkpoint), os.umask(0o022)
+    try:
+        assert pins.pin(checkpoint, "t0", "t1") and pins.pin(checkpoint, "other") and pins.pin(checkpoint, "t2")
+        assert (path.read_text(), path.stat().st_mode & 0o777) == ("t0\nt1\nother\nt2\n", 0o660)
+        pins.unpin(checkpoint, "t0", "t1", "t2")
+        assert (path.read_text(), path.stat().st_mode & 0o777) == ("other\n", 0o660)
+    finally:
+        os.umask(before)
+    pins.unpin(checkpoint, "other")
+    path.touch()
+    pins.unpin(checkpoint, "other")  # a person's
+    assert [p.name for p in run.folder.switches.iterdir()] == [path.name]
+
+
+def test_a_pin_is_never_seen_empty(run: ToldRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, seen = run.folder.checkpoints / "iter_0000010", list[set[int]]()
+    link = os.link
+
+    def slow(whole: str, path: Path) -> None:
+        seen.append(Switches(run.folder.switches).pinned())
+        link(whole, path)
+        assert path.read_text() == "publish-1\n"
+        raise OSError("the file system went away")
+
+    monkeypatch.setattr(pins.os, "link", slow)
+    assert not pins.pin(checkpoint, "publish-1")
+    assert seen == [set()]
+    assert [p.name for p in run.folder.switches.iterdir()] == ["keep-iter_0000010"]
+
+
+def test_what_could_not_be_pinned_is_said_where_something_could_prune_it(
+    tmp_path: Path, run: ToldRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = run.folder.checkpoints / "iter_0000010"
+    pins.path_of(source).symlink_to(tmp_path / "elsewhere")
+    copied = tmp_path / "copies" / "iter_0000010"
+    for checkpoint in (source, copied):
+        with pins.sources_pinned([convert_spec(checkpoint=str(checkpoint), model="")]):
+            pass
+    said = capsys.readouterr().err
+    assert f"{source} is not pinned" in said and f"its owner may make {pins.path_of(source)}" in said
+    assert str(copied) not in said
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("kind", ["convert", "train"])
@@ -190,6 +340,7 @@ def test_what_a_submitted_job_will_read_is_pinned_before_it_can_wait_and_not_whe
     assert pinned == [{10}, {10}]
     pins.pin(Path(source), "another-run")
     assert submitted(SchedulerError("no room")) == {10}
+    assert pins.path_of(Path(source)).read_text() == "another-run\n"
 
 
 def test_a_run_that_begins_with_nothing_pins_nothing(run: ToldRun, tmp_path: Path) -> None:
@@ -289,6 +440,11 @@ def test_what_is_converted_into_what_follows_from_the_source(tmp_path: Path, run
     (model / "config.json").write_text(json.dumps(LLAMA | {"hidden_act": "gelu"}))
     with pytest.raises(ValueError, match="gelu"):
         convert.spec_for(site, str(model), {})
+
+
+def test_a_source_that_the_system_does_not_let_one_look_at_is_named(tmp_path: Path) -> None:
+    done = invoke(tmp_path, "convert", "x" * 300)  # somebody else's directory would do, but not for root
+    assert done.exit_code == 1 and done.output.endswith("/manifest.json: File name too long\n")
 
 
 def test_a_conversion_for_its_own_sake_registers_no_model(registry: Database, tmp_path: Path) -> None:

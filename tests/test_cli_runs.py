@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cli.record import STATES, Story
 from launchers.launch import write_job
 from launchers.local_scheduler import LocalScheduler
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef
+from launchers.scheduler import JobRef, JobState, JobStatus, SchedulerUnavailable
 from launchers.spec import ScriptSpec, load
 from registry.runs import RunState
 
@@ -179,13 +179,52 @@ def test_somebody_of_a_runs_group_stops_it_through_its_folder(
     assert [p.name for p in run.folder.switches.iterdir()] == [switch]
 
 
-def test_a_strangers_folder_cancels_no_job_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Told(LocalScheduler):
+    """Of one job it answers `state`, or nothing at all, and `found` by a run's key; it notes what it is to cancel."""
+
+    def __init__(self, spool: Path, ref: JobRef, state: JobState | None, found: JobRef | None = None) -> None:
+        super().__init__(spool)
+        self.ref, self.state, self.found = ref, state, found
+        self.cancelled: list[JobRef] = []
+
+    def states(self, refs: Iterable[JobRef]) -> dict[JobRef, JobStatus]:
+        return {ref: JobStatus(ref, self.state) for ref in refs if ref == self.ref and self.state is not None}
+
+    def find(self, key: str) -> JobRef | None:
+        return self.found
+
+    def cancel(self, ref: JobRef) -> None:
+        self.cancelled.append(ref)
+
+
+def job(number: str) -> JobRef:
+    return JobRef("test", number, datetime.fromtimestamp(BEGAN, UTC))
+
+
+@pytest.mark.parametrize("own", [None, "4712", "4711"])
+def test_root_cancels_no_job_that_only_a_strangers_folder_names(
+    own: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = restarted(tmp_path)
-    write_job(run.folder, JobRef("test", "4711", datetime.fromtimestamp(BEGAN, UTC)))  # one of the caller's own
+    write_job(run.folder, job("4711"))
+    scheduler = Told(tmp_path / "spool", job("4711"), JobState.RUNNING, job(own) if own else None)
+    monkeypatch.setattr(stop, "scheduler_for", lambda site: scheduler)
+    monkeypatch.setattr(stop.os, "getuid", lambda: 0)
+    monkeypatch.setattr(stop, "is_ours", lambda folder: False)
+    done = invoke(tmp_path, "stop", "pretrain")
+    if own == "4711":
+        assert done.exit_code == 0 and scheduler.cancelled == [job("4711")]
+    else:
+        assert done.exit_code == 1 and "whether job 4711 is its own cannot be told" in done.output
+        assert scheduler.cancelled == []
+
+
+def test_whoever_is_not_in_a_runs_group_does_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = restarted(tmp_path)
     monkeypatch.setattr(stop.os, "getuid", lambda: 12345)
     monkeypatch.setattr(stop.os, "access", lambda path, mode: path != run.folder.switches)
     done = invoke(tmp_path, "stop", "pretrain")
-    assert done.exit_code == 1 and "is not yours" in done.output
+    assert done.exit_code == 1 and "is not yours to write" in done.output
 
 
 def test_a_run_that_is_not_to_save_is_told_so_before_its_job_is_cancelled(
@@ -291,6 +330,40 @@ def test_where_a_script_prints_is_known_by_sbatchs_patterns(
 ) -> None:
     spec = ScriptSpec(**SCRIPT, output=pattern.replace("\\\\", "\\"))
     assert scripts.where(spec, job_id, "ada", task) == path
+
+
+@pytest.mark.parametrize(
+    ("noted", "state", "told", "over"),
+    [
+        (True, JobState.RUNNING, ("running", None), False),
+        (True, JobState.COMPLETED, ("completed", None), True),
+        (True, JobState.UNKNOWN, ("unknown", "Slurm does not know job 12 any more"), True),
+        (True, None, ("unknown", "Slurm does not answer for job 12"), False),
+        (False, None, ("unknown", "no job is noted in its folder"), False),
+    ],
+)
+def test_a_scripts_state_is_what_slurm_says_and_its_log_ends_when_slurm_has_forgotten_it(
+    noted: bool, state: JobState | None, told: tuple[str, str | None], over: bool, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run = ToldRun(tmp_path, ScriptSpec(**SCRIPT, output="/o/%j"))
+    if noted:
+        write_job(run.folder, job("12"))
+    scheduler = Told(tmp_path / "spool", job("12"), state)
+    monkeypatch.setattr(logs, "scheduler_for", lambda site: scheduler)
+    monkeypatch.setattr(logs, "ASK_S", 0.0)
+    assert scripts.states(scheduler, [run.folder]) == {run.id: told}
+    assert logs.Follower(site_of(tmp_path), run.folder, 0).script_ended() == over
+
+
+def test_a_scripts_log_is_followed_while_slurm_is_silent(tmp_path: Path) -> None:
+    class Silent(Told):
+        def states(self, refs: Iterable[JobRef]) -> dict[JobRef, JobStatus]:
+            raise SchedulerUnavailable("no answer")
+
+    run = ToldRun(tmp_path, ScriptSpec(**SCRIPT, output="/o/%j"))
+    write_job(run.folder, job("12"))
+    assert not scripts.is_over(Silent(tmp_path / "spool", job("12"), None), run.folder)
 
 
 def test_a_script_is_not_resumed_but_its_owner_is_told_how(tmp_path: Path) -> None:

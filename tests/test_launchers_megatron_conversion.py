@@ -144,7 +144,7 @@ def test_a_run_continues_from_a_hugging_face_model_after_comparing_logits(contin
     assert sorted(losses(continued)) == list(range(1, ITERATIONS + 1))
     assert losses(continued)[ITERATIONS] < losses(continued)[1]
     rates = [m["lr"] for m in metrics(continued) if "lr" in m]
-    assert rates == pytest.approx([0.0, 1e-3, 1e-3, 1e-3, 5e-4], abs=1e-9)
+    assert rates == pytest.approx([0.0, 1e-3, 1e-3, 5e-4, 0.0], abs=1e-9)
 
 
 def test_tensor_and_sequence_parallel_ranks_that_recompute_everything_continue_with_the_same_losses(
@@ -178,8 +178,40 @@ def test_a_checkpoint_of_two_stages_that_share_an_embedding_is_converted_out(
 def test_a_run_continues_in_bf16_too(bench: Bench, llamas: Path, continued: RunFolder) -> None:
     folder = continue_folder(bench, llamas, "continued-bf16", f'hugging_face = "{llamas}/tied"', precision="bf16")
     bench.run(folder)
+    assert next(m for m in metrics(folder) if m.get("stage") == "model")["precision"] == "bfloat16"
     for iteration, loss in losses(folder).items():
         assert loss == pytest.approx(losses(continued)[iteration], abs=0.05), iteration
+
+
+def test_damaged_weights_refuse_a_run_on_every_rank(
+    bench: Bench, llamas: Path, converted_in: RunFolder, tmp_path: Path
+) -> None:
+    shutil.copytree(converted_in.checkpoints / "iter_0000000", tmp_path / "iter_0000000")
+    shard = next((tmp_path / "iter_0000000").glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    shutil.copytree(llamas / "plain", tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for name, init, told in (
+        ("damaged-checkpoint", f'checkpoint = "{tmp_path}/iter_0000000"', f"error: [init]: {shard}: damaged"),
+        ("cut-model", f'hugging_face = "{tmp_path}/cut"', f"error: [init]: {weights}: "),
+    ):
+        group = bench.start(continue_folder(bench, llamas, name, init), ranks=2)
+        for process in group:
+            said, _ = process.communicate(timeout=LIMIT_S)
+            assert process.returncode == os.EX_CONFIG, said
+            assert said.strip().splitlines()[-1].startswith(told)
+
+
+def test_a_conversion_killed_after_its_last_rename_is_the_latest_all_the_same(
+    bench: Bench, llamas: Path, converted_in: RunFolder
+) -> None:
+    folder = from_hf(bench, "late", llamas / "plain")
+    shutil.copytree(converted_in.checkpoints / "iter_0000000", folder.checkpoints / "iter_0000000")
+    bench.run(folder)
+    assert folder.latest.read_text() == "iter_0000000\n"
 
 
 def test_a_run_continues_from_a_checkpoint_as_from_the_model_it_was_made_of(

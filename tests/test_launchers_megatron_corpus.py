@@ -88,6 +88,13 @@ def test_a_saved_dataset_means_the_files_that_its_state_lists(tmp_path: Path) ->
     assert names(resolve(Source(dataset=(str(tmp_path),)))) == ["data-00000-of-00001.arrow"]
 
 
+@pytest.mark.parametrize("said", ['{"_data_files": [{"fil', "[]", '{"_data_files": ["a.arrow"]}', "{}"])
+def test_a_saved_dataset_whose_state_cannot_be_read_is_named(tmp_path: Path, said: str) -> None:
+    (tmp_path / "state.json").write_text(said)
+    with pytest.raises(DataError, match=rf"data\.dataset: {tmp_path}: not a saved dataset"):
+        resolve(Source(dataset=(str(tmp_path),)))
+
+
 def test_a_dataset_of_several_splits_asks_for_one_of_them(tmp_path: Path) -> None:
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     with pytest.raises(DataError, match=rf"name one: {tmp_path}/train, {tmp_path}/test"):

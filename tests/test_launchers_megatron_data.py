@@ -54,16 +54,26 @@ try:
 except DataError as e:
     refused = str(e)
 dist.destroy_process_group()
+def refusal(prepared):
+    try:
+        data.prepare(prepared, root / "datasets")
+    except DataError as e:
+        return str(e)
 (root / "given" / "tokenizer_config.json").write_text("{}")
-try:
-    data.prepare(recipe.data, root / "datasets")
-except DataError as e:
-    nameless = str(e)
+nameless = refusal(recipe.data)
+(root / "given" / "tokenizer_config.json").write_text(json.dumps({"eos_token": data.END_OF_TEXT, "pad_token": "<no>"}))
+unknown = refusal(recipe.data)
+learned = []
+def learn(texts, _size):
+    learned.extend(texts)
+    raise DataError("learned enough")
+data.LEARN_FROM_MB, data.train_tokenizer = 400e-6, learn
+enough = refusal(Data(sources=tuple(sources), vocab_size=600))
 print(json.dumps({
     "counts": counts, "same": again.parts == made.parts, "vocab": made.vocab,
     "reused": [made.reused, again.reused, alone.reused],
     "documents": made.documents, "tokens": made.tokens, "shared": alone.parts[0].path == made.parts[1].path,
-    "refused": refused, "nameless": nameless,
+    "refused": refused, "nameless": nameless, "unknown": unknown, "learned": learned,
     "left": sorted(p.name.split("-")[0] for p in (root / "datasets").iterdir()),
 }))
 """
@@ -100,4 +110,14 @@ def test_a_source_too_small_for_the_split_is_named(said: dict[str, Any]) -> None
 
 
 def test_a_tokenizer_that_names_no_end_of_text_is_refused(said: dict[str, Any]) -> None:
-    assert "tokenizer_config.json must name its eos_token" in said["nameless"]
+    assert "tokenizer_config.json: eos_token = None; allowed: a token of its vocabulary" in said["nameless"]
+
+
+def test_a_pad_token_that_is_no_token_is_refused_before_text_is_tokenised(said: dict[str, Any]) -> None:
+    told = "tokenizer_config.json: pad_token = '<no>'; allowed: a token of its vocabulary, or none"
+    assert told in said["unknown"]
+    assert said["left"] == ["text", "text", "tokenizer"]
+
+
+def test_a_tokenizer_is_learned_from_as_much_of_each_source(said: dict[str, Any]) -> None:
+    assert said["learned"] == ["aa " * 40, ("aa " * 40)[:80], "bb " * 40, ("bb " * 40)[:80]]

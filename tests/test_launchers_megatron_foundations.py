@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launchers.megatron import hugging_face
+from launchers.megatron import hugging_face, manifest
 from launchers.megatron.arithmetic import check, padded_vocab
 from launchers.megatron.flops import flops_per_token, parameters
 from launchers.megatron.presets import PRESETS
@@ -86,6 +86,24 @@ def test_the_shape_and_the_tokenizer_are_those_of_the_weights(recipe: Callable[.
     assert (m.rope_base, m.rope_scaling, m.norm_epsilon) == (20_000.0, 1.0, 1e-6)
     assert (made.data.tokenizer, made.data.vocab_size) == (llama, 515)
     assert from_dict(json.loads(json.dumps(to_dict(made)))) == made
+
+
+def test_one_directory_written_in_two_ways_is_no_contradiction(recipe: Callable[..., Recipe], llama: Path) -> None:
+    made = recipe(f'kind = "continue"\n[init]\nhugging_face = "../llama"\n[data]\ntext = ["x"]\ntokenizer = "{llama}"')
+    assert made.data.tokenizer == llama
+
+
+@pytest.mark.parametrize(
+    "said", ["[]", '{"model": [1], "data": {"vocab_size": 1}}', '{"model": {}, "data": {"vocab_size": 1}}', "{"]
+)
+def test_a_checkpoint_whose_recipe_cannot_be_read_is_named(
+    recipe: Callable[..., Recipe], tmp_path: Path, said: str
+) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "recipe.json").write_text(said)
+    manifest.write(tmp_path / "checkpoint", "checkpoint")
+    with pytest.raises(RecipeError, match=rf"^{tmp_path}/checkpoint: not a checkpoint to begin with: "):
+        recipe('kind = "continue"\n[init]\ncheckpoint = "../checkpoint"')
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,17 @@ def test_a_recipe_survives_the_journey_through_a_spec(plain: dict[str, Any]) -> 
         ({"data__text": []}, 1, "data names no documents"),
         ({"data__sources": [{"text": ["x"]}]}, 1, r"names documents and \[\[data.sources\]\] too"),
         (
-            {"data__text": [], "data__sources": [{"text": ["x"], "weight": 0.0}]},
+            {"data__text": [], "data__max_mb": 0.0, "data__field": "body", "data__sources": [{"text": ["x"]}]},
+            1,
+            r"data.field = 'body' beside \[\[data.sources\]\]",
+        ),
+        (
+            {"data__text": [], "data__max_mb": 2.0, "data__field": "body", "data__sources": [{"text": ["x"]}]},
+            1,
+            r"data.field = 'body' and data.max_mb = 2.0 beside",
+        ),
+        (
+            {"data__text": [], "data__max_mb": 0.0, "data__sources": [{"text": ["x"], "weight": 0.0}]},
             1,
             r"data.sources\[0\].weight = 0:",
         ),
@@ -99,7 +109,7 @@ def test_a_recipe_survives_the_journey_through_a_spec(plain: dict[str, Any]) -> 
         ({"train__beta2": 1.0}, 1, "train.beta2 = 1: must be at least 0 and less than 1"),
         ({"train__eps": 0.0}, 1, "train.eps = 0: must be more than 0"),
         ({"train__decay": 5}, 1, 'train.decay = 5 has a meaning with train.schedule = "wsd" only'),
-        ({"train__schedule": "wsd", "train__decay": 19}, 1, "at most train.iterations - train.warmup = 20 - 2 = 18"),
+        ({"train__schedule": "wsd", "train__decay": 18}, 1, r"train.warmup - 1 = 20 - 2 - 1 = 17"),
         ({"data__vocab_size": 100}, 1, "data.vocab_size = 100: must be at least 512"),
         ({"train__lr": math.nan}, 1, "train.lr = nan: must be a finite number"),
         ({"train__grad_clip": math.inf}, 1, "train.grad_clip = inf: must be a finite number"),

@@ -83,12 +83,12 @@ def restarted(root: Path) -> ToldRun:
     return run
 
 
-def invoke(root: Path, *words: str) -> Result:
-    """`headgate` on a laptop whose state and runs stand in `root`."""
+def invoke(root: Path, *words: str, color: bool = False) -> Result:
+    """`headgate` on a laptop whose state and runs stand in `root`. `color`: escape sequences are not left out."""
     site = ("--site", str(ROOT / "site-configs" / "laptop.toml"))
     flags = [f for s in (f"state_dir={root}/state", f"shared_dir={root}") for f in ("--set", s)]
     os.environ.setdefault("COLUMNS", "100")
-    return CliRunner().invoke(main, [*site, *flags, *words], catch_exceptions=False)
+    return CliRunner().invoke(main, [*site, *flags, *words], catch_exceptions=False, color=color)
 
 
 def site_of(root: Path) -> Site:

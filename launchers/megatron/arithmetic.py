@@ -101,6 +101,12 @@ def _check_kind(recipe: Recipe) -> None:
 def _check_data(d: Data) -> None:
     if d.sources and (d.text or d.jsonl or d.dataset):
         raise RecipeError("[data] names documents and [[data.sources]] too: move them into a source")
+    plain = Data()
+    beside = [f"data.{k} = {getattr(d, k)!r}" for k in ("field", "max_mb") if getattr(d, k) != getattr(plain, k)]
+    if d.sources and beside:
+        raise RecipeError(
+            f"{' and '.join(beside)} beside [[data.sources]]: move it into each source that it is meant for"
+        )
     for i, source in enumerate(d.blend):
         _check_source(source, f"data.sources[{i}]" if d.sources else "data")
     if d.tokenizer is None and not 512 <= d.vocab_size <= 2**31 - 1:
@@ -161,10 +167,11 @@ def _check_schedule(t: Train) -> None:
         raise RecipeError(f"train.warmup = {t.warmup} must be less than train.iterations = {t.iterations}")
     if t.schedule != "wsd" and t.decay:
         raise RecipeError(f'train.decay = {t.decay} has a meaning with train.schedule = "wsd" only')
-    if t.schedule == "wsd" and not 1 <= t.decay <= t.iterations - t.warmup:
+    most = t.iterations - t.warmup - 1  # the iteration after the warm-up has lr itself
+    if t.schedule == "wsd" and not 1 <= t.decay <= most:
         raise RecipeError(
             f'train.decay = {t.decay}: train.schedule = "wsd" needs at least 1 and at most train.iterations - '
-            f"train.warmup = {t.iterations} - {t.warmup} = {t.iterations - t.warmup}"
+            f"train.warmup - 1 = {t.iterations} - {t.warmup} - 1 = {most}"
         )
 
 

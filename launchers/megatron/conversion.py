@@ -86,10 +86,9 @@ def from_hugging_face(source: Path, run: str, final: Path) -> Manifest:
         train=Train(iterations=1, micro_batch=1, global_batch=1, lr=1e-5),
     )
     with _alone(recipe.train.timeout_s), _whole_or_nothing(final) as building:
-        read = llama.weights(source)
-        dtype = read("model.embed_tokens.weight").dtype
+        dtype = llama.weights(source)("model.embed_tokens.weight").dtype
         gpt = _build(recipe.model, vocab, dtype)
-        llama.fill(gpt, read, recipe.model, 0, 1)
+        llama.fill(gpt, source, recipe.model, 0, 1)
         building.mkdir(parents=True)
         save_weights(gpt, building)
         load_weights(gpt, building)  # what is compared is what was written

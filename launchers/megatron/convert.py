@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> int:
             bytes=done.bytes,
         )
     else:
+        # Not where it is made: an earlier attempt may have been killed once the directory had its name.
+        shelf.note_latest(final.parent, final.name)
         announce.announce(
             folder.announcements,
             "checkpoint",
@@ -68,7 +70,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _already(final: Path) -> Manifest | None:
-    """What an earlier attempt finished, when only its announcement may be missing."""
+    """What an earlier attempt finished, when only what is said of it may be missing."""
     return manifest.verify(final) if final.exists() else None
 
 
@@ -94,9 +96,7 @@ def _from_hf(source: Path, run: str, final: Path) -> Manifest:
     quiet.known_messages()
     from launchers.megatron import conversion
 
-    done = conversion.from_hugging_face(source, run, final)
-    shelf.note_latest(final.parent, final.name)
-    return done
+    return conversion.from_hugging_face(source, run, final)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 from launchers.megatron.hugging_face import TOKENIZER_FILES
 from launchers.megatron.recipe import Data, Source
 
-FORMAT = 4  # raise it when the same text would be prepared differently: the tokenizer, its markers, the template
+FORMAT = 5  # raise it when the same text would be prepared differently: the tokenizer, its markers, the template
 STDLIB = "{stdlib}"
 # What is taken from a directory; a pattern takes what it matches.
 SUFFIXES = {"text": (".txt", ".md", ".py", ".rst"), "jsonl": (".jsonl",), "dataset": (".parquet",)}
@@ -180,7 +180,7 @@ def _saved(directory: Path) -> Iterator[str]:
         if state.get("_indices_data_files"):
             raise DataError(f"data.dataset: {directory} is a selection of other rows: flatten_indices() before saving")
         yield from (str(directory / Path(part["filename"]).name) for part in state["_data_files"])
-    except (OSError, KeyError, TypeError) as e:
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as e:
         raise DataError(f"data.dataset: {directory}: not a saved dataset: {type(e).__name__}: {e}") from e
 
 

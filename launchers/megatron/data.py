@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-LEARN_FROM_MB = 1024  # a tokenizer learns no more from more text, but needs memory for it
+LEARN_FROM_MB = 1024  # all sources together: a tokenizer learns no more from more text, but needs memory for it
 Prepared = Callable[[int], None]  # is told how many documents are done; what it raises ends the preparation
 
 
@@ -142,9 +142,12 @@ def _make_tokenizer(corpora: Sequence[Corpus], data: Data, prepared: Prepared, d
             if (data.tokenizer / name).exists():
                 shutil.copyfile(data.tokenizer / name, directory / name)
         end_of_text(directory)
+        padding(directory)  # samples ask for it when all text is tokenised, which is late to refuse it
         size = hugging_face.vocabulary(directory)
     else:
-        texts = list(_at_most(itertools.chain.from_iterable(map(_documents, corpora)), LEARN_FROM_MB))
+        # Alike of each: what stands after a large source is to be known too.
+        share = int(LEARN_FROM_MB * 1e6 / len(corpora))
+        texts = [text for each in corpora for text in _at_most(_documents(each), share)]
         prepared(0)
         tokenizer = train_tokenizer(texts, data.vocab_size)
         size = tokenizer.get_vocab_size()
@@ -187,13 +190,11 @@ def _documents(each: Corpus) -> Iterator[str]:
     yield from texts
 
 
-def _at_most(texts: Iterator[str], megabytes: float) -> Iterator[str]:
-    left = megabytes * 1e6
-    for text in texts:
-        left -= len(text)
-        if left < 0:
-            return
-        yield text
+def _at_most(texts: Iterator[str], characters: int) -> Iterator[str]:
+    """The first characters of all texts; the last text is cut where they end."""
+    while characters > 0 and (text := next(texts, None)) is not None:
+        yield text[:characters]
+        characters -= len(text)
 
 
 def whole_text(directory: Path) -> Tokenizer:
@@ -206,24 +207,26 @@ def whole_text(directory: Path) -> Tokenizer:
 
 def end_of_text(directory: Path) -> int:
     """The token that a tokenizer puts after a document. Raises DataError when it names none."""
-    return _special(directory, "eos_token")
+    return _special(directory, "eos_token", "a token of its vocabulary")
 
 
 def padding(directory: Path) -> int:
-    """The token that stands for no text, whose loss does not count; -1 where there is none of its own."""
+    """The token that stands for no text, whose loss does not count; -1 where there is none of its own.
+
+    Raises DataError when it names one that is no token.
+    """
     own = hugging_face.special_token(directory, "pad_token")
     if own is None or own == hugging_face.special_token(directory, "eos_token"):
         return -1
-    return _special(directory, "pad_token")
+    return _special(directory, "pad_token", "a token of its vocabulary, or none")
 
 
-def _special(directory: Path, name: str) -> int:
+def _special(directory: Path, name: str, allowed: str) -> int:
     text = hugging_face.special_token(directory, name)
     known = Tokenizer.from_file(str(directory / hugging_face.TOKENIZER)).token_to_id(text) if text else None
     if known is None:
         raise DataError(
-            f"data.tokenizer: {directory / hugging_face.TOKENIZER_CONFIG} must name its {name}, a token of its "
-            f"vocabulary, not {text!r}"
+            f"data.tokenizer: {directory / hugging_face.TOKENIZER_CONFIG}: {name} = {text!r}; allowed: {allowed}"
         )
     return int(known)
 

@@ -6,6 +6,7 @@ Each is a layer of settings below the recipe's own. A preset may be overridden; 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,12 @@ def _checkpoint(directory: Path) -> Layer:
         facts = manifest.read(directory).facts
         recipe = json.loads((directory / "recipe.json").read_text(encoding="utf-8"))
         model = {k: v for k, v in recipe["model"].items() if k != "preset"}
+        model["max_length"] = model.get("max_length") or model["seq_length"]
         vocab_size = facts.get("vocab", recipe["data"]["vocab_size"])
-    except (manifest.CheckpointError, OSError, ValueError, KeyError) as e:
+    except (manifest.CheckpointError, OSError) as e:
         raise RecipeError(f"{directory}: not a checkpoint to begin with: {e}") from e
-    model["max_length"] = model.get("max_length") or model["seq_length"]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise RecipeError(f"{directory}: not a checkpoint to begin with: recipe.json: {type(e).__name__}: {e}") from e
     return Layer(
         str(directory / "recipe.json"),
         {"model": model, "data": {"vocab_size": vocab_size, "tokenizer": str(directory / "tokenizer")}},
@@ -107,4 +110,5 @@ def _said(layers: Sequence[Layer], section: str, key: str) -> tuple[Layer, str] 
 
 
 def _path(layer: Layer, said: str) -> Path:
-    return ((layer.base or Path()) / Path(said).expanduser()).absolute()
+    """As strict_toml makes a path of it, so that one directory is the same path whoever names it."""
+    return Path(os.path.abspath((layer.base or Path()) / Path(said).expanduser()))

@@ -80,15 +80,23 @@ def from_gpt(gpt: dict[str, torch.Tensor], model: Model, vocab_size: int) -> dic
     return {name: tensor.detach().clone() for name, tensor in named.items()}
 
 
-def fill(gpt: Any, read: Read, model: Model, rank: int, shards: int) -> None:
-    """Give this rank's part of a GPT (pipeline stage, `rank` of `shards` of tensor parallelism) a Llama's weights."""
-    before = gpt.decoder.layers[0].layer_number - 1 if len(gpt.decoder.layers) else 0  # layers of earlier stages
+def fill(gpt: Any, directory: Path, model: Model, rank: int, shards: int) -> None:
+    """Give this rank's part of a GPT (pipeline stage, `rank` of `shards` of tensor parallelism) a Llama's weights.
+
+    Raises CheckpointError for weights that cannot be read, or have another shape.
+    """
+    read, before = weights(directory), gpt.decoder.layers[0].layer_number - 1  # layers of earlier stages
     with torch.no_grad():
         for name, parameter in gpt.named_parameters():
             part = _part(name, read, model, before, rank, shards)
+            target = parameter
             if name in (_EMBEDDING, _OUTPUT):
-                parameter.zero_()  # rows that no token uses
-            parameter[: part.shape[0]].copy_(part)
+                target = parameter.zero_()[: part.shape[0]]  # the rows that no token uses stay zero
+            if part.shape != target.shape:
+                raise CheckpointError(
+                    f"{directory}: what becomes {name} has shape {list(part.shape)}; allowed: {list(target.shape)}"
+                )
+            target.copy_(part)
 
 
 def _part(name: str, read: Read, model: Model, before: int, rank: int, shards: int) -> torch.Tensor:
@@ -127,7 +135,7 @@ def join_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, model: Model) ->
 def weights(directory: Path) -> Read:
     """The safetensors of a Hugging Face model, read one by one as they are asked for. Raises CheckpointError."""
     index = directory / "model.safetensors.index.json"
-    places = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.exists() else {}
+    places = _places(index) if index.exists() else {}
 
     def read(name: str) -> torch.Tensor:
         path = directory / places.get(name, "model.safetensors")
@@ -138,3 +146,11 @@ def weights(directory: Path) -> Read:
             raise CheckpointError(f"{path}: {name}: {e}") from e
 
     return read
+
+
+def _places(index: Path) -> dict[str, str]:
+    """Which file holds each weight."""
+    try:
+        return {name: str(file) for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"{index}: no weight_map that can be read: {type(e).__name__}: {e}") from e

@@ -16,6 +16,8 @@ from launchers.megatron.recipe import Recipe
 def build(recipe: Recipe, model: Any, dtype: torch.dtype) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """The optimizer of a DDP-wrapped model, and its schedule, which counts iterations."""
     t = recipe.train
+    wsd = t.schedule == "wsd"
+    last = t.iterations - 1 if wsd else t.iterations  # megatron counts from 0; a wsd's last iteration has min_lr
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam", lr=t.lr, min_lr=t.min_lr, weight_decay=t.weight_decay, adam_beta1=t.beta1,
@@ -25,8 +27,8 @@ def build(recipe: Recipe, model: Any, dtype: torch.dtype) -> tuple[MegatronOptim
         [model],
     )  # fmt: skip
     schedule = OptimizerParamScheduler(
-        optimizer, init_lr=0.0, max_lr=t.lr, min_lr=t.min_lr, lr_warmup_steps=t.warmup, lr_decay_steps=t.iterations,
-        lr_decay_style="WSD" if t.schedule == "wsd" else t.schedule, wsd_decay_steps=t.decay or None,
+        optimizer, init_lr=0.0, max_lr=t.lr, min_lr=t.min_lr, lr_warmup_steps=t.warmup, lr_decay_steps=last,
+        lr_decay_style="WSD" if wsd else t.schedule, wsd_decay_steps=t.decay or None,
         lr_wsd_decay_style="linear", start_wd=t.weight_decay, end_wd=t.weight_decay, wd_incr_steps=t.iterations,
         wd_incr_style="constant", use_checkpoint_opt_param_scheduler=False,
     )  # fmt: skip

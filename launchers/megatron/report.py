@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from launchers.megatron.events import Events
 from launchers.megatron.flops import flops_per_token, utilisation
@@ -66,14 +65,14 @@ class Report:
         if self._events:
             self._events.scalars(now, **{"validation/loss": loss})
 
-    def end(self, iteration: int, sentence: str, *, done: bool, **facts: Any) -> None:
+    def end(self, iteration: int, sentence: str, *, done: bool) -> None:
         """The run's last word: whoever reads the metrics' last line knows whether anything is left to train."""
         first, last = self.losses or (None, None)
         if self.losses:
             sentence += f": loss {first:.4f} -> {last:.4f}"
         stage = "done" if done else "stopped"
         self.metrics.emit(sentence, stage=stage, first_loss=first, last_loss=last, iterations=iteration,
-                          elapsed_s=self.elapsed_s, **facts)  # fmt: skip
+                          elapsed_s=self.elapsed_s)  # fmt: skip
         if self._events:
             self._events.close()
         self.progress.phase("done" if done else "stopped", iteration=iteration)

@@ -33,7 +33,8 @@ from launchers.run_folder import RunFolder
 def run(folder: RunFolder, recipe: Recipe, dataset_dir: Path, stop: Stop, started: float) -> None:
     """Train until the recipe's last iteration, or until asked to stop; leave a complete checkpoint.
 
-    Raises DataError or CheckpointError for what a person must change.
+    Raises DataError or RecipeError for what a person must change, CheckpointError for a checkpoint of this run that
+    cannot be written or read, which may pass.
     """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron's tensor parallelism relies on this order
     if recipe.train.threads:
@@ -249,8 +250,7 @@ def _dataset(folder: RunFolder, recipe: Recipe, dataset_dir: Path, ranks: Ranks,
             early.leave()
             raise
         if begun and dataset.note()["parts"] != begun["parts"]:
-            was = ", ".join(part["path"] for part in begun["parts"])
-            raise DataError(f"this run began with {was}, which is gone, and its text has changed since")
+            raise DataError(f"this run began with {_where(begun)}, which is gone, and its text has changed since")
         temporary = note.with_suffix(".partial")
         temporary.write_text(json.dumps(dataset.note()) + "\n", encoding="utf-8")
         temporary.rename(note)
@@ -260,6 +260,12 @@ def _dataset(folder: RunFolder, recipe: Recipe, dataset_dir: Path, ranks: Ranks,
     found = data.find(said, reused=said["reused"])
     if not found:
         raise DataError(
-            f"rank {ranks.rank}: {said['path']} is not visible here; dataset_dir must be on a shared filesystem"
+            f"rank {ranks.rank}: {said['tokenizer']} or {_where(said)} is not whole here; dataset_dir must be on a "
+            "filesystem that all ranks share"
         )
     return found
+
+
+def _where(note: dict[str, Any]) -> str:
+    """The directories of a dataset, by its note."""
+    return ", ".join(part["path"] for part in note["parts"])
