@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import time
 from typing import Any
 
 import click
@@ -20,10 +21,13 @@ from launchers.megatron.arithmetic import check
 from launchers.megatron.recipe import from_dict
 from launchers.resources import changed, check_gpus
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobState
+from launchers.scheduler import JobRef, JobState, JobStatus, Scheduler
 from launchers.schedulers import scheduler_for
 from launchers.spec import ScriptSpec, SupervisedSpec, TrainSpec, load
 from registry.site import Site
+
+LEFT_S = 30.0  # how long the job of a run that has ended may take to leave the scheduler
+LOOK_S = 0.5
 
 
 @click.command(cls=WithSbatchOptions)
@@ -73,13 +77,12 @@ def submit_again(site: Site, folder: RunFolder, spec: SupervisedSpec) -> JobRef:
     """Unless a job of the run still waits or runs: two must not write one run's checkpoints."""
     with scheduler_answers():
         scheduler = scheduler_for(site)
-        status = newest_job(scheduler, folder)
-        if status is not None and not status.state.ended and status.state is not JobState.UNKNOWN:
-            job_id, goes_on = status.ref.job_id, record.story(folder).goes_on
+        if (status := job_that_goes_on(scheduler, folder)) is not None:
             raise click.ClickException(
-                f"run {folder.id} goes on already: job {job_id} is {status.state.value}"
-                if goes_on
-                else f"run {folder.id} has ended, and its job {job_id} is about to: try again in some seconds"
+                f"run {folder.id} goes on already: job {status.ref.job_id} is {status.state.value}"
+                if record.story(folder).goes_on
+                else f"run {folder.id} has ended, but its job {status.ref.job_id} is {status.state.value} still: "
+                f"try again once it has left, or `scancel {status.ref.job_id}`"
             )
         for left in ("stop", "kill"):  # meant for an attempt that is over
             try:
@@ -90,3 +93,15 @@ def submit_again(site: Site, folder: RunFolder, spec: SupervisedSpec) -> JobRef:
             return launch_again(spec, folder, scheduler)
         except OSError as e:
             raise click.ClickException(f"{e.filename or folder.root}: {e.strerror or e}") from e
+
+
+def job_that_goes_on(scheduler: Scheduler, folder: RunFolder) -> JobStatus | None:
+    """The run's job that waits or runs. That of a run that has ended is given some seconds to end as well."""
+    deadline = time.monotonic() + LEFT_S
+    while True:
+        status = newest_job(scheduler, folder)
+        if status is None or status.state.ended or status.state is JobState.UNKNOWN:
+            return None
+        if record.story(folder).goes_on or time.monotonic() > deadline:
+            return status
+        time.sleep(LOOK_S)

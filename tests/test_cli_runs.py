@@ -15,7 +15,7 @@ from specs import convert, serve, train
 from told_runs import BEGAN, RECIPE, ToldRun, invoke, ok, restarted, site_of
 from waiting import wait_for
 
-from cli import logs, record, scripts, stop
+from cli import logs, record, resume, scripts, stop
 from cli.record import STATES, Story
 from launchers.launch import write_job
 from launchers.local_scheduler import LocalScheduler
@@ -265,6 +265,34 @@ def test_a_finished_run_and_one_of_somebody_else_are_not_resumed(
     monkeypatch.setattr(stop.os, "getuid", lambda: 12345)
     done = invoke(tmp_path, "resume", "pretrain")
     assert done.exit_code == 1 and "is not yours" in done.output
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_run_that_has_just_ended_is_resumed_once_its_job_has_ended_too(
+    leaves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = restarted(tmp_path)
+    run.ends(200, "40.1", "cancelled")
+    run.judged(201, "40.1", "cancelled", "stop", "because")
+    write_job(run.folder, job("40"))
+    looks: list[int] = []
+
+    class Leaving(Told):
+        def states(self, refs: Iterable[JobRef]) -> dict[JobRef, JobStatus]:
+            looks.append(1)
+            self.state = JobState.CANCELLED if leaves and len(looks) > 2 else JobState.RUNNING
+            return super().states(refs)
+
+    scheduler = Leaving(tmp_path / "spool", job("40"), JobState.RUNNING)
+    monkeypatch.setattr(resume, "scheduler_for", lambda site: scheduler)
+    monkeypatch.setattr(resume, "launch_again", lambda spec, folder, scheduler: job("41"))
+    monkeypatch.setattr(resume, "LOOK_S", 0.0)
+    if leaves:
+        assert "submitted again as job 41" in ok(tmp_path, "resume", "pretrain") and len(looks) == 3
+        return
+    monkeypatch.setattr(resume, "LEFT_S", 0.0)
+    done = invoke(tmp_path, "resume", "pretrain")
+    assert done.exit_code == 1 and "has ended, but its job 40 is RUNNING still" in done.output
 
 
 @pytest.fixture(scope="module")
