@@ -166,7 +166,7 @@ def test_down_ends_local_runs_too_with_and_without_a_controller(patient: Platfor
 def test_stop_means_what_still_runs_and_says_so_when_nothing_does(patient: Platform) -> None:
     run = patient.json("train", "tests/recipes/tiny.toml", "-J", "tiny")["run"]
     wait_for(lambda: run_state(patient, run) == "running")
-    assert "waiting" in patient.ok("logs", "tiny", "--task", "1")
+    wait_for(lambda: "waiting" in patient.run("logs", "tiny", "--task", "1").stdout)  # the other rank is a bit later
     assert patient.ok("stop", "tiny") == f"run {run}: asked to stop\n"
     wait_for(lambda: run_state(patient, run) == "stopped")
     assert patient.ok("stop", "tiny") == "tiny had ended already\n"

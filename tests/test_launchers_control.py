@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -278,8 +278,7 @@ async def test_a_replica_whose_supervisor_vanished_is_not_ready_for_ever(platfor
     await platform.deploy()
     await platform.reaches("ready")
     (job,) = platform.jobs()
-    for process in _tree(job):
-        process.kill()
+    _kill(_tree(job))
 
     async def replaced() -> Any:
         replicas = (await platform.get("deployments/chat"))["replicas"]
@@ -299,10 +298,8 @@ async def test_books_closed_by_a_report_do_not_hide_that_a_job_is_over(platform:
     (job,) = await _until_jobs(platform, 1)
     platform.cluster.silent = True
     await platform.turns()
-    for process in _tree(job):
-        process.kill()
-    for pid in _engines(platform.site):
-        os.kill(pid, signal.SIGKILL)
+    _kill(_tree(job))
+    _kill(_engines(platform.site))
     wait_for(lambda: job.process() is None)
     usage = LocalScheduler.usage(platform.cluster, _refs(platform))
     open_jobs = accounting.unsettled(db)
@@ -651,8 +648,8 @@ async def test_a_replica_whose_folder_was_deleted_ends_with_its_job(site: Site) 
     async with running(site) as platform:
         await platform.deploy()
         (replica,) = (await platform.reaches("ready"))["replicas"]
-    for process in (*_tree(platform.jobs()[0]), *map(psutil.Process, _engines(site))):
-        process.kill()
+    _kill(_tree(platform.jobs()[0]))
+    _kill(_engines(site))
     shutil.rmtree(replica["replica"]["folder"])
     async with running(site) as platform:
 
@@ -986,16 +983,23 @@ async def _until_jobs(platform: Platform, count: int) -> list[LocalJob]:
     return await eventually(jobs)
 
 
-def _tree(job: LocalJob) -> list[psutil.Process]:
+def _tree(job: LocalJob) -> list[int]:
     controller = job.process()
     assert controller is not None
-    return [controller, *controller.children(recursive=True)]
+    return [process.pid for process in (controller, *controller.children(recursive=True))]
 
 
 def _engines(site: Site) -> list[int]:
     return [
         p.pid for p in psutil.process_iter() if ENGINE in (line := _cmdline(p)) and f"{site.shared_dir}" in str(line)
     ]
+
+
+def _kill(pids: Iterable[int]) -> None:
+    """Those that ended with another of them are not missed."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _kill_engine(site: Site) -> None:

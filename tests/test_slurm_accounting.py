@@ -283,8 +283,8 @@ def scene(books: Books) -> Rollup:
     client.cancel(cancelled)
     failed = books.submit("-p", "cpu", "--wrap=exit 3")
     requeued = books.sleep(6, "-p", "gpu", "--gpus=1", "--requeue", "-A", "teaching", "-q", "preemptible")
-    resized = books.sleep(8, "-p", "cpu", "-N2", "--mem=300M", "-A", "shrinking")
-    suspended = books.sleep(8, "-p", "gpu", "-N2", "-n4", "--gpus-per-node=2", "--mem=1500M")
+    resized = books.sleep(20, "-p", "cpu", "-N2", "--mem=300M", "-A", "shrinking")
+    suspended = books.sleep(20, "-p", "gpu", "-N2", "-n4", "--gpus-per-node=2", "--mem=1500M")
     running = books.sleep(600, "-p", "cpu", "-n3", "--mem-per-cpu=70M")
     middle = books.sleep(8, "-p", "gpu", "--gpus=3", "-q", "high")
     others = [
