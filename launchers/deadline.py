@@ -10,8 +10,11 @@ Ends = tuple[float, float]  # when a job ends, in seconds since the epoch, and i
 
 
 def lead_s(save_s: float, limit_s: float) -> float:
-    """How long before its time limit a run is asked to save, that takes `save_s` by its last save."""
-    return 3 * save_s + min(30.0, limit_s / 4)
+    """How long before its time limit a run is asked to save, that takes `save_s` by its last save.
+
+    At most half of the limit: attempts that are asked to save before they have trained get a run nowhere.
+    """
+    return min(3 * save_s + min(30.0, limit_s / 4), limit_s / 2)
 
 
 class Deadline:

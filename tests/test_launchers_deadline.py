@@ -19,6 +19,11 @@ def test_the_lead_follows_the_last_save_and_of_a_short_limit_a_quarter_is_enough
     assert lead_s(1, 60) == 18
 
 
+def test_however_slow_a_save_is_half_of_the_time_limit_is_left_to_train() -> None:
+    assert lead_s(14, 60) == 30
+    assert lead_s(3600, 7200) == 3600
+
+
 def test_it_is_reached_once_and_slurm_is_asked_twice() -> None:
     deadline = answers((3600, 3600), (3600, 3600))
     moments = [0.0, 1000.0, 3569.0, 3570.0, 3571.0, 3600.0]

@@ -97,6 +97,18 @@ def test_switches_save_a_run_or_kill_it_unsaved_and_evaluation_does_not_hold_it_
     assert losses(folder) == {i: loss for i, loss in losses(trained).items() if i <= 3}
 
 
+def test_a_checkpoint_is_complete_while_the_evaluation_after_it_goes_on(bench: Bench) -> None:
+    folder = bench.train_folder(
+        "evaluated", evaluation={"interval": 3, "iterations": FOR_EVER}, checkpoint={"interval": 3}
+    )
+    (process,) = bench.start(folder)
+    wait_for((folder.checkpoints / "iter_0000003" / manifest.NAME).exists, timeout=LIMIT_S)
+    wait_for(lambda: progress(folder)["saved"] == 3, timeout=LIMIT_S)
+    assert progress(folder)["phase"] == "evaluating"
+    (folder.switches / "kill").touch()
+    bench.finish([process])
+
+
 def test_a_run_that_is_asked_to_stop_while_data_are_prepared_ends_without_any(bench: Bench) -> None:
     folder = bench.train_folder("early", data={"vocab_size": 640})
     (folder.switches / "stop").touch()

@@ -70,7 +70,7 @@ class Run:
     def finishes(self, timeout: float = 150) -> list[dict[str, Any]]:
         """The attempts that it took; the run is complete by the registry's word."""
         described = self.ends(timeout)
-        assert described["run"]["state"] == "completed", described
+        assert described["run"]["state"] == "completed", json.dumps(described["run"] | {"of": described["attempts"]})
         attempts: list[dict[str, Any]] = described["attempts"]
         return attempts
 

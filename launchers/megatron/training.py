@@ -117,14 +117,14 @@ def _train(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, repor
             requests.taken("save")
             checkpoints.save(state)
         if evaluate_every and state.iteration % evaluate_every == 0 and state.iteration < last and not asked.ends:
-            asked = _evaluate(trainer, requests, report)
+            asked = _evaluate(trainer, checkpoints, requests, report)
     if checkpoints.saved != state.iteration and not asked.kill:
         checkpoints.save(state)
     report.progress.phase("saving")
     checkpoints.settle()
     done = state.iteration >= last and not asked.kill
     if done and not asked.ends:
-        _evaluate(trainer, requests, report)
+        _evaluate(trainer, checkpoints, requests, report)
     how = "done" if done else f"stopped, as asked by {asked.words}, and {'not ' if asked.kill else ''}saved"
     report.end(state.iteration, f"{how}, after iteration {state.iteration} of {last}", done=done)
     requests.taken("stop", "kill")
@@ -138,13 +138,18 @@ def advance(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, repo
     if trainer.ranks.device.type == "cuda":
         torch.cuda.synchronize()  # or the optimizer's kernels would still run, and count for the next iteration
     report.iteration(trainer.state.iteration, loss, grad_norm, trainer.lr, time.monotonic() - began)
+    return _attend(checkpoints, requests)
+
+
+def _attend(checkpoints: Checkpoints, requests: Requests) -> Asked:
+    """What is asked by now. A checkpoint that every rank has written is completed."""
     asked, writing = requests.agree(checkpoints.writing)
     if not writing:
         checkpoints.settle()
     return asked
 
 
-def _evaluate(trainer: Trainer, requests: Requests, report: Report) -> Asked:
+def _evaluate(trainer: Trainer, checkpoints: Checkpoints, requests: Requests, report: Report) -> Asked:
     """Tell the validation loss, unless something more urgent is asked meanwhile: that is returned."""
     asked = Asked()
     if trainer.recipe.evaluation.iterations:
@@ -153,7 +158,7 @@ def _evaluate(trainer: Trainer, requests: Requests, report: Report) -> Asked:
         for loss in trainer.evaluate():
             losses.append(loss)
             report.progress.at()
-            (asked,) = requests.agree()
+            asked = _attend(checkpoints, requests)
             if asked.ends:
                 return asked
         report.validation(trainer.state.iteration, sum(losses) / len(losses))
