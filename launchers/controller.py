@@ -257,6 +257,9 @@ class Controller:
             books = usage.get(ref_of(job))
             if books is None:
                 continue
+            if books.state.may_be_requeued and not _ended(job.state):
+                # The books have this end before the attempt that follows it; whether one does, the queue tells.
+                books = replace(books, state=JobState(job.state), ended_at=None)
             if books.state.ended:
                 self._job_is_over(job, books.state, None)  # before its books are closed, and nobody looks any more
             job_facts.settle(self.db, job, books)

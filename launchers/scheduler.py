@@ -43,6 +43,11 @@ class JobState(enum.Enum):
     def ended(self) -> bool:
         return self not in (JobState.PENDING, JobState.RUNNING, JobState.SUSPENDED, JobState.UNKNOWN)
 
+    @property
+    def may_be_requeued(self) -> bool:
+        """Whether the scheduler may start the job again after an attempt that ended so."""
+        return self in (JobState.NODE_FAIL, JobState.PREEMPTED)
+
 
 @dataclass(frozen=True, slots=True)
 class JobRef:

@@ -290,6 +290,33 @@ async def test_a_replica_whose_supervisor_vanished_is_not_ready_for_ever(platfor
     await platform.stopped()
 
 
+@pytest.mark.parametrize("state", [JobState.NODE_FAIL, JobState.PREEMPTED])
+async def test_an_attempt_that_the_books_ended_and_slurm_may_requeue_does_not_end_the_job(
+    platform: Platform, state: JobState
+) -> None:
+    """For some seconds the books have the attempt that ended, and nothing yet of the one that follows."""
+    controller = platform.controller
+    await platform.deploy("--no-tokens-until", str(platform.site.shared_dir / "never"))
+    await _until_jobs(platform, 1)
+    await platform.turns()
+    (ref,) = _refs(platform)
+
+    async def known() -> tuple[str, bool, ReplicaState]:
+        (job,), (replica,) = accounting.everything(controller.db), deployments.replicas(controller.db)
+        return job.state, job.settled, replica.state
+
+    before = await known()
+    assert before[:2] == ("RUNNING", False)
+    ended = dataclasses.replace(
+        LocalScheduler.usage(platform.cluster, [ref])[ref], state=state, ended_at=clock.parse(clock.now())
+    )
+    await controller.write(controller._settle, accounting.unsettled(controller.db), {ref: ended})
+    assert await known() == before
+    await controller.write(controller._observe, {ref: JobStatus(ref, state)})  # nobody requeued it
+    await controller.write(controller._settle, accounting.unsettled(controller.db), {ref: ended})
+    assert await known() == (state.value, True, ReplicaState.LOST)
+
+
 async def test_books_closed_by_a_report_do_not_hide_that_a_job_is_over(platform: Platform) -> None:
     """The report asks for usage between two turns: what it learns of an ended job must not be lost on the turn."""
     spec = serve("chat-1")

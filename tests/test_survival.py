@@ -180,11 +180,11 @@ def test_a_run_longer_than_its_time_limit_saves_before_it_and_goes_on(
     start: Start, undisturbed: dict[int, float], tmp_path: Path
 ) -> None:
     recipe = tmp_path / "long.toml"
-    # Each of its three evaluations takes what is left of the minute, however fast the machine is.
+    # Each evaluation takes what is left of the minute, however fast the machine is.
     recipe.write_text(RECIPE.read_text() + EVALUATION.format(interval=200, iterations=100_000))
     run = start("--time", "1", recipe=recipe)
     *limited, last = run.finishes(timeout=400)
-    assert [a["cause"] for a in limited] == ["time-limit", "time-limit"] and last["cause"] == "completed"
+    assert len(limited) >= 2 and {a["cause"] for a in limited} == {"time-limit"} and last["cause"] == "completed"
     assert all(a["saved_iteration"] == a["last_iteration"] for a in limited)
     assert losses(run.folder) == undisturbed
 
