@@ -600,6 +600,10 @@ async def test_a_sweeps_run_whose_note_was_lost_is_found_as_a_task_of_the_array(
             return {r["id"] for r in await response.json()} == {folder.id, other.id}
 
     await eventually(both)
+    since = time.monotonic()
+    wait_for(
+        lambda: time.monotonic() > since + 2 * platform.site.scheduler.command_timeout_s
+    )  # both are looked for now
     silent = False
 
     async def found() -> Any:
