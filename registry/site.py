@@ -32,13 +32,37 @@ _DURATION: dict[str, Any] = {"unit": "duration", "above": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """For clients, where the gateway itself ends TLS: PEM files, the certificate with its chain."""
+
+    certificate: Path = field(metadata={"must_exist": True})
+    key: Path = field(metadata={"must_exist": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """The tenants' door."""
 
     host: str = "127.0.0.1"
     port: int = field(default=8080, metadata={"min": 1, "max": 65535})
-    read_timeout_s: float = field(default=120.0, metadata=_DURATION)  # between two reads of a stream, not in total
+    tls: Tls | None = None  # absent: plain HTTP
     max_body_mb: int = field(default=32, metadata={"min": 1})  # MiB of one request
+    request_timeout_s: float = field(default=30.0, metadata=_DURATION)  # for a client to send a request's headers, and
+    # for each wait for more of its body
+    client_timeout_s: float = field(default=300.0, metadata=_DURATION)  # for a client that does not read its answer
+    connect_timeout_s: float = field(default=5.0, metadata=_DURATION)  # to a replica
+    first_byte_timeout_s: float = field(default=300.0, metadata=_DURATION)  # of a stream: queue and prefill
+    read_timeout_s: float = field(default=120.0, metadata=_DURATION)  # between two reads of a stream, not in total
+    max_in_flight: int = field(default=256, metadata={"min": 1})  # requests that one replica is given at a time
+    queue_length: int = field(default=1000, metadata={"min": 0})  # requests that wait for a deployment's replicas
+    queue_wait_s: float = field(default=30.0, metadata=_DURATION)  # expected wait above which one is refused
+    start_wait_s: float = field(default=60.0, metadata=_DURATION)  # for a first ready replica, without a stream
+    heartbeat_s: float = field(default=10.0, metadata=_DURATION)  # between two comments in a stream that waits
+    show_route: bool = True  # name the deployment, the replica and the time queued in headers of each answer
+    continue_streams: bool = False  # replay a broken stream's prompt and text on another replica
+    media_hosts: tuple[str, ...] = ()  # from which engines may fetch what a request links to; "*.example.org" too
+    metrics_from: tuple[str, ...] = ("127.0.0.0/8", "::1/128")  # networks that may read /metrics without a key
+    cors_origins: tuple[str, ...] = ()  # web pages that may call from a browser; "*" for any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +85,7 @@ class Replicas:
     """What every replica of every deployment has in common."""
 
     listen: str = "127.0.0.1"  # the address engines bind; "0.0.0.0" where the gateway is on another node
+    tls: bool = True  # engines speak TLS with a certificate of their own, which the gateway pins
     start_timeout_s: int = field(default=900, metadata=_DURATION)  # from the job's start to the first generated token
     shutdown_timeout_s: int = field(default=30, metadata=_DURATION)  # for requests in flight, after SIGTERM
 
