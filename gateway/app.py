@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
@@ -25,7 +24,6 @@ from gateway.providers import Providers
 from gateway.relay import Pool
 from gateway.routing import Load
 from gateway.surfaces import health, models, openai
-from registry import ledger
 from registry.site import Site
 
 log = logging.getLogger(__name__)
@@ -47,12 +45,9 @@ def make_app(site: Site) -> web.Application:
         read_timeout = site.gateway.read_timeout_s
         catalog = Catalog(site.registry_db)
         pool = Pool(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=read_timeout, clock=time.monotonic)
-        db = ledger.open_ledger(site.ledger_db)
-        if orphans := ledger.settle_orphans(db):
-            log.warning("settled %d requests that a gateway left open when it died", orphans)
-        admission = Admission(ledger.tokens_by_tenant(db), time.monotonic)
-        writer = LedgerWriter(db, asyncio.get_running_loop())
-        billing = Billing(writer, site.prices, lambda: datetime.now(UTC))
+        writer = LedgerWriter(site.ledger_db, asyncio.get_running_loop())
+        admission = Admission(writer.tokens_by_tenant(), time.monotonic)
+        billing = Billing(writer, site.prices)
         providers = Providers(os.environ, read_timeout)
         app[GATEWAY] = Gateway(catalog, admission, Load(), pool, writer, billing, providers, site.external)
         background = [asyncio.create_task(catalog.watch()), asyncio.create_task(billing.note_running())]
