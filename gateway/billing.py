@@ -47,26 +47,26 @@ class Bill:
 
     def __enter__(self) -> Bill:
         """Raises LedgerUnwritable or BadRequest: nothing may be sent."""
-        call = self._call
-        self._billing.writer.hold(
-            ledger.Hold(self.attempt, call.tokens, self.cost(call.prompt_tokens, call.completion_tokens))
+        prompt, completion = self._call.prompt_tokens, self._call.completion_tokens
+        billing = self._billing
+        billing.writer.hold(
+            ledger.Hold(self.attempt, prompt + completion, ledger.cost(self._price, prompt, completion))
         )
-        self._billing.running[self.attempt.event_id] = self
+        billing.running[self.attempt.event_id] = self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        del self._billing.running[self.attempt.event_id]
+        billing = self._billing
+        attempt = self.attempt
+        del billing.running[attempt.event_id]
         usage = self._usage()
         if usage is None or self.outcome is None:
-            self._billing.writer.record(Release(self.attempt.event_id))
+            billing.writer.record(Release(attempt.event_id))
             return
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
-        self.microcredits = self.cost(prompt, completion)
+        self.microcredits = cost = ledger.cost(self._price, prompt, completion)
         self._hold.used += prompt + completion
-        ended = self._billing.stamp()
-        self._billing.writer.record(
-            UsageEvent(self.attempt, prompt, completion, self.microcredits, self.outcome, ended)
-        )
+        billing.writer.record(UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp()))
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> int:
         """Micro-credits."""

@@ -74,19 +74,19 @@ async def _ask_replica(
 ) -> web.StreamResponse:
     meter = StreamMeter(call) if call.stream else Meter(call)
     patience = gw.pool.read_timeout if call.stream else relay.WHOLE_S
-    with gw.load.carried_by(replica.id), gw.billing.attempt(caller, call, replica.id, hold, meter) as bill:
-        with _leaving(gw, bill):
-            address, key = _upstream(replica)
-            sent = calls.upstream_body(call, body)
-            async with gw.pool.exchange(address, calls.PATHS[call.kind], key, sent, patience, meter.sent) as upstream:
-                if upstream.status >= 400:
-                    return await _refusal(upstream, patience)
-                if isinstance(meter, StreamMeter):
-                    return await _stream(request, bill, _events(upstream, meter, patience))
-                answer = await relay.whole(upstream, patience)
-                if metering.aborted(answer):
-                    raise UpstreamFailed("the replica is stopping and gave up on the request")
-                return _whole(bill, answer)
+    carried = gw.load.carried_by(replica.id)
+    with carried, gw.billing.attempt(caller, call, replica.id, hold, meter) as bill, _leaving(gw, bill):
+        address, key = _upstream(replica)
+        sent = calls.upstream_body(call, body)
+        async with gw.pool.exchange(address, calls.PATHS[call.kind], key, sent, patience, meter.sent) as upstream:
+            if upstream.status >= 400:
+                return await _refusal(upstream, patience)
+            if isinstance(meter, StreamMeter):
+                return await _stream(request, bill, _events(upstream, meter, patience))
+            answer = await relay.whole(upstream, patience)
+            if metering.aborted(answer):
+                raise UpstreamFailed("the replica is stopping and gave up on the request")
+            return _whole(bill, answer)
 
 
 async def _ask_provider(

@@ -84,7 +84,8 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
         elif letter == NOTE:
             if not all(0 <= amount <= AMOUNT_LIMIT for amount in record[2:5]):
                 return False
-            noted[event_id] = record
+            if event_id in held or event_id in before:
+                noted[event_id] = record
         elif letter == RELEASE:
             hold = closed(event_id)
             if hold is not None:
