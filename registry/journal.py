@@ -27,7 +27,7 @@ from registry.steps import NOTE, Record
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 64 << 20
-SYNC_S = 0.005  # between two flushes of a few ms each: power loss costs what the last 10 ms brought
+SYNC_S = 0.008  # between two flushes: power loss costs what the last 10 ms brought
 READ_BYTES = 1 << 18  # about 1,000 records
 
 

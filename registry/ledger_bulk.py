@@ -1,8 +1,8 @@
 """registry.ledger.write for many records at once: the same rows, at a tenth of the cost.
 
 Records are gathered first and written table by table, many rows to a statement. Whatever is not plain (an event held
-twice, settled twice, never held, an amount that cannot be one) undoes the batch and sends it through ledger.write, one
-step at a time: that module alone says what is refused, and why.
+twice, settled twice, never held, an amount that cannot be one) is not written here: the caller rolls back, and sends
+the batch through ledger.write one step at a time. That module alone says what is refused, and why.
 """
 
 from __future__ import annotations
@@ -13,28 +13,24 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from registry import ledger
-from registry.db import Conflict
-from registry.steps import AMOUNT_LIMIT, HOLD, NOTE, RELEASE, SETTLE, Record, decode
+from registry.steps import AMOUNT_LIMIT, HOLD, NOTE, RELEASE, SETTLE, Record
 
 ROWS = 64  # in one statement: more is no faster
 IDS = 500  # looked for by one statement
 _ATTEMPT = slice(1, 8)  # of a record: the attempt's fields
 
 
-def write(c: sqlite3.Connection, records: Sequence[Record], at: str, journal: str) -> list[Conflict]:
-    """Write records of one journal, in order, in the caller's transaction. Returns what was refused, and why."""
-    c.execute("SAVEPOINT bulk")
+class NotPlain(Exception):
+    """These records are for ledger.write, after a rollback: some rows may be written."""
+
+
+def write(c: sqlite3.Connection, records: Sequence[Record], at: str, journal: str) -> None:
+    """Write records of one journal, in order, in the caller's transaction. Raises NotPlain or sqlite3.Error."""
     try:
-        plain = _write_plain(c, records, at, journal)
-    except sqlite3.IntegrityError:
-        plain = False
-    if not plain:
-        c.execute("ROLLBACK TO bulk")
-    c.execute("RELEASE bulk")
-    if plain:
-        return []
-    return [r for r in ledger.write(c, [decode(r) for r in records], at, journal) if r]
+        if not _write_plain(c, records, at, journal):
+            raise NotPlain
+    except sqlite3.IntegrityError as e:
+        raise NotPlain from e
 
 
 def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, journal: str) -> bool:

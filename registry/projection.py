@@ -7,12 +7,17 @@ exactly once, whenever this process ends. A segment is deleted only behind that,
 from __future__ import annotations
 
 import logging
+import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 from registry import clock, journal, ledger, ledger_bulk
 from registry.db import Database, rows, transaction
+from registry.steps import Record, decode
 
 log = logging.getLogger(__name__)
+
+CHECKPOINT_PAGES = 4000  # of 4 KiB; SQLite's own 1,000 are a second's worth here, and pages are copied more than once
 
 
 class Projection:
@@ -20,6 +25,7 @@ class Projection:
 
     def __init__(self, db: Database, directory: Path) -> None:
         db.conn.execute("PRAGMA synchronous=FULL")  # what was projected must survive the power loss that a journal did
+        db.conn.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         self._db = db
         self._directory = directory
         self._offsets: dict[str, int] = {r[0]: r[1] for r in rows(db, "SELECT segment, offset FROM journals")}
@@ -53,12 +59,24 @@ class Projection:
             if bad:
                 log.error("journal %s: %d lines after byte %d are torn and skipped", segment, bad, offset)
             offset += len(data)
-            with transaction(self._db) as c:
-                refused = ledger_bulk.write(c, records, clock.now(), name)
-                c.execute("INSERT OR REPLACE INTO journals VALUES (?, ?)", (segment, offset))
+            try:
+                with transaction(self._db) as c:
+                    ledger_bulk.write(c, records, clock.now(), name)
+                    self._note_offset(c, segment, offset)
+            except ledger_bulk.NotPlain:
+                self._write_one_by_one(records, name, segment, offset)
             self._offsets[segment] = offset
-            for why in refused:
-                log.error("the ledger refused a step: %s", why)
+
+    def _write_one_by_one(self, records: Sequence[Record], name: str, segment: str, offset: int) -> None:
+        with transaction(self._db) as c:
+            results = ledger.write(c, [decode(r) for r in records], clock.now(), name)
+            self._note_offset(c, segment, offset)
+        for refused in filter(None, results):
+            log.error("the ledger refused a step: %s", refused)
+
+    @staticmethod
+    def _note_offset(c: sqlite3.Connection, segment: str, offset: int) -> None:
+        c.execute("INSERT OR REPLACE INTO journals VALUES (?, ?)", (segment, offset))
 
     def _bury(self, name: str) -> None:
         """A dead process's journal is in the ledger: its requests are over."""

@@ -154,18 +154,20 @@ def test_steps_in_bulk_leave_the_rows_that_they_leave_one_by_one(tmp_path: Path,
         count = (dice.randrange(50), dice.randrange(50), dice.randrange(200))
         end = dice.choice((Release(one.event_id), UsageEvent(one, *count, Outcome.COMPLETED, clock.text(NOON)), None))
         taken += [Hold(one, 100, 300), Note(one.event_id, *count)] + ([end] if end else [])
-    for _ in range(dice.choice((0, 3, 30))):  # wrong ones: out of order, twice, of another attempt, too much
+    odd_ones, swaps = dice.choice((0, 3, 30)), dice.choice((0, 0, 100))
+    for _ in range(odd_ones):  # wrong ones: out of order, twice, of another attempt, too much
         odd: Step = dice.choice(taken)
         if isinstance(odd, UsageEvent) and dice.random() < 0.5:
             odd = odd._replace(attempt=odd.attempt._replace(model="other"))
         elif isinstance(odd, Hold) and dice.random() < 0.5:
             odd = odd._replace(tokens=-1)
         taken.insert(dice.randrange(len(taken)), odd)
-    for _ in range(dice.choice((0, 100))):  # out of order
+    for _ in range(swaps):  # out of order
         at = dice.randrange(len(taken) - 1)
         taken[at : at + 2] = reversed(taken[at : at + 2])
     books = []
     refused = []
+    in_bulk = 0
     for name in ("one", "bulk"):
         db = ledger.open_ledger(tmp_path / f"{name}.db")
         places = random.Random(seed)
@@ -174,11 +176,16 @@ def test_steps_in_bulk_leave_the_rows_that_they_leave_one_by_one(tmp_path: Path,
         while left:
             size = places.choice((1, 2, 10, 100))
             batch, left = left[:size], left[size:]
+            try:
+                if name == "bulk":
+                    with transaction(db) as c:
+                        ledger_bulk.write(c, [recorded(s) for s in batch], "now", "j")
+                    in_bulk += len(batch)
+                    continue
+            except ledger_bulk.NotPlain:
+                pass
             with transaction(db) as c:
-                if name == "one":
-                    said += [str(r) for r in ledger.write(c, batch, "now", "j") if r]
-                else:
-                    said += [str(r) for r in ledger_bulk.write(c, [recorded(s) for s in batch], "now", "j")]
+                said += [str(r) for r in ledger.write(c, batch, "now", "j") if r]
         assert ledger.check(db) == []
         books.append(
             [[tuple(r) for r in db.conn.execute(f"SELECT * FROM {t}")] for t in ("holds", "usage_events", "postings")]
@@ -188,6 +195,8 @@ def test_steps_in_bulk_leave_the_rows_that_they_leave_one_by_one(tmp_path: Path,
     assert books[0] == books[1]
     assert refused[0] == refused[1]
     assert books[0][1] and books[0][2]
+    if not odd_ones and not swaps:
+        assert in_bulk == len(taken)
 
 
 def test_a_step_reads_back_from_its_record() -> None:
@@ -212,7 +221,7 @@ def test_prices_are_credits_per_million_tokens_in_microcredits() -> None:
 def test_event_ids_sort_by_time() -> None:
     noon = int(NOON.timestamp()) * 1_000_000_000
     ids = [ledger.mint(noon + n) for n in range(20)]
-    assert ids == sorted(ids) and {len(i) for i in ids} == {32}
+    assert ids == sorted(ids) and {len(i) for i in ids} == {24}
     assert len({ledger.mint(noon) for _ in range(1000)}) == 1000
 
 

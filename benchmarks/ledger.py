@@ -1,0 +1,167 @@
+"""What the ledger costs: a hold before each request, its settlement after it, the journal, and the projection of both.
+
+    make bench-ledger
+
+Everything on one core. The first figure is how many pairs of hold and settlement a second go the whole way, from
+`LedgerWriter.hold` to committed rows of `ledger.db`; its peer is bare sqlite3 writing the very same rows in batches of
+100 pairs with synchronous=FULL, which journals nothing. The second is the CPU that a bill adds to a request, at a
+steady 5,000 requests a second and 32 in flight: event loop, flushes and projection together. The third is the event
+loop's part of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.figures import interleaved, show
+from gateway import calls
+from gateway.admission import Admission
+from gateway.auth import Caller
+from gateway.billing import Bill, Billing
+from gateway.calls import Kind
+from gateway.ledger_writer import LedgerWriter
+from gateway.metering import Meter, Usage
+from registry import ledger
+from registry.db import open_reader
+from registry.ledger import Attempt, Hold, Outcome, UsageEvent
+from registry.site import Price
+from registry.tenants import Tenant
+
+PAIRS = 50_000
+IN_FLIGHT = 32
+RATE = 5000  # requests a second of the gateway
+SECONDS = 4.0
+BATCH = 100  # pairs in a transaction of the peer
+AT = "2026-01-01T12:00:00.000000Z"
+CALLER = Caller("key-0123456789ab", Tenant("physics", "root", None, None, None, ""))
+CALL = calls.read(Kind.CHAT, b'{"model":"llama-3-8b","messages":[{"role":"user","content":"x"}],"max_tokens":50}')
+
+
+def attempt() -> Attempt:
+    return Attempt(
+        ledger.mint(time.time_ns()), "physics", CALLER.key_id, CALL.model, "replica-0123456789ab", "chat", AT
+    )
+
+
+async def ours(directory: Path) -> None:
+    """From hold to committed rows."""
+    writer = LedgerWriter(directory / "ledger.db", asyncio.get_running_loop())
+    for _ in range(PAIRS // IN_FLIGHT):
+        turn = [attempt() for _ in range(IN_FLIGHT)]
+        for one in turn:
+            writer.hold(Hold(one, 60, 110))
+        for one in turn:
+            writer.record(UsageEvent(one, 10, 20, 50, Outcome.COMPLETED, AT))
+        await asyncio.sleep(0)
+    await writer.close()
+
+
+def sqlite(directory: Path) -> None:
+    """The rows that ours leaves (and a hold in and out), without a journal, a check or a thread."""
+    ledger.open_ledger(directory / "ledger.db").close()  # the same tables
+    with closing(sqlite3.connect(directory / "ledger.db", isolation_level=None)) as db:
+        db.execute("PRAGMA synchronous=FULL")
+        for _ in range(PAIRS // BATCH):
+            turn = [attempt() for _ in range(BATCH)]
+            db.execute("BEGIN")
+            db.executemany(
+                f"INSERT INTO holds VALUES ({','.join('?' * 13)})", [(*a, 60, 110, 0, 0, 0, "") for a in turn]
+            )
+            postings = [
+                (a.event_id, step, f"physics/{account}", amount, AT)
+                for a in turn
+                for step, account, amount in (
+                    ("hold", "available", -110),
+                    ("hold", "held", 110),
+                    ("settle", "available", 60),
+                    ("settle", "consumed", 50),
+                    ("settle", "held", -110),
+                )
+            ]
+            db.executemany("INSERT INTO postings VALUES (?, ?, ?, ?, ?)", postings)
+            db.executemany(
+                f"INSERT INTO usage_events VALUES ({','.join('?' * 12)})",
+                [(*a, 10, 20, 50, "completed", AT) for a in turn],
+            )
+            db.executemany("DELETE FROM holds WHERE event_id = ?", [(a.event_id,) for a in turn])
+            db.execute("COMMIT")
+
+
+async def requests(directory: Path, billed: bool) -> float:
+    """What a gateway does around its requests, at its pace: with a bill each, or without. The loop's CPU, in s."""
+    writer = LedgerWriter(directory / "ledger.db", asyncio.get_running_loop())
+    billing = Billing(writer, {"default": Price(prompt=1, completion=2)})
+    admission = Admission({}, time.monotonic)
+    began, used = time.monotonic(), time.thread_time()
+    for turn in range(int(RATE * SECONDS) // IN_FLIGHT):
+        await asyncio.sleep(max(0.0, began + turn * IN_FLIGHT / RATE - time.monotonic()))
+        running: list[tuple[Bill | nullcontext[None], Meter]] = []
+        for _ in range(IN_FLIGHT):
+            meter = Meter(CALL)
+            hold = admission.admit(CALLER.tenant, CALL.tokens)
+            bill = billing.attempt(CALLER, CALL, "replica-0123456789ab", hold, meter) if billed else nullcontext()
+            bill.__enter__()
+            running.append((bill, meter))
+        for bill, meter in running:
+            meter.count(Usage(10, 20))
+            if isinstance(bill, Bill):
+                bill.outcome = Outcome.COMPLETED
+            bill.__exit__(None, None, None)
+    used = time.thread_time() - used
+    await writer.close()
+    return used
+
+
+def in_a_directory(work: Callable[[Path], object], pairs: int) -> Callable[[], None]:
+    def run() -> None:
+        directory = Path(tempfile.mkdtemp(prefix="headgate-ledger-", dir=os.environ.get("TMPDIR", "/tmp")))
+        try:
+            work(directory)
+            with closing(open_reader(directory / "ledger.db")) as db:
+                (events,) = db.conn.execute("SELECT count(*) FROM usage_events").fetchone()
+                assert (events, ledger.open_holds(db)) == (pairs, 0)
+        finally:
+            shutil.rmtree(directory)
+
+    return run
+
+
+def main() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    whole = PAIRS // IN_FLIGHT * IN_FLIGHT
+    costs = interleaved(
+        {
+            "ours": in_a_directory(lambda d: uvloop.run(ours(d)), whole),
+            "sqlite": in_a_directory(sqlite, PAIRS // BATCH * BATCH),
+        },
+        rounds=5,
+    )
+    peer = f"sqlite3, the same rows in batches of {BATCH}, synchronous=FULL"
+    show("hold + settle, end to end", whole / costs["ours"].wall_s, "1/s", peer, PAIRS / costs["sqlite"].wall_s)
+    number = int(RATE * SECONDS) // IN_FLIGHT * IN_FLIGHT
+    loop_s: dict[bool, list[float]] = {True: [], False: []}
+    costs = interleaved(
+        {
+            "billed": in_a_directory(lambda d: loop_s[True].append(uvloop.run(requests(d, True))), number),
+            "free": in_a_directory(lambda d: loop_s[False].append(uvloop.run(requests(d, False))), 0),
+        },
+        rounds=3,
+    )
+    added = (costs["billed"].cpu_s - costs["free"].cpu_s) / number
+    show(f"CPU that a bill adds to a request, {IN_FLIGHT} in flight, {RATE} a second", added * 1e6, "us")
+    on_the_loop = (min(loop_s[True][1:]) - min(loop_s[False][1:])) / number
+    show("of it on the event loop's thread", on_the_loop * 1e6, "us")
+
+
+if __name__ == "__main__":
+    main()
