@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from registry import ledger
-from registry.db import AnotherWriter, Database, RegistryError, StorageError, transaction
+from registry.db import AnotherWriter, Database, RegistryError, StorageError
 from registry.projection import Projection
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Projector:
         self._thread.start()
 
     def run_soon(self, errand: Errand) -> None:
-        """Run something on the ledger's connection, within a transaction (it must begin none). Any thread may ask."""
+        """Run something on the ledger's connection, in transactions of its own. Any thread may ask."""
         self._errands.append(errand)
 
     def stop(self) -> None:
@@ -84,6 +84,8 @@ class Projector:
         if self._thread.is_alive():
             self._thread.join()
         self._let_go()
+        if self._failure != STOPPED:
+            self._failure = None  # whoever has the file now knows better
 
     def _run(self) -> None:
         try:
@@ -121,13 +123,11 @@ class Projector:
             self._run_errands(self._db)
 
     def _run_errands(self, db: Database) -> None:
-        errands = [self._errands.popleft() for _ in range(len(self._errands))]
-        try:
-            with transaction(db):
-                for errand in errands:
-                    errand(db)
-        except (RegistryError, sqlite3.Error) as e:  # they are notes for others to read; what is billed is not at stake
-            log.error("notes beside the ledger could not be written: %s", e)
+        for _ in range(len(self._errands)):
+            try:
+                self._errands.popleft()(db)
+            except (RegistryError, sqlite3.Error) as e:  # notes for others to read: what is billed is not at stake
+                log.error("a note beside the ledger could not be written: %s", e)
 
     def _let_go(self) -> None:
         self._projection = None

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 
 from registry import clock, journal, ledger, ledger_bulk
-from registry.db import Database, rows, transaction
-from registry.steps import Record, decode
+from registry.db import Database, StorageError, rows, transaction
+from registry.steps import decode
 
 log = logging.getLogger(__name__)
 
@@ -55,28 +54,28 @@ class Projection:
     def _catch_up(self, name: str, segment: str) -> None:
         offset = self._offsets.get(segment, 0)
         for data in journal.lines(self._directory / segment, offset):
-            records, bad = journal.parse(data)
-            if bad:
-                log.error("journal %s: %d lines after byte %d are torn and skipped", segment, bad, offset)
-            offset += len(data)
+            end = offset + len(data)
             try:
-                with transaction(self._db) as c:
-                    ledger_bulk.write(c, records, clock.now(), name)
-                    self._note_offset(c, segment, offset)
-            except ledger_bulk.NotPlain:
-                self._write_one_by_one(records, name, segment, offset)
-            self._offsets[segment] = offset
+                self._write(name, segment, data, end)
+            except ValueError as e:
+                raise StorageError(f"journal {segment}, after byte {offset}: written by a newer Headgate: {e}") from e
+            offset = self._offsets[segment] = end
 
-    def _write_one_by_one(self, records: Sequence[Record], name: str, segment: str, offset: int) -> None:
-        with transaction(self._db) as c:
-            results = ledger.write(c, [decode(r) for r in records], clock.now(), name)
-            self._note_offset(c, segment, offset)
-        for refused in filter(None, results):
-            log.error("the ledger refused a step: %s", refused)
-
-    @staticmethod
-    def _note_offset(c: sqlite3.Connection, segment: str, offset: int) -> None:
-        c.execute("INSERT OR REPLACE INTO journals VALUES (?, ?)", (segment, offset))
+    def _write(self, name: str, segment: str, data: bytes, end: int) -> None:
+        """Whole lines of a segment, and that it is projected to `end`. Raises ValueError for what is no step."""
+        records, bad = journal.parse(data)
+        if bad:
+            log.error("journal %s: %d lines before byte %d are torn and skipped", segment, bad, end)
+        try:
+            with transaction(self._db) as c:
+                ledger_bulk.write(c, records, clock.now(), name)
+                _note_offset(c, segment, end)
+        except ledger_bulk.NotPlain:
+            with transaction(self._db) as c:
+                results = ledger.write(c, [decode(r) for r in records], clock.now(), name)
+                _note_offset(c, segment, end)
+            for refused in filter(None, results):
+                log.error("the ledger refused a step: %s", refused)
 
     def _bury(self, name: str) -> None:
         """A dead process's journal is in the ledger: its requests are over."""
@@ -98,3 +97,7 @@ class Projection:
                 c.executemany("DELETE FROM journals WHERE segment = ?", [(s,) for s in segments])
             for segment in segments:
                 del self._offsets[segment]
+
+
+def _note_offset(c: sqlite3.Connection, segment: str, offset: int) -> None:
+    c.execute("INSERT OR REPLACE INTO journals VALUES (?, ?)", (segment, offset))

@@ -25,7 +25,7 @@ from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
 from gateway.projector import DIED
 from registry import journal, ledger
-from registry.db import StorageError, open_reader
+from registry.db import Database, StorageError, open_reader, transaction
 from registry.ledger import Attempt, Hold, Note, Outcome, UsageEvent
 from registry.projection import Projection
 from registry.site import Price
@@ -237,8 +237,12 @@ async def test_what_a_dead_gateway_left_is_settled_before_a_budget_is_looked_at(
 async def test_an_errand_runs_on_the_ledgers_connection_and_one_that_fails_harms_nobody(path: Path) -> None:
     async with writing(path) as writer:
         writer.on_projector(lambda db: db.conn.execute("SELECT * FROM nonsense"))
-        await asyncio.sleep(0.2)
-        writer.on_projector(lambda db: db.conn.execute("INSERT INTO journals VALUES ('a note', 1)"))
+
+        def note(db: Database) -> None:
+            with transaction(db) as c:
+                c.execute("INSERT INTO journals VALUES ('a note', 1)")
+
+        writer.on_projector(note)
 
         def noted() -> Any:
             reader = open_reader(path)

@@ -274,6 +274,26 @@ def test_a_ledger_that_cannot_be_written_gets_everything_later(directory: Path, 
     assert billed(db) == [("event-000001", 20, Outcome.COMPLETED)]
 
 
+def test_steps_of_a_newer_headgate_are_refused_and_kept(directory: Path, db: Database) -> None:
+    path = of_dead(directory, lines(hold(1))[0] + journal.line(b'["rebate","event-000001",5]'))
+    with pytest.raises(StorageError, match="newer Headgate"):
+        Projection(db, directory).turn()
+    assert path.exists()
+    assert billed(db) == [] and ledger.open_holds(db) == 0
+
+
+def test_wrong_steps_are_told_of_and_take_nothing_else_with_them(
+    directory: Path, db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    twice = event(2)._replace(completion_tokens=21)
+    of_dead(directory, b"".join(lines(hold(1), hold(2), hold(2), event(2), twice, event(3), event(1))))
+    Projection(db, directory).turn()
+    assert billed(db) == [("event-000001", 20, Outcome.COMPLETED), ("event-000002", 20, Outcome.COMPLETED)]
+    refused = [r.message for r in caplog.records if "refused a step" in r.message]
+    assert len(refused) == 3
+    assert ["held already" in refused[0], "other contents" in refused[1], "nothing is held" in refused[2]] == [True] * 3
+
+
 def test_what_a_process_journaled_outlives_its_kill(directory: Path, db: Database) -> None:
     program = f"""
 import sys, time
