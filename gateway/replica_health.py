@@ -97,7 +97,7 @@ def after_poll(old: Standing, now: float) -> Standing | None:
 
 
 class ReplicaHealth:
-    """All replicas'. `clock` is monotonic, in seconds; `luck` draws from 0 ... 1; `ejected` is told of each ejection."""
+    """All replicas'. `clock` is monotonic, in seconds; `luck` draws from 0 ... 1; `ejected` hears of each ejection."""
 
     def __init__(
         self,
