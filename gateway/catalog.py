@@ -17,7 +17,7 @@ from typing import TypeVar
 from registry import clock, deployments, tenants
 from registry.db import Database, StorageError, data_version, open_reader, snapshot
 from registry.deployments import Deployment, Replica
-from registry.tenants import Tenant
+from registry.tenants import LiveKey
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ POLL_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class View:
-    keys: Mapping[str, tuple[str, Tenant]] = field(default_factory=dict)  # sha256 -> (key id, tenant)
+    keys: Mapping[str, LiveKey] = field(default_factory=dict)  # by the key's sha256
     deployments: Mapping[str, Deployment] = field(default_factory=dict)  # live ones, by name
     replicas: Mapping[str, list[Replica]] = field(default_factory=dict)  # ready ones, by deployment
 

@@ -67,4 +67,9 @@ def m003_pruned_checkpoints(db: Database) -> None:
     db.conn.execute("ALTER TABLE checkpoints ADD COLUMN pruned_at TEXT")
 
 
-MIGRATIONS = (m001_first, m002_attempts, m003_pruned_checkpoints)
+def m006_key_scopes(db: Database) -> None:
+    """What a key is good for, as words with a space between. Keys of before called models, and go on doing so."""
+    db.conn.execute("ALTER TABLE keys ADD COLUMN scopes TEXT NOT NULL DEFAULT 'inference'")
+
+
+MIGRATIONS = (m001_first, m002_attempts, m003_pruned_checkpoints, m006_key_scopes)

@@ -930,7 +930,14 @@ async def test_tenants_and_keys_are_made_listed_limited_and_revoked(platform: Pl
     assert (limited.body["requests_per_minute"], limited.body["token_budget"]) == (5, 10)
     key = (await platform.post("keys", {"tenant": "physics"})).body
     assert key["secret"].startswith(key["key"]["hint"])
+    assert key["key"]["scopes"] == ["inference"]
     assert await platform.get("keys") == [key["key"]]
+    for scopes in (["root"], [], "admin", {}):
+        refused = await platform.post("keys", {"tenant": "physics", "scopes": scopes})
+        assert refused.status == 400, scopes
+    assert await platform.get("keys") == [key["key"]]
+    both = (await platform.post("keys", {"tenant": "physics", "scopes": ["admin", "inference"]})).body
+    assert both["key"]["scopes"] == ["inference", "admin"]
     revoked = await platform.post(f"keys/{key['key']['id']}/revoke")
     assert revoked.status == 200 and revoked.body["revoked_at"]
 
