@@ -67,4 +67,10 @@ def m003_pruned_checkpoints(db: Database) -> None:
     db.conn.execute("ALTER TABLE checkpoints ADD COLUMN pruned_at TEXT")
 
 
-MIGRATIONS = (m001_first, m002_attempts, m003_pruned_checkpoints)
+def m005_waiting(db: Database) -> None:
+    """The gateway says what a replica waits for, and sends nothing long to one that ends soon."""
+    for column in ("job_id", "waiting_reason", "expected_start_at", "ends_at"):
+        db.conn.execute(f"ALTER TABLE replicas ADD COLUMN {column} TEXT")
+
+
+MIGRATIONS = (m001_first, m002_attempts, m003_pruned_checkpoints, m005_waiting)
