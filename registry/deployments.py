@@ -79,6 +79,7 @@ class Replica:
     created_at: str
     ready_at: str | None
     ended_at: str | None
+    certificate: str | None = None  # PEM: the only one that the engine may show; None: it speaks plain HTTP
 
 
 def create(
@@ -180,13 +181,19 @@ def replica_is_starting(db: Database, replica_id: str) -> None:
 
 
 def replica_is_ready(
-    db: Database, replica_id: str, host: str, port: int, upstream_key: str, context_tokens: int | None = None
+    db: Database,
+    replica_id: str,
+    host: str,
+    port: int,
+    upstream_key: str,
+    context_tokens: int | None = None,
+    certificate: str | None = None,
 ) -> None:
     """From pending or starting to ready; a replica that is draining or gone stays so."""
     with transaction(db) as c:
         c.execute(
             """UPDATE replicas SET state = ?, host = ?, port = ?, upstream_key = ?, context_tokens = ?,
-               ready_at = ?
+               certificate = ?, ready_at = ?
                WHERE id = ? AND state IN (?, ?)""",
             (
                 ReplicaState.READY,
@@ -194,6 +201,7 @@ def replica_is_ready(
                 port,
                 upstream_key,
                 context_tokens,
+                certificate,
                 clock.now(),
                 replica_id,
                 ReplicaState.PENDING,

@@ -67,4 +67,9 @@ def m003_pruned_checkpoints(db: Database) -> None:
     db.conn.execute("ALTER TABLE checkpoints ADD COLUMN pruned_at TEXT")
 
 
-MIGRATIONS = (m001_first, m002_attempts, m003_pruned_checkpoints)
+def m004_certificates(db: Database) -> None:
+    """An engine may speak TLS, with a certificate of its own."""
+    db.conn.execute("ALTER TABLE replicas ADD COLUMN certificate TEXT")
+
+
+MIGRATIONS = (m001_first, m002_attempts, m003_pruned_checkpoints, m004_certificates)
