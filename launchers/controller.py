@@ -321,6 +321,7 @@ class Controller:
                 environment=engine_environment(site),
                 model_path=deployment.model_path,
                 listen=site.replicas.listen,
+                tls=site.replicas.tls,
                 engine_args=(*site.environment("engine").args, *(request.get("engine_args") or ())),
                 shutdown_timeout_s=site.replicas.shutdown_timeout_s,
                 start_timeout_s=site.replicas.start_timeout_s,

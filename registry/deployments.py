@@ -84,6 +84,7 @@ class Replica:
     waiting_reason: str | None = None  # why that job is pending, in the scheduler's words
     expected_start_at: str | None = None  # and when the scheduler expects it to start
     ends_at: str | None = None  # when its time limit ends the job, once that runs
+    certificate: str | None = None  # PEM: the only one that the engine may show; None: it speaks plain HTTP
 
 
 def create(
@@ -202,13 +203,19 @@ def replica_is_starting(db: Database, replica_id: str) -> None:
 
 
 def replica_is_ready(
-    db: Database, replica_id: str, host: str, port: int, upstream_key: str, context_tokens: int | None = None
+    db: Database,
+    replica_id: str,
+    host: str,
+    port: int,
+    upstream_key: str,
+    context_tokens: int | None = None,
+    certificate: str | None = None,
 ) -> None:
     """From pending or starting to ready; a replica that is draining or gone stays so."""
     with transaction(db) as c:
         c.execute(
             """UPDATE replicas SET state = ?, host = ?, port = ?, upstream_key = ?, context_tokens = ?,
-               ready_at = ?
+               certificate = ?, ready_at = ?
                WHERE id = ? AND state IN (?, ?)""",
             (
                 ReplicaState.READY,
@@ -216,6 +223,7 @@ def replica_is_ready(
                 port,
                 upstream_key,
                 context_tokens,
+                certificate,
                 clock.now(),
                 replica_id,
                 ReplicaState.PENDING,

@@ -67,6 +67,11 @@ def m003_pruned_checkpoints(db: Database) -> None:
     db.conn.execute("ALTER TABLE checkpoints ADD COLUMN pruned_at TEXT")
 
 
+def m004_certificates(db: Database) -> None:
+    """An engine may speak TLS, with a certificate of its own."""
+    db.conn.execute("ALTER TABLE replicas ADD COLUMN certificate TEXT")
+
+
 def m005_waiting(db: Database) -> None:
     """The gateway says what a replica waits for, and sends nothing long to one that ends soon."""
     for column in ("job_id", "waiting_reason", "expected_start_at", "ends_at"):
@@ -82,6 +87,7 @@ MIGRATIONS = (
     m001_first,
     m002_attempts,
     m003_pruned_checkpoints,
+    m004_certificates,
     m005_waiting,
     m006_key_scopes,
 )

@@ -61,7 +61,8 @@ class Platform:
 
     def ready(self, engine: Engine, replica: str = "replica-1", deployment: str = "tiny") -> None:
         deployments.add_replica(self.registry, replica, deployment, "root", f"/runs/{replica}")
-        deployments.replica_is_ready(self.registry, replica, engine.host, engine.port, engine.key)
+        endpoint = (engine.host, engine.port, engine.key)
+        deployments.replica_is_ready(self.registry, replica, *endpoint, certificate=engine.certificate)
 
     def gone(self, replica: str = "replica-1") -> None:
         deployments.set_replica_state(self.registry, replica, ReplicaState.STOPPED)
