@@ -11,6 +11,7 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 # Cautious speeds of an engine: a request that takes a detour is better off than one that is cut.
 PREFILL_TOKENS_PER_S = 4000.0
@@ -52,8 +53,7 @@ class ReplicaLoad:
     last_chosen: int = 0  # grows with every choice of any replica; 0 is never
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):  # a third of the time of a frozen dataclass, on the path of every request
     prompt_tokens: int
     completion_tokens: int  # expected
     block_tokens: float = 0.0  # in each of the prompt's blocks (prefix.py)
@@ -68,8 +68,8 @@ def pick(
     `matched`: replica id -> leading blocks of the prompt that it has. `now`: monotonic seconds. Whatever the policy, a
     replica whose job ends before the work could be done is left out, while there is another.
     """
-    if not loads:
-        return None
+    if len(loads) < 2:
+        return loads[0] if loads else None
     loads = _lasting(loads, work, now)
     if policy is Policy.LEAST_WORK:
         return _least_work(loads, work, matched, now)
@@ -95,13 +95,14 @@ def _least_work(loads: Sequence[ReplicaLoad], work: Work, matched: Mapping[str, 
     """A session stays with its replica, whose engine may know more of it than we do, unless that is much busier."""
     chosen, least = loads[0], math.inf
     own, own_tokens = chosen, math.inf
+    cached, block_tokens, session_replica = matched.get, work.block_tokens, work.session_replica
     for load in loads:
-        tokens = load.queued + uncached(work, matched.get(load.id, 0))
+        tokens = load.queued - cached(load.id, 0) * block_tokens  # and the prompt, which is everywhere as long
         if load.unknown:
-            tokens += int(_unknown(load, now) * load.typical)
+            tokens += _unknown(load, now) * load.typical
         if tokens < least or (tokens == least and load.last_chosen < chosen.last_chosen):
             chosen, least = load, tokens
-        if load.id == work.session_replica:
+        if load.id == session_replica:
             own, own_tokens = load, tokens
     return own if own_tokens <= least + SESSION_SLACK_TOKENS else chosen
 
