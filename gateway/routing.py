@@ -1,17 +1,25 @@
-"""Which replica takes a request: pure functions over a snapshot. The state is router.py's."""
+"""Which replica takes a request: pure functions over a snapshot. The state is router.py's.
+
+least-work, the default: the least of `tokens queued there + tokens of this prompt that are not cached there`, both in
+tokens because an engine's prefill is what a request waits for. An engine's own gauges add what waits there and is not
+ours: another gateway's, or what this one's predecessor sent.
+"""
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-# Rough speeds of an engine, for what cannot be known: better too slow, as a stream that is cut is worse than a detour.
-PREFILL_TOKENS_PER_S = 8000.0
+# Cautious speeds of an engine: a request that takes a detour is better off than one that is cut.
+PREFILL_TOKENS_PER_S = 4000.0
 OUTPUT_TOKENS_PER_S = 20.0
+NEAR_S = 60.0  # replicas whose ends are no further apart end together
+FULL = 0.98  # of an engine's KV cache
 STALE_S = 15.0  # gauges older than this say nothing about now
-FULL = 0.98  # of an engine's KV cache: the next request waits for one to end
-SESSION_SLACK_TOKENS = 8192  # about a second of prefill: so much more work a session's own replica may have
+SESSION_SLACK_TOKENS = 8192  # about a second of prefill: by so much may a session's own replica be busier
 
 
 class Policy(enum.StrEnum):
@@ -32,29 +40,83 @@ class Gauges:
 
 @dataclass(slots=True)
 class ReplicaLoad:
-    """What is known about a replica's work. `router.py` keeps one for each, `pick` only reads it."""
+    """What is known of one replica's work. Router keeps it; here it is only read. Every time is monotonic seconds."""
 
     id: str
     outstanding: int = 0  # requests of ours that are not done
-    queued: int = 0  # tokens of these: uncached prompt until the first output, expected output until the end
+    queued: int = 0  # tokens of theirs: of the prompt what is uncached, until the first output; of the output all
+    prefilling: dict[object, int] = field(default_factory=dict)  # the former, of each request, in the order sent
     gauges: Gauges | None = None
-    unknown: int = 0  # requests that wait at the engine and are not ours, when its gauges were read
-    typical: int = 0  # tokens that such a one is taken for
-    ends_at: float | None = None  # when its job ends, by the clock of `now` and of the gauges
-    last_chosen: int = 0  # grows with every choice of any replica; 0: never
+    unknown: int = 0  # of `unknown` below, when the gauges were read
+    typical: float = 1000.0  # tokens queued for one request: a moving average of ours
+    ends_at: float | None = None  # when its job ends
+    last_chosen: int = 0  # grows with every choice of any replica; 0 is never
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):  # a third of the time of a frozen dataclass, on the path of every request
     prompt_tokens: int
     completion_tokens: int  # expected
-    hashes: Sequence[int] = ()  # of the prompt's blocks: prefix.blocks
+    block_tokens: float = 0.0  # in each of the prompt's blocks (prefix.py)
     session_replica: str | None = None  # where this session's last request went
-    block_tokens: float = 0.0  # tokens in one block of the prompt
 
 
 def pick(
     policy: Policy, loads: Sequence[ReplicaLoad], work: Work, matched: Mapping[str, int], now: float
 ) -> ReplicaLoad | None:
-    """The replica for this work; None of none."""
-    return min(loads, key=lambda load: (load.queued, load.last_chosen), default=None)
+    """The replica for this work; None of none. Of equals the one whose last choice is longest ago.
+
+    `matched`: replica id -> leading blocks of the prompt that it has. `now`: monotonic seconds. Whatever the policy, a
+    replica whose job ends before the work could be done is left out, while there is another.
+    """
+    if len(loads) < 2:
+        return loads[0] if loads else None
+    loads = _lasting(loads, work, now)
+    if policy is Policy.LEAST_WORK:
+        return _least_work(loads, work, matched, now)
+    if policy is Policy.LEAST_OUTSTANDING:
+        return min(loads, key=lambda load: (load.outstanding + _unknown(load, now), load.last_chosen))
+    return min(loads, key=lambda load: load.last_chosen)
+
+
+def uncached(work: Work, matched_blocks: int) -> int:
+    """Tokens of the prompt that an engine with this many of its blocks computes: the last one always."""
+    return max(work.prompt_tokens - int(matched_blocks * work.block_tokens), 1)
+
+
+def unknown(gauges: Gauges, prefilling: int) -> int:
+    """Requests that wait at an engine and are none of the `prefilling` ones of ours, which have no output yet.
+
+    An engine whose KV cache is full makes the next request wait for another to end: it counts as one more.
+    """
+    return max(0, gauges.waiting - prefilling) + (gauges.kv_usage >= FULL)
+
+
+def _least_work(loads: Sequence[ReplicaLoad], work: Work, matched: Mapping[str, int], now: float) -> ReplicaLoad:
+    """A session stays with its replica, whose engine may know more of it than we do, unless that is much busier."""
+    chosen, least = loads[0], math.inf
+    own, own_tokens = chosen, math.inf
+    cached, block_tokens, session_replica = matched.get, work.block_tokens, work.session_replica
+    for load in loads:
+        tokens = load.queued - cached(load.id, 0) * block_tokens  # and the prompt, which is everywhere as long
+        if load.unknown:
+            tokens += _unknown(load, now) * load.typical
+        if tokens < least or (tokens == least and load.last_chosen < chosen.last_chosen):
+            chosen, least = load, tokens
+        if load.id == session_replica:
+            own, own_tokens = load, tokens
+    return own if own_tokens <= least + SESSION_SLACK_TOKENS else chosen
+
+
+def _unknown(load: ReplicaLoad, now: float) -> int:
+    return load.unknown if load.gauges and now - load.gauges.at <= STALE_S else 0
+
+
+def _lasting(loads: Sequence[ReplicaLoad], work: Work, now: float) -> Sequence[ReplicaLoad]:
+    """Those that last long enough for the work; where there are none, those that last the longest."""
+    ends = [load.ends_at for load in loads]
+    if ends.count(None) == len(ends):
+        return loads
+    needed = now + work.prompt_tokens / PREFILL_TOKENS_PER_S + work.completion_tokens / OUTPUT_TOKENS_PER_S
+    latest = max(math.inf if end is None else end for end in ends)
+    limit = min(needed, latest - NEAR_S)
+    return [load for load, end in zip(loads, ends, strict=True) if end is None or end >= limit]
