@@ -8,6 +8,7 @@ GatewayError
   Refused             4xx  whatever else aiohttp will not take: a wrong method, say
   BodyTooLarge        413
   TooManyRequests     429  waiting helps
+  QueueFull           429  the deployment has more to do than it can; waiting helps
   BudgetExhausted     429  waiting helps only while others' holds are in the way
   UpstreamFailed      502  the replica's or provider's fault
     UpstreamSilent    504  nothing came in time; not tried again, as it may be busy with just this
@@ -79,6 +80,16 @@ class TooManyRequests(GatewayError):
     status = 429
     type = "requests"
     code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(GatewayError):
+    status = 429
+    type = "requests"
+    code = "deployment_overloaded"
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)

@@ -33,4 +33,9 @@ def m001_first(db: Database) -> None:
             )
 
 
-MIGRATIONS = (m001_first,)
+def m003_demand(db: Database) -> None:
+    """The controller learns from here which deployments are asked for."""
+    db.conn.execute("CREATE TABLE demand (deployment TEXT PRIMARY KEY, at TEXT NOT NULL, waiting INTEGER NOT NULL)")
+
+
+MIGRATIONS = (m001_first, m003_demand)
