@@ -124,7 +124,7 @@ class UpstreamSilent(UpstreamFailed):
 class NoReplica(GatewayError):
     status = 503
     code = "no_ready_replica"
-    retry_after = 5
+    retry_after: int | None = 5
 
 
 class LedgerUnwritable(GatewayError):

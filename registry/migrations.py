@@ -67,9 +67,15 @@ def m003_pruned_checkpoints(db: Database) -> None:
     db.conn.execute("ALTER TABLE checkpoints ADD COLUMN pruned_at TEXT")
 
 
+def m005_waiting(db: Database) -> None:
+    """The gateway says what a replica waits for, and sends nothing long to one that ends soon."""
+    for column in ("job_id", "waiting_reason", "expected_start_at", "ends_at"):
+        db.conn.execute(f"ALTER TABLE replicas ADD COLUMN {column} TEXT")
+
+
 def m006_key_scopes(db: Database) -> None:
     """What a key is good for, as words with a space between. Keys of before called models, and go on doing so."""
     db.conn.execute("ALTER TABLE keys ADD COLUMN scopes TEXT NOT NULL DEFAULT 'inference'")
 
 
-MIGRATIONS = (m001_first, m002_attempts, m003_pruned_checkpoints, m006_key_scopes)
+MIGRATIONS = (m001_first, m002_attempts, m003_pruned_checkpoints, m005_waiting, m006_key_scopes)
