@@ -237,6 +237,7 @@ async def test_a_model_directory_is_deployed_stopped_and_its_job_is_in_the_books
     (replica,) = described["replicas"]
     assert replica["replica"]["state"] == "ready" and replica["replica"]["port"]
     assert "upstream_key" not in replica["replica"]
+    assert replica["replica"]["certificate"].startswith("-----BEGIN CERTIFICATE-----\n")
     (model,) = await platform.get("models")
     assert (model["name"], model["version"], model["state"]) == ("chat", 1, "servable")
 
@@ -654,6 +655,15 @@ async def test_replicas_are_found_again_on_a_machine_that_was_given_another_name
         await platform.stopped()
         (job,) = await platform.settled()
         assert job["state"] == "CANCELLED" and job["cluster"] != renamed.cluster
+
+
+async def test_a_site_may_have_its_engines_speak_plain_http(site: Site) -> None:
+    plain = dataclasses.replace(site, replicas=dataclasses.replace(site.replicas, tls=False))
+    async with running(plain) as platform:
+        await platform.deploy()
+        (replica,) = (await platform.reaches("ready"))["replicas"]
+        assert replica["replica"]["certificate"] is None
+        await platform.stopped()
 
 
 async def test_a_second_controller_on_the_same_state_is_refused(platform: Platform) -> None:
