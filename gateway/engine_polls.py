@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
+from gateway import engine_gauges
 from gateway.engine_gauges import Gauges
 from gateway.errors import UpstreamFailed
 from gateway.replica_health import Fault, ReplicaHealth
 from registry.deployments import Replica
 
-PERIOD_S = 5.0  # between two looks at one replica
-TIMEOUT_S = 4.0  # for each of the two answers
+PERIOD_S = 3.0  # between two looks at one replica
+TIMEOUT_S = 5.0  # for each of its two answers: an engine that tokenizes a long prompt answers nobody for a while
+
+Ask = Callable[[Replica, str], Awaitable[tuple[int, bytes]]]
 
 
 async def poll_engines(
     ready: Callable[[], Iterable[Replica]],
-    ask: Callable[[Replica, str], Awaitable[tuple[int, bytes]]],
+    ask: Ask,
     health: ReplicaHealth,
     gauged: Callable[[str, Gauges], None],
     clock: Callable[[], float],
@@ -26,5 +29,44 @@ async def poll_engines(
     fault_of: Callable[[UpstreamFailed], Fault] = lambda error: Fault.POLL,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Runs until cancelled. `ask(replica, path)` GETs: (status, body); raises UpstreamFailed."""
-    raise NotImplementedError
+    """Runs until cancelled. `ask(replica, path)` GETs: (status, body); raises UpstreamFailed. `clock` is monotonic.
+
+    `fault_of` tells a replica that cannot be reached from one that answers badly. Replicas that are no longer ready are
+    forgotten by `health`. A slow engine is asked again when it has answered or its time is over; no other waits for it.
+    """
+
+    async def look_at(replica: Replica) -> None:
+        try:
+            status, text = await _within(timeout_s, ask(replica, "/health"))
+        except UpstreamFailed as e:
+            return health.failed(replica.id, f"/health: {e}", fault_of(e))
+        except TimeoutError:
+            return health.failed(replica.id, f"/health said nothing for {timeout_s:g} s", Fault.POLL)
+        if status != 200:
+            said = text[:200].decode(errors="replace").strip()
+            return health.failed(replica.id, f"/health answered {status}{': ' if said else ''}{said}", Fault.POLL)
+        health.polled(replica.id)
+        try:
+            status, page = await _within(timeout_s, ask(replica, "/metrics"))
+        except (UpstreamFailed, TimeoutError):
+            return  # its load stays unknown; whether it is well, /health said
+        if status == 200 and (gauges := engine_gauges.read(page, clock())) is not None:
+            gauged(replica.id, gauges)
+
+    async with asyncio.TaskGroup() as group:
+        looking: dict[str, asyncio.Task[None]] = {}
+        while True:
+            replicas = sorted(ready(), key=lambda r: r.id)
+            health.forget(health.snapshot().keys() - {r.id for r in replicas})
+            looking = {replica_id: task for replica_id, task in looking.items() if not task.done()}
+            for replica in replicas:
+                if replica.id not in looking:
+                    looking[replica.id] = group.create_task(look_at(replica))
+                await sleep(period_s / len(replicas))
+            if not replicas:
+                await sleep(period_s)
+
+
+async def _within(timeout_s: float, answer: Awaitable[tuple[int, bytes]]) -> tuple[int, bytes]:
+    async with asyncio.timeout(timeout_s):
+        return await answer

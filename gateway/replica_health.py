@@ -14,6 +14,7 @@ Only failures that are the replica's own count. A client that left says nothing,
 from __future__ import annotations
 
 import enum
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -59,17 +60,15 @@ class Standing:
 
 def after_failure(old: Standing | None, fault: Fault, why: str, now: float, luck: float) -> Standing:
     """Pure. `luck` in 0 ... 1 shortens an ejection by up to JITTER."""
-    failures = old.failures + 1 if old else 1
-    ejections = old.ejections if old else 0
-    if old is not None and old.state is Health.EJECTED:
-        # A request that was running when it was ejected: no news.
-        return replace(old, failed_at=now, why=why)
-    if (old is None or old.state is Health.HEALTHY) and failures < LIMITS[fault]:
-        return Standing(
-            Health.HEALTHY, failures, ejections, old.since if old else now, now + FORGIVEN_S, now, fault, why
-        )
-    if old is not None and old.state is Health.HEALTHY and ejections and now >= old.until:
-        ejections = 0
+    if old is None:
+        old = Standing(Health.HEALTHY, 0, 0, now, now, now, fault, why)
+    if old.state is Health.EJECTED and (fault is Fault.REQUEST or now < old.until):
+        return replace(old, failed_at=now, why=why)  # no news: a request that was running when it was ejected, say
+    # Where a probe is due and /health fails first, that was the probe, and no client's request had to be.
+    forgiven = old.state is Health.HEALTHY and now >= old.until
+    failures, ejections = old.failures + 1, 0 if forgiven else old.ejections
+    if old.state is Health.HEALTHY and failures < LIMITS[fault]:
+        return replace(old, failures=failures, ejections=ejections, failed_at=now, fault=fault, why=why)
     length = min(FIRST_S * 2.0 ** min(ejections, 30), LONGEST_S) * (1 - JITTER * luck)
     return Standing(Health.EJECTED, failures, ejections + 1, now, now + length, now, fault, why)
 
@@ -97,7 +96,9 @@ def after_poll(old: Standing, now: float) -> Standing | None:
 
 
 class ReplicaHealth:
-    """All replicas'. `clock` is monotonic, in seconds; `luck` draws from 0 ... 1; `ejected` hears of each ejection."""
+    """All replicas'. `clock` is monotonic, in seconds; `luck` draws from 0 ... 1; `ejected` hears of each ejection,
+    one after a failed probe too.
+    """
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class ReplicaHealth:
     def fallback(self, replica_ids: Iterable[str]) -> str | None:
         """Of replicas none of which is usable, the one that failed least recently; None of none."""
         standings = self._standings
-        return min(replica_ids, key=lambda i: standings[i].failed_at if i in standings else 0.0, default=None)
+        return min(replica_ids, key=lambda i: standings[i].failed_at if i in standings else -math.inf, default=None)
 
     def forget(self, gone: Iterable[str]) -> None:
         """Replicas that are no more."""
