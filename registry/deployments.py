@@ -49,6 +49,8 @@ BECOMES = {
     DeploymentState.FAILED: frozenset[DeploymentState](),
 }
 
+ROUTING = ("least-work", "least-outstanding", "round-robin")  # how the gateway may choose a replica; the default first
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
@@ -63,6 +65,11 @@ class Deployment:
     cause: str | None
     created_at: str
     ended_at: str | None
+
+    @property
+    def routing(self) -> str:
+        """One of ROUTING."""
+        return str(self.request.get("routing") or ROUTING[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +105,11 @@ def create(
     replicas: int,
     request: dict[str, Any],
 ) -> Deployment:
-    """Raises Conflict when a deployment of this name is still wanted; one that ended is replaced."""
+    """Raises Conflict when an endpoint, or a deployment still wanted, has this name; one that ended is replaced."""
     checked_name("deployment", name)
     with transaction(db) as c:
+        if row(db, "SELECT 1 FROM endpoints WHERE name = ?", name):
+            raise Conflict(f"{name} is an endpoint; a deployment needs a name of its own")
         old = row(db, "SELECT state FROM deployments WHERE name = ?", name)
         if old and not DeploymentState(old["state"]).ended:
             raise Conflict(f"deployment {name} exists already and is {old['state']}; stop it first")

@@ -83,6 +83,15 @@ def m006_key_scopes(db: Database) -> None:
     db.conn.execute("ALTER TABLE keys ADD COLUMN scopes TEXT NOT NULL DEFAULT 'inference'")
 
 
+def m007_endpoints(db: Database) -> None:
+    """Stable names for clients. `targets`, `shadow` and `fallbacks` are JSON lists."""
+    db.conn.execute(
+        """CREATE TABLE endpoints (
+            name TEXT PRIMARY KEY, owner TEXT NOT NULL, targets TEXT NOT NULL, sticky TEXT, shadow TEXT NOT NULL,
+            fallbacks TEXT NOT NULL, created_at TEXT NOT NULL, changed_at TEXT NOT NULL)"""
+    )
+
+
 MIGRATIONS = (
     m001_first,
     m002_attempts,
@@ -90,4 +99,5 @@ MIGRATIONS = (
     m004_certificates,
     m005_waiting,
     m006_key_scopes,
+    m007_endpoints,
 )

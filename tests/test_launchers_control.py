@@ -128,11 +128,12 @@ class Platform:
         async with self.session.post(f"http://control/v1/{path}", json=body, data=data) as response:
             return Answer(response.status, await response.json())
 
-    async def deploy(self, *engine_args: str, name: str = "chat", replicas: int = 1) -> Any:
+    async def deploy(self, *engine_args: str, name: str = "chat", replicas: int = 1, routing: str | None = None) -> Any:
         model = self.site.shared_dir / "tiny"
         model.mkdir(exist_ok=True)
         (model / "config.json").write_text("{}")
         body = {"model": str(model), "name": name, "engine_args": list(engine_args), "replicas": replicas}
+        body |= {"routing": routing} if routing else {}
         made = await self.post("deployments", body)
         assert made.status == 201, made.body
         return made.body
@@ -231,8 +232,9 @@ async def platform(site: Site) -> AsyncIterator[Platform]:
 
 
 async def test_a_model_directory_is_deployed_stopped_and_its_job_is_in_the_books(platform: Platform) -> None:
-    made = await platform.deploy()
+    made = await platform.deploy(routing="round-robin")
     assert made["deployment"]["state"] == "starting"
+    assert made["deployment"]["request"]["routing"] == "round-robin"
     described = await platform.reaches("ready")
     (replica,) = described["replicas"]
     assert replica["replica"]["state"] == "ready" and replica["replica"]["port"]
