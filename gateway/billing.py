@@ -3,95 +3,119 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
 
 from gateway.admission import Hold
 from gateway.auth import Caller
 from gateway.calls import Call
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
-from registry import clock, ledger
+from registry import ledger
+from registry.clock import Stamps
+from registry.ledger import Attempt, Note, Outcome, Release, UsageEvent
+from registry.steps import mint
 
 log = logging.getLogger(__name__)
 
 NOTE_S = 0.25  # between two running counts: what a killed gateway may fail to bill of a stream
 
 
-@dataclass(slots=True)
 class Bill:
-    """`outcome` is set by whoever sees the attempt end; an attempt left without one used nothing."""
+    """One attempt, from its hold to its end: a context manager around it.
 
-    attempt: ledger.Attempt
-    meter: Meter
-    outcome: ledger.Outcome | None = None
-    noted: Usage | None = None
+    `outcome` is set by whoever sees the attempt end; an attempt left without one used nothing. `microcredits` is what
+    it cost, once it is over.
+    """
+
+    __slots__ = ("_billing", "_call", "_hold", "_price", "attempt", "meter", "microcredits", "noted", "outcome")
+
+    def __init__(
+        self, billing: Billing, attempt: Attempt, call: Call, hold: Hold, meter: Meter, price: ledger.Price | None
+    ) -> None:
+        self._billing = billing
+        self._call = call
+        self._hold = hold
+        self._price = price
+        self.attempt = attempt
+        self.meter = meter
+        self.microcredits = 0
+        self.noted: Usage | None = None
+        self.outcome: Outcome | None = None
+
+    def __enter__(self) -> Bill:
+        """Raises LedgerUnwritable or BadRequest: nothing may be sent."""
+        prompt, completion = self._call.prompt_tokens, self._call.completion_tokens
+        billing = self._billing
+        billing.writer.hold(
+            ledger.Hold(self.attempt, prompt + completion, ledger.cost(self._price, prompt, completion))
+        )
+        billing.running[self.attempt.event_id] = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        billing = self._billing
+        attempt = self.attempt
+        del billing.running[attempt.event_id]
+        usage = self._usage()
+        if usage is None or self.outcome is None:
+            billing.writer.record(Release(attempt.event_id))
+            return
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        self.microcredits = cost = ledger.cost(self._price, prompt, completion)
+        self._hold.used += prompt + completion
+        billing.writer.record(UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp()))
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """Micro-credits."""
+        return ledger.cost(self._price, prompt_tokens, completion_tokens)
+
+    def _usage(self) -> Usage | None:
+        """What is to be billed; None for nothing at all."""
+        if self.outcome is None:
+            return None
+        if self.outcome is Outcome.CLIENT_LEFT:
+            self.meter.left()
+        usage = self.meter.usage
+        if usage is None and self.outcome is Outcome.COMPLETED:
+            log.error("event %s: the answer states no usage, so it is billed as held", self.attempt.event_id)
+            return Usage(self._call.prompt_tokens, self._call.completion_tokens)
+        return usage
 
 
 class Billing:
-    """`now` is the wall clock."""
+    """`now` is the wall clock, in nanoseconds since 1970."""
 
-    def __init__(self, writer: LedgerWriter, prices: Mapping[str, ledger.Price], now: Callable[[], datetime]) -> None:
-        self._writer = writer
+    def __init__(
+        self, writer: LedgerWriter, prices: Mapping[str, ledger.Price], now: Callable[[], int] = time.time_ns
+    ) -> None:
+        self.writer = writer
+        self.running: dict[str, Bill] = {}  # by event id
+        self.stopping = False  # the process is ending: what is cut off now is cut off by us
         self._prices = prices
         self._now = now
-        self._running: dict[str, Bill] = {}
-        self.stopping = False  # the process is ending: what is cut off now is cut off by us
+        self._stamps = Stamps()
 
-    @contextlib.asynccontextmanager
-    async def attempt(self, caller: Caller, call: Call, replica: str, hold: Hold, meter: Meter) -> AsyncIterator[Bill]:
-        """Hold, run the block, settle or release. Raises LedgerUnwritable before the block: nothing may be sent."""
-        at = self._now()
-        attempt = ledger.Attempt(
-            ledger.mint(at), caller.tenant.name, caller.key_id, call.model, replica, call.kind, clock.text(at)
+    def attempt(self, caller: Caller, call: Call, replica: str, hold: Hold, meter: Meter) -> Bill:
+        """The bill of an attempt that is about to begin; entering it holds, leaving it settles or releases."""
+        ns = self._now()
+        attempt = Attempt(
+            mint(ns), caller.tenant.name, caller.key_id, call.model, replica, call.kind, self._stamps.text(ns)
         )
-        bill = Bill(attempt, meter)
-        held = ledger.Hold(
-            attempt, call.tokens, self._price(call.model, Usage(call.prompt_tokens, call.completion_tokens))
-        )
-        try:
-            await self._writer.hold(held)
-        except asyncio.CancelledError:
-            # Queued behind the hold, which is written all the same.
-            self._writer.record(ledger.Release(attempt.event_id))
-            raise
-        self._running[attempt.event_id] = bill
-        try:
-            yield bill
-        finally:
-            self._running.pop(attempt.event_id, None)
-            hold.used += self._close(bill, call)
+        return Bill(self, attempt, call, hold, meter, ledger.price_of(self._prices, call.model))
+
+    def stamp(self) -> str:
+        return self._stamps.text(self._now())
 
     async def note_running(self) -> None:
-        """Journals the running counts. Runs until cancelled."""
+        """Journals the running counts that changed. Runs until cancelled."""
         while True:
             await asyncio.sleep(NOTE_S)
-            for event_id, bill in self._running.items():
+            for event_id, bill in self.running.items():
                 usage = bill.meter.usage
                 if usage is not None and usage != bill.noted:
                     bill.noted = usage
-                    cost = self._price(bill.attempt.model, usage)
-                    self._writer.record(ledger.Note(event_id, usage.prompt_tokens, usage.completion_tokens, cost))
-
-    def _close(self, bill: Bill, call: Call) -> int:
-        """Settle or release; the tokens billed."""
-        if bill.outcome is ledger.Outcome.CLIENT_LEFT:
-            bill.meter.left()
-        usage = bill.meter.usage if bill.outcome else None
-        if usage is None and bill.outcome is ledger.Outcome.COMPLETED:
-            log.error("event %s: the answer states no usage, so it is billed as held", bill.attempt.event_id)
-            usage = Usage(call.prompt_tokens, call.completion_tokens)
-        if usage is None or bill.outcome is None:
-            self._writer.record(ledger.Release(bill.attempt.event_id))
-            return 0
-        cost = self._price(call.model, usage)
-        ended = clock.text(self._now())
-        event = ledger.UsageEvent(bill.attempt, usage.prompt_tokens, usage.completion_tokens, cost, bill.outcome, ended)
-        self._writer.record(event)
-        return usage.tokens
-
-    def _price(self, model: str, usage: Usage) -> int:
-        return ledger.price(self._prices, model, usage.prompt_tokens, usage.completion_tokens)
+                    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+                    self.writer.record(Note(event_id, prompt, completion, bill.cost(prompt, completion)))

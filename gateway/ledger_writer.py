@@ -1,158 +1,154 @@
-"""The one thread that writes the ledger: whatever is queued becomes one transaction (group commit).
+"""The gateway's end of the ledger: steps go into a journal on the event loop, and from there into SQLite by a thread.
 
-Handlers await the commit of their hold before they dispatch, and hand in the rest without waiting. What is owed to the
-ledger (settlements and releases) survives a failed write: it is tried again, first, until it is written.
-
-A step that the ledger refuses fails alone. Should the thread die of anything else, the process ends at once, so that
-whoever manages it starts it again: nothing can be billed any more, and the next start settles what was open.
+A hold is in the journal when `hold` returns, before its request is dispatched, with one write() that costs about a
+microsecond and survives kill -9. The rest is written with the next hold, or at the end of the event loop's turn. What
+is owed to the ledger (settlements and releases) survives a failed write: it is tried again, first, until it is written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import queue
-import sqlite3
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
 
 from gateway.errors import BadRequest, LedgerUnwritable
-from registry import ledger
-from registry.db import Conflict, Database, StorageError
+from gateway.projector import STOPPED, Errand, Projector, end_process
+from registry import journal, ledger
+from registry.db import StorageError, open_reader
+from registry.steps import Hold, Note, Release, TooMuch, UsageEvent, encode
 
 log = logging.getLogger(__name__)
 
-BATCH = 1000  # steps in one transaction at most
-RETRY_S = 1.0  # between two attempts to write what is owed
-STOPPED = "its writer has stopped"
-DIED = 70  # the process's exit code: EX_SOFTWARE
-
-
-def end_process() -> None:
-    """Now, with its streams: each would go on unbilled. Only os._exit ends a process from a thread for certain."""
-    os._exit(DIED)
-
-
-@dataclass(frozen=True, slots=True)
-class _Queued:
-    step: ledger.Step
-    committed: asyncio.Future[None] | None  # None: nobody waits
+RETRY_S = 0.25  # between two attempts to write what is owed
+JOURNALS = "journal"  # the directory, beside the ledger
 
 
 class LedgerWriter:
-    """Owns `db`, which must be open as its writer, from construction to close(). `died` is called in its thread."""
+    """Not thread-safe: `loop`'s thread uses it.
 
-    def __init__(self, db: Database, loop: asyncio.AbstractEventLoop, died: Callable[[], object] = end_process) -> None:
-        self._db = db
-        self._died = died
+    Raises StorageError when the ledger or its journal cannot be opened for writing. Once it is made, all that ended
+    gateways left is settled. `died` is called in a thread when the ledger can no longer be written because of a bug.
+    """
+
+    def __init__(
+        self, ledger_db: Path, loop: asyncio.AbstractEventLoop, died: Callable[[], object] = end_process
+    ) -> None:
+        self._path = ledger_db
         self._loop = loop
-        self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
-        self._failure: str | None = None
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
-        self._thread.start()
+        self._died = died
+        self._pending: list[bytes] = []
+        self._scheduled = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._failure: str | None = None  # of the journal
+        self._closed = False
+        directory = ledger_db.parent / JOURNALS
+        self._projector = Projector(ledger_db, directory, died)
+        try:
+            self._journal = journal.Journal(directory, self._lost)
+        except OSError as e:
+            self._projector.stop()
+            raise StorageError(f"{directory}: cannot be written: {e.strerror or e}") from e
+        self._projector.start()
 
     @property
     def failure(self) -> str | None:
-        """Why the last write failed; None when it did not."""
-        return self._failure
+        """Why nothing can be billed now; None when it can."""
+        return self._failure or self._projector.failure
 
-    async def hold(self, hold: ledger.Hold) -> None:
-        """Returns once the hold is committed. Raises LedgerUnwritable or BadRequest: then nothing may be sent."""
-        committed: asyncio.Future[None] = self._loop.create_future()
-        self._queue.put(_Queued(hold, committed))
-        if self._stopped:  # looked at after queueing: the thread sets it before it empties the queue for the last time
-            committed.cancel()
-            raise LedgerUnwritable(self._failure or STOPPED)
+    def tokens_by_tenant(self) -> dict[str, int]:
+        """What each tenant used that is settled, as the ledger has it now. Raises StorageError."""
+        db = open_reader(self._path)
         try:
-            await committed
-        except ledger.TooMuch as e:
-            raise BadRequest(f"this request asks for too much: {e}") from e
-        except (StorageError, Conflict) as e:
-            raise LedgerUnwritable(str(e)) from e
+            return ledger.tokens_by_tenant(db)
+        finally:
+            db.close()
 
-    def record(self, step: ledger.Note | ledger.UsageEvent | ledger.Release) -> None:
-        self._queue.put(_Queued(step, None))
+    def hold(self, hold: Hold) -> None:
+        """Returns once the hold is journaled. Raises LedgerUnwritable or BadRequest: then nothing may be sent."""
+        if self._closed or self._projector.failure is not None:
+            raise LedgerUnwritable(self._projector.failure or STOPPED)
+        try:
+            line = journal.line(encode(hold))
+        except TooMuch as e:
+            raise BadRequest(f"this request asks for too much: {e}") from e
+        pending = self._pending
+        pending.append(line)
+        try:
+            self._journal.write(pending)
+        except OSError as e:
+            pending.pop()  # the last, so not written
+            self._failed(e)
+            raise LedgerUnwritable(str(self._failure)) from e
+        if self._failure is not None:
+            self._failure = None
+
+    def record(self, step: Note | UsageEvent | Release) -> None:
+        """Journaled with the next hold or at the end of this turn of the loop, whichever comes first."""
+        try:
+            self._pending.append(journal.line(encode(step)))
+        except TooMuch as e:
+            log.error("the ledger refused a step: %s", e)
+            return
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Journal now what is recorded. A failure is kept for the next attempt."""
+        self._scheduled = False
+        if self._pending:
+            self._write()
+
+    def on_projector(self, errand: Errand) -> None:
+        """Run something on the ledger's connection within 100 ms, in a transaction of the projector's thread.
+
+        Nothing runs while another gateway has the ledger; the latest thousand wait until this one has it.
+        """
+        self._projector.run_soon(errand)
+
+    async def stop_projecting(self) -> None:
+        """Let go of the ledger, for the gateway that takes over; this one goes on journaling."""
+        await asyncio.to_thread(self._projector.stop)
 
     async def close(self) -> None:
-        """Write what is queued, stop the thread, close the file."""
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
-        self._db.close()
+        """Journal and project what is pending, close the files."""
+        self.flush()
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._pending:
+            log.error("%d settlements could not be written: %s; they stay held", len(self._pending), self._failure)
+        await asyncio.to_thread(self._close)
 
-    def _run(self) -> None:
-        batch: list[_Queued] = []
-        owed: list[_Queued] = []
-        open_ = True
-        alive = True
+    def _close(self) -> None:
+        self._journal.close()  # first: the projector treats it as any dead process's, and leaves nothing of it
+        self._projector.stop()
+
+    def _write(self) -> None:
         try:
-            while open_:
-                batch, open_ = self._take(waiting=RETRY_S if owed else None)
-                owed = self._write([*owed, *batch])
-        except BaseException:
-            alive = False
-            log.critical("the ledger's writer died; the process ends", exc_info=True)
-            raise
-        finally:
-            self._failure = self._failure or STOPPED
-            self._stopped = True
-            if owed:
-                log.error("%d settlements could not be written: %s; they stay held", len(owed), self._failure)
-            while not self._queue.empty():  # only after a bug in here: nobody shall wait for ever
-                batch += filter(None, [self._queue.get()])
-            self._tell(batch, [StorageError(self._failure)] * len(batch))
-            if not alive:
-                self._died()
-
-    def _take(self, waiting: float | None) -> tuple[list[_Queued], bool]:
-        """Up to BATCH queued steps, after waiting for the first; and whether more may come."""
-        batch: list[_Queued] = []
-        try:
-            item = self._queue.get(timeout=waiting)
-            while item is not None:
-                batch.append(item)
-                if len(batch) == BATCH:
-                    return batch, True
-                item = self._queue.get_nowait()
-        except queue.Empty:
-            return batch, True
-        return batch, False
-
-    def _write(self, batch: Sequence[_Queued]) -> list[_Queued]:
-        """One transaction. Returns what is still owed when it failed."""
-        if not batch:
-            return []
-        results: Sequence[Exception | None]
-        owed: list[_Queued] = []
-        try:
-            results = ledger.record(self._db, [q.step for q in batch])
-            self._failure = None
-        except (StorageError, sqlite3.Error) as e:
-            failure = StorageError(str(e))
-            if self._failure is None:
-                log.error("the ledger cannot be written: %s", e)
-            self._failure = str(e)
-            results = [failure] * len(batch)
-            owed = [q for q in batch if isinstance(q.step, ledger.UsageEvent | ledger.Release)]
-        for queued, result in zip(batch, results, strict=True):
-            if isinstance(result, Conflict) and queued.committed is None:
-                log.error("the ledger refused a step: %s", result)
-        self._tell(batch, results)
-        return owed
-
-    def _tell(self, batch: Sequence[_Queued], results: Sequence[Exception | None]) -> None:
-        waiting = [(q.committed, r) for q, r in zip(batch, results, strict=True) if q.committed is not None]
-        if waiting:
-            self._loop.call_soon_threadsafe(_wake, waiting)
-
-
-def _wake(waiting: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
-    for committed, error in waiting:
-        if committed.done():  # its client left meanwhile
-            continue
-        if error is None:
-            committed.set_result(None)
+            self._journal.write(self._pending)
+        except OSError as e:
+            self._failed(e)
         else:
-            committed.set_exception(error)
+            self._failure = None
+
+    def _failed(self, error: OSError) -> None:
+        if self._failure is None:
+            log.error("the journal cannot be written: %s", error)
+        self._failure = f"the journal cannot be written: {error.strerror or error}"
+        # Running counts come again; what is owed does not.
+        self._pending = [line for line in self._pending if not journal.is_note(line)]
+        if self._retry is None and not self._closed:
+            self._retry = self._loop.call_later(RETRY_S, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        if self._failure is not None:
+            self._pending = self._pending or [journal.BLANK]
+            self._write()
+
+    def _lost(self, error: OSError) -> None:
+        """The disk lost what it had taken. Whatever goes on now would be billed on sand."""
+        log.critical("the journal could not be flushed; the process ends: %s", error)
+        self._died()

@@ -37,6 +37,10 @@ class StorageError(RegistryError):
     """The file cannot be opened or written: wrong file system, no space, no permission, another writer."""
 
 
+class AnotherWriter(StorageError):
+    """The file has a writer already, and only one process may be it."""
+
+
 class NotFound(RegistryError):
     """No object of this kind has this name."""
 
@@ -77,7 +81,7 @@ def open_writer(path: Path, migrations: Sequence[Migration]) -> Database:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise StorageError(f"{path}: another process is its writer already (only one may be)") from None
+        raise AnotherWriter(f"{path}: another process is its writer already (only one may be)") from None
     try:
         connection = sqlite3.connect(path, timeout=10, check_same_thread=False, isolation_level=None)
         connection.row_factory = sqlite3.Row

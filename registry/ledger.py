@@ -3,37 +3,34 @@
 Each tenant has three accounts. A hold moves credit from `available` to `held`; settling moves it on to `consumed` and
 what was not used back to `available`; releasing moves it all back. The postings of every step sum to zero.
 
-The gateway's process is the one writer (`open_ledger`, `record`, `settle_orphans`); any process may read.
+The steps (registry.steps) come from the gateways' journals (registry.journal); one gateway process is the writer
+(`open_ledger`, registry.projection); any process may read. `write` is the ledger's rules, one step at a time;
+registry.ledger_bulk does the same fast for steps that break none.
 """
 
 from __future__ import annotations
 
-import enum
-import random
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
 
 from registry import clock
 from registry.db import Conflict, Database, open_writer, row, rows, snapshot, transaction
 from registry.ledger_migrations import MIGRATIONS
-
-AMOUNT_LIMIT = 2**53  # of tokens or micro-credits in one step: sums of a thousand such still fit SQLite's integers
-
-
-class TooMuch(Conflict):
-    """A step states an amount that cannot be one."""
-
-
-class Outcome(enum.StrEnum):
-    COMPLETED = "completed"
-    CLIENT_LEFT = "client_left"
-    UPSTREAM_FAILED = "upstream_failed"
-    ORPHANED = "orphaned"  # the gateway's process ended, or was about to, before the request did
+from registry.steps import AMOUNT_LIMIT as AMOUNT_LIMIT
+from registry.steps import Attempt as Attempt
+from registry.steps import Hold as Hold
+from registry.steps import Note as Note
+from registry.steps import Outcome as Outcome
+from registry.steps import Release as Release
+from registry.steps import Step as Step
+from registry.steps import TooMuch as TooMuch
+from registry.steps import UsageEvent as UsageEvent
+from registry.steps import check as check_step
+from registry.steps import mint as mint
 
 
 class Price(Protocol):
@@ -43,64 +40,6 @@ class Price(Protocol):
     def prompt(self) -> float: ...
     @property
     def completion(self) -> float: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One dispatch of one request to one replica."""
-
-    event_id: str
-    tenant: str
-    key_id: str
-    model: str  # the name the client asked for
-    replica: str  # its id, or the provider's model for an external one
-    kind: str  # chat | completion
-    started_at: str
-
-
-ATTEMPT = tuple(f.name for f in fields(Attempt))
-_columns = attrgetter(*ATTEMPT)
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """What is set aside before an attempt is dispatched."""
-
-    attempt: Attempt
-    tokens: int
-    microcredits: int
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """A running count: what an attempt that is still streaming has used so far."""
-
-    event_id: str
-    prompt_tokens: int
-    completion_tokens: int
-    microcredits: int
-
-
-@dataclass(frozen=True, slots=True)
-class UsageEvent:
-    """What an attempt used, once it is over."""
-
-    attempt: Attempt
-    prompt_tokens: int
-    completion_tokens: int
-    microcredits: int
-    outcome: Outcome
-    ended_at: str
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """An attempt that used nothing: the hold goes back and leaves no usage event."""
-
-    event_id: str
-
-
-Step = Hold | Note | UsageEvent | Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,41 +57,43 @@ def open_ledger(path: Path) -> Database:
     return open_writer(path, MIGRATIONS)
 
 
-def mint(at: datetime) -> str:
-    """A new event id: 12 hex digits of milliseconds, then 80 random bits (unique, not secret). Later ids sort later."""
-    return f"{int(at.timestamp() * 1000):012x}{random.getrandbits(80):020x}"
+def price_of(prices: Mapping[str, Price], model: str) -> Price | None:
+    """A model without a price of its own costs "default"; where there is none either, nothing."""
+    return prices.get(model) or prices.get("default")
 
 
-def price(prices: Mapping[str, Price], model: str, prompt_tokens: int, completion_tokens: int) -> int:
-    """Micro-credits. A model without a price of its own costs "default"; where there is none either, nothing."""
-    found = prices.get(model) or prices.get("default")
-    if found is None:
+def cost(price: Price | None, prompt_tokens: int, completion_tokens: int) -> int:
+    """Micro-credits."""
+    if price is None:
         return 0
-    return round(prompt_tokens * found.prompt + completion_tokens * found.completion)
+    return round(prompt_tokens * price.prompt + completion_tokens * price.completion)
 
 
-def record(db: Database, steps: Sequence[Step]) -> list[Conflict | None]:
-    """Write all steps in one transaction, in order; for each, None or why it was refused.
+def record(db: Database, steps: Sequence[Step], journal: str = "") -> list[Conflict | None]:
+    """write() as a transaction of its own. Raises StorageError when the file cannot be written: then nothing is."""
+    with transaction(db) as c:
+        return write(c, steps, clock.now(), journal)
 
-    A refused step changes nothing and does not stop the others. Raises StorageError when the file cannot be written:
-    then none of them is.
+
+def write(c: sqlite3.Connection, steps: Sequence[Step], at: str, journal: str = "") -> list[Conflict | None]:
+    """Write steps of one journal, in order, in the caller's transaction; for each, None or why it was refused.
+
+    A refused step changes nothing and does not stop the others.
     """
     results: list[Conflict | None] = []
-    with transaction(db) as c:
-        at = clock.now()
-        for step in steps:
-            try:
-                _write(c, step, at)
-            except Conflict as e:
-                results.append(e)
-            else:
-                results.append(None)
+    for step in steps:
+        try:
+            _write(c, step, at, journal)
+        except Conflict as e:
+            results.append(e)
+        else:
+            results.append(None)
     return results
 
 
-def settle_orphans(db: Database) -> int:
-    """Settle every hold that a dead process left open at its last noted running count; how many there were."""
-    left = rows(db, "SELECT * FROM holds")
+def settle_orphans(db: Database, living: Collection[str] = ()) -> int:
+    """Settle every hold whose journal is none of the `living` at its last noted running count; how many there were."""
+    left = [h for h in rows(db, "SELECT * FROM holds") if h["journal"] not in living]
     at = clock.now()
     steps: list[Step] = [
         UsageEvent(_attempt(h), h["prompt_tokens"], h["completion_tokens"], h["microcredits"], Outcome.ORPHANED, at)
@@ -160,16 +101,15 @@ def settle_orphans(db: Database) -> int:
         else Release(h["event_id"])
         for h in left
     ]
-    refused = [r for r in record(db, steps) if r]
-    assert not refused, refused
+    if steps:
+        refused = [r for r in record(db, steps) if r]
+        assert not refused, refused
     return len(left)
 
 
-def _write(c: sqlite3.Connection, step: Step, at: str) -> None:
+def _write(c: sqlite3.Connection, step: Step, at: str, journal: str) -> None:
     """One step. Whatever may be refused is looked at before anything is written."""
-    for name, amount in _amounts(step):
-        if not 0 <= amount <= AMOUNT_LIMIT:
-            raise TooMuch(f"{amount} {name} in one request; the ledger takes 0 to {AMOUNT_LIMIT}")
+    check_step(step)
     match step:
         case Hold(attempt, tokens, microcredits):
             if c.execute("SELECT 1 FROM holds WHERE event_id = ?", (attempt.event_id,)).fetchone():
@@ -177,8 +117,8 @@ def _write(c: sqlite3.Connection, step: Step, at: str) -> None:
             if c.execute("SELECT 1 FROM postings WHERE event_id = ? LIMIT 1", (attempt.event_id,)).fetchone():
                 raise Conflict(f"event {attempt.event_id}: was held before and is over")
             c.execute(
-                "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0)",
-                (*_columns(attempt), tokens, microcredits),
+                "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?)",
+                (*attempt, tokens, microcredits, journal),
             )
             _post(c, attempt.event_id, "hold", attempt.tenant, at, available=-microcredits, held=microcredits)
         case Note(event_id, prompt, completion, microcredits):
@@ -187,7 +127,7 @@ def _write(c: sqlite3.Connection, step: Step, at: str) -> None:
                 (prompt, completion, microcredits, event_id),
             )
         case UsageEvent(attempt, prompt, completion, microcredits, outcome, ended_at):
-            event = (*_columns(attempt), prompt, completion, microcredits, outcome, ended_at)
+            event = (*attempt, prompt, completion, microcredits, outcome, ended_at)
             old = c.execute("SELECT * FROM usage_events WHERE event_id = ?", (attempt.event_id,)).fetchone()
             if old is not None:
                 if tuple(old) == event:
@@ -210,16 +150,6 @@ def _write(c: sqlite3.Connection, step: Step, at: str) -> None:
             _post(c, event_id, "release", hold["tenant"], at, held=-held, available=held)
 
 
-def _amounts(step: Step) -> list[tuple[str, int]]:
-    match step:
-        case Hold(_, tokens, microcredits):
-            return [("tokens", tokens), ("micro-credits", microcredits)]
-        case Note(_, prompt, completion, microcredits) | UsageEvent(_, prompt, completion, microcredits):
-            return [("prompt tokens", prompt), ("completion tokens", completion), ("micro-credits", microcredits)]
-        case Release():
-            return []
-
-
 def _post(c: sqlite3.Connection, event_id: str, step: str, tenant: str, at: str, **amounts: int) -> None:
     assert sum(amounts.values()) == 0, amounts
     c.executemany(
@@ -229,7 +159,7 @@ def _post(c: sqlite3.Connection, event_id: str, step: str, tenant: str, at: str,
 
 
 def _attempt(r: sqlite3.Row) -> Attempt:
-    return Attempt(*(r[name] for name in ATTEMPT))
+    return Attempt(*(r[name] for name in Attempt._fields))
 
 
 # The read side: any process, read-only (registry.db.open_reader).

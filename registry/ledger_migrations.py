@@ -39,3 +39,10 @@ def m003_demand(db: Database) -> None:
 
 
 MIGRATIONS = (m001_first, m003_demand)
+def m002_journals(db: Database) -> None:
+    """Each gateway process has a journal; holds are its own, and so far it is in this file."""
+    db.conn.execute("ALTER TABLE holds ADD COLUMN journal TEXT NOT NULL DEFAULT ''")
+    db.conn.execute("CREATE TABLE journals (segment TEXT PRIMARY KEY, offset INTEGER NOT NULL) WITHOUT ROWID")
+
+
+MIGRATIONS = (m001_first, m002_journals)

@@ -1,30 +1,20 @@
-"""The ledger by itself, and the thread that writes it."""
+"""The ledger's rules, and the same rules in bulk."""
 
 from __future__ import annotations
 
-import asyncio
+import random
 import sqlite3
-import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import orjson
 import pytest
 
-from gateway import calls
-from gateway.admission import Admission
-from gateway.auth import Caller
-from gateway.billing import Billing
-from gateway.calls import Kind
-from gateway.errors import LedgerUnwritable
-from gateway.ledger_writer import LedgerWriter
-from gateway.metering import Meter
-from registry import clock, ledger
-from registry.db import Conflict, Database, StorageError, open_reader
-from registry.ledger import Attempt, Hold, Note, Outcome, Release, UsageEvent
+from registry import clock, ledger, ledger_bulk, steps
+from registry.db import Conflict, Database, StorageError, open_reader, transaction
+from registry.ledger import Attempt, Hold, Note, Outcome, Release, Step, UsageEvent
 from registry.site import Price
-from registry.tenants import Tenant
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -80,7 +70,7 @@ def test_more_may_be_used_than_was_held(db: Database) -> None:
 
 def test_the_same_event_twice_is_once_and_other_contents_are_a_conflict(db: Database) -> None:
     first = event(attempt())
-    other = replace(first, completion_tokens=21)
+    other = first._replace(completion_tokens=21)
     results = ledger.record(db, [Hold(attempt(), 1, 1), first, first, other])
     assert results[:3] == [None] * 3
     assert isinstance(results[3], Conflict)
@@ -147,93 +137,90 @@ def test_the_check_sees_what_was_tampered_with(db: Database) -> None:
     assert len(ledger.check(db)) == 2
 
 
+def recorded(step: Step) -> steps.Record:
+    """As a journal would have it, even where it would refuse it."""
+    if isinstance(step, Hold):
+        return ["h", *step.attempt, *step[1:]]
+    return steps.record(step)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_steps_in_bulk_leave_the_rows_that_they_leave_one_by_one(tmp_path: Path, seed: int) -> None:
+    """Plain ones, repeated ones, wrong ones, in any order, in batches of any size."""
+    dice = random.Random(seed)
+    attempts = [attempt(n, tenant=dice.choice(("physics", "biology"))) for n in range(60)]
+    taken: list[Step] = []
+    for one in attempts:
+        count = (dice.randrange(50), dice.randrange(50), dice.randrange(200))
+        end = dice.choice((Release(one.event_id), UsageEvent(one, *count, Outcome.COMPLETED, clock.text(NOON)), None))
+        taken += [Hold(one, 100, 300), Note(one.event_id, *count)] + ([end] if end else [])
+    for _ in range(dice.choice((0, 3, 30))):  # wrong ones: out of order, twice, of another attempt, too much
+        odd: Step = dice.choice(taken)
+        if isinstance(odd, UsageEvent) and dice.random() < 0.5:
+            odd = odd._replace(attempt=odd.attempt._replace(model="other"))
+        elif isinstance(odd, Hold) and dice.random() < 0.5:
+            odd = odd._replace(tokens=-1)
+        taken.insert(dice.randrange(len(taken)), odd)
+    for _ in range(dice.choice((0, 100))):  # out of order
+        at = dice.randrange(len(taken) - 1)
+        taken[at : at + 2] = reversed(taken[at : at + 2])
+    books = []
+    refused = []
+    for name in ("one", "bulk"):
+        db = ledger.open_ledger(tmp_path / f"{name}.db")
+        places = random.Random(seed)
+        left = list(taken)
+        said: list[str] = []
+        while left:
+            size = places.choice((1, 2, 10, 100))
+            batch, left = left[:size], left[size:]
+            with transaction(db) as c:
+                if name == "one":
+                    said += [str(r) for r in ledger.write(c, batch, "now", "j") if r]
+                else:
+                    said += [str(r) for r in ledger_bulk.write(c, [recorded(s) for s in batch], "now", "j")]
+        assert ledger.check(db) == []
+        books.append(
+            [[tuple(r) for r in db.conn.execute(f"SELECT * FROM {t}")] for t in ("holds", "usage_events", "postings")]
+        )
+        refused.append(said)
+        db.close()
+    assert books[0] == books[1]
+    assert refused[0] == refused[1]
+    assert books[0][1] and books[0][2]
+
+
+def test_a_step_reads_back_from_its_record() -> None:
+    hold = Hold(attempt(), 100, 300)
+    for step in (hold, Note("event-1", 1, 2, 3), event(attempt()), Release("event-1")):
+        assert steps.decode(steps.record(step)) == step
+        assert steps.encode(step) == orjson.dumps(steps.record(step))
+    for absurd in (-1, 2**53 + 1, 2**64):
+        with pytest.raises(ledger.TooMuch, match=str(absurd)):
+            steps.encode(hold._replace(tokens=absurd))
+    with pytest.raises(ValueError, match="not a step"):
+        steps.decode(["x", "event-1"])
+
+
 def test_prices_are_credits_per_million_tokens_in_microcredits() -> None:
     prices = {"default": Price(prompt=1, completion=2), "cheap": Price(prompt=0.15, completion=0.6)}
-    assert ledger.price(prices, "tiny", 1_000_000, 500_000) == 2_000_000  # two credits
-    assert ledger.price(prices, "cheap", 10, 10) == 8  # 7.5 to the nearest
-    assert ledger.price({}, "tiny", 10, 10) == 0
+    assert ledger.cost(ledger.price_of(prices, "tiny"), 1_000_000, 500_000) == 2_000_000  # two credits
+    assert ledger.cost(ledger.price_of(prices, "cheap"), 10, 10) == 8  # 7.5 to the nearest
+    assert ledger.cost(ledger.price_of({}, "tiny"), 10, 10) == 0
 
 
 def test_event_ids_sort_by_time() -> None:
-    ids = [ledger.mint(NOON + timedelta(milliseconds=n)) for n in range(20)]
-    assert ids == sorted(ids)
-    assert len({ledger.mint(NOON) for _ in range(1000)}) == 1000
+    noon = int(NOON.timestamp()) * 1_000_000_000
+    ids = [ledger.mint(noon + n) for n in range(20)]
+    assert ids == sorted(ids) and {len(i) for i in ids} == {32}
+    assert len({ledger.mint(noon) for _ in range(1000)}) == 1000
 
 
-async def test_what_is_queued_is_written_before_the_ledger_closes(path: Path) -> None:
-    writer = LedgerWriter(ledger.open_ledger(path), asyncio.get_running_loop())
-    await asyncio.gather(*(writer.hold(Hold(attempt(n), 1, 1)) for n in range(50)))
-    for n in range(50):
-        writer.record(event(attempt(n)))
-    await writer.close()
-    reader = open_reader(path)
-    assert len(ledger.usage_events(reader)) == 50
-    assert ledger.check(reader) == []
-    reader.close()
-
-
-async def test_a_full_ledger_refuses_holds_and_keeps_settlements_until_there_is_room(path: Path) -> None:
-    db = ledger.open_ledger(path)
-    writer = LedgerWriter(db, asyncio.get_running_loop())
-    await writer.hold(Hold(attempt(0), 1, 1))
-    db.conn.execute("PRAGMA max_page_count = 1")  # SQLite raises it to what the file has
-    with pytest.raises(LedgerUnwritable, match="full"):
-        for n in range(1, 1000):
-            await writer.hold(Hold(attempt(n), 1, 1))
-            settled = n
-    assert writer.failure is not None
-    writer.record(event(attempt(0)))
-    with pytest.raises(LedgerUnwritable):
-        await writer.hold(Hold(attempt(2000), 1, 1))
-    db.conn.execute("PRAGMA max_page_count = 100000")
-    await writer.hold(Hold(attempt(3000), 1, 1))
-    assert writer.failure is None
-    await writer.close()
-    reader = open_reader(path)
-    assert [e.attempt.event_id for e in ledger.usage_events(reader)] == ["event-0"]
-    assert ledger.open_holds(reader) == settled + 1
-    assert ledger.check(reader) == []
-    reader.close()
-
-
-async def test_a_client_that_leaves_while_its_hold_is_written_leaves_nothing_held(path: Path) -> None:
-    writer = LedgerWriter(ledger.open_ledger(path), asyncio.get_running_loop())
-    billing = Billing(writer, {}, lambda: NOON)
-    caller = Caller("key-1", Tenant("physics", "root", None, None, None, ""))
-    call = calls.read(Kind.COMPLETION, b'{"model":"tiny","prompt":"x"}')
-
-    async def request() -> None:
-        with Admission({}, lambda: 0.0).admit(caller.tenant, 1) as hold:
-            async with billing.attempt(caller, call, "replica-1", hold, Meter(call)):
-                raise AssertionError("it was dispatched")
-
-    task = asyncio.create_task(request())
-    await asyncio.sleep(0)  # runs it until it waits for its hold
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await writer.close()
-    reader = open_reader(path)
-    assert ledger.open_holds(reader) == 0
-    assert ledger.check(reader) == []
-    reader.close()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_writer_that_broke_refuses_holds_instead_of_keeping_them_waiting(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(ledger, "record", broken)
-    died = threading.Event()
-    writer = LedgerWriter(ledger.open_ledger(path), asyncio.get_running_loop(), died=died.set)
-    for n in range(2):
-        with pytest.raises(LedgerUnwritable, match="stopped"):
-            await writer.hold(Hold(attempt(n), 1, 1))
-    assert died.wait(5)
-    await writer.close()
+def test_stamps_are_the_registrys_times() -> None:
+    stamps = clock.Stamps()
+    for moment in (NOON, NOON + timedelta(microseconds=1), NOON + timedelta(seconds=59, microseconds=999_999), NOON):
+        ns = (int(moment.timestamp()) * 1_000_000 + moment.microsecond) * 1000
+        assert stamps.text(ns) == clock.text(moment)
 
 
 def test_only_one_process_may_write(path: Path, db: Database) -> None:

@@ -1,0 +1,140 @@
+"""registry.ledger.write for many records at once: the same rows, at a tenth of the cost.
+
+Records are gathered first and written table by table, many rows to a statement. Whatever is not plain (an event held
+twice, settled twice, never held, an amount that cannot be one) undoes the batch and sends it through ledger.write, one
+step at a time: that module alone says what is refused, and why.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+from registry import ledger
+from registry.db import Conflict
+from registry.steps import AMOUNT_LIMIT, HOLD, NOTE, RELEASE, SETTLE, Record, decode
+
+ROWS = 64  # in one statement: more is no faster
+IDS = 500  # looked for by one statement
+_ATTEMPT = slice(1, 8)  # of a record: the attempt's fields
+
+
+def write(c: sqlite3.Connection, records: Sequence[Record], at: str, journal: str) -> list[Conflict]:
+    """Write records of one journal, in order, in the caller's transaction. Returns what was refused, and why."""
+    c.execute("SAVEPOINT bulk")
+    try:
+        plain = _write_plain(c, records, at, journal)
+    except sqlite3.IntegrityError:
+        plain = False
+    if not plain:
+        c.execute("ROLLBACK TO bulk")
+    c.execute("RELEASE bulk")
+    if plain:
+        return []
+    return [r for r in ledger.write(c, [decode(r) for r in records], at, journal) if r]
+
+
+def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, journal: str) -> bool:
+    """False when these records are not plain; some rows may be written then."""
+    opened = {r[1] for r in records if r[0] == HOLD}
+    before = _holds(c, {r[1] for r in records if r[0] != HOLD} - opened)  # records that an earlier batch wrote
+    held: dict[str, Record] = {}  # opened by these records and not over yet
+    noted: dict[str, Record] = {}
+    over: list[str] = []  # of those before
+    events: list[Sequence[Any]] = []
+    postings: list[tuple[Any, ...]] = []
+
+    def closed(event_id: str) -> Record | None:
+        hold = held.pop(event_id, None)
+        if hold is None:
+            hold = before.pop(event_id, None)
+            if hold is not None:
+                over.append(event_id)
+        return hold
+
+    for record in records:
+        letter, event_id = record[0], record[1]
+        if letter == HOLD:
+            tenant, amount = record[2], record[9]
+            if not (0 <= record[8] <= AMOUNT_LIMIT and 0 <= amount <= AMOUNT_LIMIT):
+                return False
+            held[event_id] = record
+            postings.append(
+                (event_id, "hold", f"{tenant}/available", -amount, at, event_id, "hold", f"{tenant}/held", amount, at)
+            )
+        elif letter == SETTLE:
+            prompt, completion, used = record[8:11]
+            hold = closed(event_id)
+            if hold is None or hold[_ATTEMPT] != record[_ATTEMPT]:
+                return False
+            if not (0 <= prompt <= AMOUNT_LIMIT and 0 <= completion <= AMOUNT_LIMIT and 0 <= used <= AMOUNT_LIMIT):
+                return False
+            tenant, amount = hold[2], hold[9]
+            events.append(record[1:])
+            postings.append(
+                (
+                    *(event_id, "settle", f"{tenant}/available", amount - used, at),
+                    *(event_id, "settle", f"{tenant}/consumed", used, at),
+                    *(event_id, "settle", f"{tenant}/held", -amount, at),
+                )
+            )
+        elif letter == NOTE:
+            if not all(0 <= amount <= AMOUNT_LIMIT for amount in record[2:5]):
+                return False
+            if event_id in held or event_id in before:
+                noted[event_id] = record
+        elif letter == RELEASE:
+            hold = closed(event_id)
+            if hold is not None:
+                tenant, amount = hold[2], hold[9]
+                postings.append(
+                    (
+                        *(event_id, "release", f"{tenant}/available", amount, at),
+                        *(event_id, "release", f"{tenant}/held", -amount, at),
+                    )
+                )
+        else:
+            raise ValueError(f"not a step of the ledger: {record!r}")
+
+    # In order of their keys, so that each page is touched once.
+    events.sort(key=itemgetter(0))
+    postings.sort(key=itemgetter(0))
+    left = [(*h[1:], *(noted[i][2:5] if i in noted else (0, 0, 0)), journal) for i, h in sorted(held.items())]
+    _delete(c, over)
+    _insert(c, "holds", 13, chain.from_iterable(left))
+    _insert(c, "usage_events", 12, chain.from_iterable(events))
+    _insert(c, "postings", 5, chain.from_iterable(postings))
+    c.executemany(
+        "UPDATE holds SET prompt_tokens = ?, completion_tokens = ?, microcredits = ? WHERE event_id = ?",
+        [(*record[2:5], event_id) for event_id, record in noted.items() if event_id in before],
+    )
+    return True
+
+
+def _holds(c: sqlite3.Connection, event_ids: Collection[str]) -> dict[str, Record]:
+    """The open holds of these events, as the records that opened them."""
+    found: dict[str, Record] = {}
+    for ids in _parts(list(event_ids), IDS):
+        places = ",".join("?" * len(ids))
+        for r in c.execute(f"SELECT * FROM holds WHERE event_id IN ({places})", ids):
+            found[r[0]] = [HOLD, *tuple(r)[:9]]
+    return found
+
+
+def _delete(c: sqlite3.Connection, event_ids: list[str]) -> None:
+    for ids in _parts(event_ids, IDS):
+        c.execute(f"DELETE FROM holds WHERE event_id IN ({','.join('?' * len(ids))})", ids)
+
+
+def _insert(c: sqlite3.Connection, table: str, columns: int, values: Iterable[Any]) -> None:
+    """`values` is row after row, flat."""
+    row = f"({','.join('?' * columns)})"
+    for part in _parts(list(values), columns * ROWS):
+        c.execute(f"INSERT INTO {table} VALUES {','.join([row] * (len(part) // columns))}", part)
+
+
+def _parts(values: list[Any], size: int) -> Iterable[list[Any]]:
+    return (values[start : start + size] for start in range(0, len(values), size))

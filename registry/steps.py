@@ -1,0 +1,143 @@
+"""The steps of the ledger, what they may state, and how the journal spells them.
+
+Tuples instead of frozen dataclasses: three of them are made for each request, on the gateway's event loop.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from typing import Any, NamedTuple
+
+import orjson
+
+from registry.db import Conflict
+
+AMOUNT_LIMIT = 2**53  # of tokens or micro-credits in one step: sums of a thousand such still fit SQLite's integers
+HOLD, NOTE, SETTLE, RELEASE = "h", "n", "s", "r"  # the first field of a record
+
+Record = list[Any]  # a step as the journal has it: its letter, then its fields, the attempt's in line
+
+
+class TooMuch(Conflict):
+    """A step states an amount that cannot be one."""
+
+
+class Outcome(enum.StrEnum):
+    COMPLETED = "completed"
+    CLIENT_LEFT = "client_left"
+    UPSTREAM_FAILED = "upstream_failed"
+    ORPHANED = "orphaned"  # the gateway's process ended, or was about to, before the request did
+
+
+class Attempt(NamedTuple):
+    """One dispatch of one request to one replica."""
+
+    event_id: str
+    tenant: str
+    key_id: str
+    model: str  # the name the client asked for
+    replica: str  # its id, or the provider's model for an external one
+    kind: str  # gateway.calls.Kind
+    started_at: str
+
+
+class Hold(NamedTuple):
+    """What is set aside before an attempt is dispatched."""
+
+    attempt: Attempt
+    tokens: int
+    microcredits: int
+
+
+class Note(NamedTuple):
+    """A running count: what an attempt that is still streaming has used so far."""
+
+    event_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    microcredits: int
+
+
+class UsageEvent(NamedTuple):
+    """What an attempt used, once it is over."""
+
+    attempt: Attempt
+    prompt_tokens: int
+    completion_tokens: int
+    microcredits: int
+    outcome: Outcome
+    ended_at: str
+
+
+class Release(NamedTuple):
+    """An attempt that used nothing: the hold goes back and leaves no usage event."""
+
+    event_id: str
+
+
+Step = Hold | Note | UsageEvent | Release
+
+
+def mint(ns: int) -> str:
+    """A new event id: 16 hex digits of the time in nanoseconds, then 64 random bits (unique, not secret).
+
+    Later ids sort later, so that the ledger's tables grow at their ends.
+    """
+    return f"{ns << 64 | random.getrandbits(64):032x}"
+
+
+def check(step: Step) -> None:
+    """Raises TooMuch for an amount that cannot be one."""
+    for name, amount in _amounts(step):
+        if not 0 <= amount <= AMOUNT_LIMIT:
+            raise TooMuch(f"{amount} {name} in one request; the ledger takes 0 to {AMOUNT_LIMIT}")
+
+
+def encode(step: Step) -> bytes:
+    """The body of a journal's record. Raises TooMuch."""
+    # Most frequent first; a match statement would cost as much as all the rest.
+    if isinstance(step, Hold):
+        attempt, tokens, microcredits = step
+        if not (0 <= tokens <= AMOUNT_LIMIT and 0 <= microcredits <= AMOUNT_LIMIT):
+            check(step)
+        return orjson.dumps((HOLD, *attempt, tokens, microcredits))
+    if isinstance(step, UsageEvent):
+        attempt, prompt, completion, microcredits, outcome, ended_at = step
+        if not (0 <= prompt <= AMOUNT_LIMIT and 0 <= completion <= AMOUNT_LIMIT and 0 <= microcredits <= AMOUNT_LIMIT):
+            check(step)
+        return orjson.dumps((SETTLE, *attempt, prompt, completion, microcredits, outcome, ended_at))
+    check(step)
+    return orjson.dumps((NOTE if isinstance(step, Note) else RELEASE, *step))
+
+
+def record(step: Step) -> Record:
+    """What a reader of the journal gets to see of a step. Raises TooMuch."""
+    found: Record = orjson.loads(encode(step))
+    return found
+
+
+def decode(record: Record) -> Step:
+    """The opposite of encode(). Raises ValueError for what encode() does not write."""
+    match record:
+        case [str(letter), *attempt, int(tokens), int(microcredits)] if letter == HOLD:
+            return Hold(Attempt(*attempt), tokens, microcredits)
+        case [str(letter), *attempt, int(prompt), int(completion), int(microcredits), outcome, ended] if (
+            letter == SETTLE
+        ):
+            return UsageEvent(Attempt(*attempt), prompt, completion, microcredits, Outcome(outcome), ended)
+        case [str(letter), str(event_id), int(prompt), int(completion), int(microcredits)] if letter == NOTE:
+            return Note(event_id, prompt, completion, microcredits)
+        case [str(letter), str(event_id)] if letter == RELEASE:
+            return Release(event_id)
+    raise ValueError(f"not a step of the ledger: {record!r}")
+
+
+def _amounts(step: Step) -> list[tuple[str, int]]:
+    match step:
+        case Hold(_, tokens, microcredits):
+            return [("tokens", tokens), ("micro-credits", microcredits)]
+        case Note(_, prompt, completion, microcredits) | UsageEvent(_, prompt, completion, microcredits):
+            return [("prompt tokens", prompt), ("completion tokens", completion), ("micro-credits", microcredits)]
+        case Release():
+            return []
