@@ -19,6 +19,7 @@ from gateway.billing import Billing
 from gateway.catalog import Catalog
 from gateway.demand import Called
 from gateway.dispatch import Gateway
+from gateway.engine_polls import TIMEOUT_S as POLL_TIMEOUT_S
 from gateway.engine_polls import poll_engines
 from gateway.front import Backing
 from gateway.ledger_writer import LedgerWriter
@@ -85,17 +86,29 @@ def make_app(site: Site) -> web.Application:
             patience=Patience(settings.first_byte_timeout_s, settings.read_timeout_s, WHOLE_S),
             clock=loop.time,
         )
-        catalog.on_change += [gw.queues.resize, lambda _: gw.room.changed(), dispatch.forgets(gw)]
+        catalog.on_change += [gw.queues.resize, lambda _: gw.room.changed()]
+        catalog.on_gone += [gw.router.forget, gw.health.forget]
         catalog.refresh()
-        watched(gw)
+        _show_gauges(gw)
         background = [
             asyncio.create_task(task)
             for task in (
                 catalog.watch(),
                 pool.watch(),
                 gw.billing.note_running(),
-                poll_engines(catalog.every_ready, gw.pool.get, replicas, gw.router.gauged, loop.time, fault_of=dispatch.fault),
-                called.tell(lambda told: ledger.on_projector(lambda db: note_demand(db, told)), gw.queues.in_use, gw.room.waiting),
+                poll_engines(
+                    catalog.every_ready,
+                    lambda replica, path: pool.get(catalog.address(replica), path, POLL_TIMEOUT_S),
+                    replicas,
+                    gw.router.gauged,
+                    loop.time,
+                    fault_of=dispatch.fault,
+                ),
+                called.tell(
+                    lambda told: ledger.on_projector(lambda db: note_demand(db, told)),
+                    gw.queues.in_use,
+                    gw.room.waiting,
+                ),
             )
         ]
         yield
@@ -111,3 +124,30 @@ def make_app(site: Site) -> web.Application:
 
     app.cleanup_ctx.append(parts)
     return app
+
+
+def backing_of(app: web.Application, cold_protocol: Callable[[], asyncio.Protocol]) -> Backing:
+    """What the connections of a started gateway need of it."""
+    gw, settings = app[GATEWAY], app[SITE].gateway
+    return Backing(
+        hot=frozenset(SURFACES),
+        admit=lambda request: dispatch.admit(gw, request),
+        answer=lambda front: dispatch.respond(gw, front),
+        refuse=lambda front, error: replies.refuse(gw.site, front, error),
+        cold=cold_protocol,
+        max_body=settings.max_body_mb << 20,
+        request_timeout=settings.request_timeout_s,
+        client_timeout=settings.client_timeout_s,
+    )
+
+
+def stopping(app: web.Application) -> None:
+    """What is cut off from now on is cut off by us."""
+    app[GATEWAY].billing.stopping = True
+
+
+def _show_gauges(gw: Gateway) -> None:
+    """What /metrics reads at each scrape."""
+    deployment = ("deployment",)
+    gw.metrics.watch("requests_running", "Requests at a deployment's replicas.", deployment, gw.queues.taken)
+    gw.metrics.watch("requests_queued", "Requests that wait for a place.", deployment, gw.queues.waiting)

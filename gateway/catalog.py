@@ -47,10 +47,14 @@ class Catalog:
         self._version: int | None = None
         self._addresses: dict[str, Address] = {}
         self.on_change: list[Callable[[View], None]] = []  # told of each new view
+        self.on_gone: list[Callable[[set[str]], None]] = []  # told which replicas are ready no more
 
     def ready(self, deployment: str) -> Sequence[Replica]:
         """Its ready replicas; the registry is read again when there seem to be none."""
         return self.view.replicas.get(deployment) or self.find(lambda view: view.replicas.get(deployment)) or ()
+
+    def every_ready(self) -> list[Replica]:
+        return [replica for ready in self.view.replicas.values() for replica in ready]
 
     def address(self, replica: Replica) -> Address:
         found = self._addresses.get(replica.id)
@@ -83,10 +87,14 @@ class Catalog:
             self.failure = str(e)
             return False
         self.failure = None
+        before = {r.id for r in self.every_ready()}
         self.view, self._version = view, version
+        if gone := before - {r.id for r in self.every_ready()}:
+            for told in self.on_gone:
+                told(gone)
         self._addresses.clear()
-        for told in self.on_change:
-            told(view)
+        for changed in self.on_change:
+            changed(view)
         return True
 
     async def watch(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from gateway import attempt, calls, delivery, media, replies
@@ -82,7 +82,7 @@ async def respond(gw: Gateway, front: Front) -> None:
         replies.refuse(gw.site, front, e)
     except Exception:
         log.exception("%s failed", front.request.path)
-        asked.error = Bug("the gateway has a bug; its log says where")
+        asked.error = Bug()
         if asked.delivered:
             front.cut()
         else:
@@ -154,23 +154,28 @@ async def _wait_for_replica(gw: Gateway, asked: Asked, call: Call) -> None:
     asked.queued_s += gw.clock() - began
 
 
-def _route(gw: Gateway, asked: Asked, call: Call, failed: Mapping[str, UpstreamFailed]) -> Routed | None:
-    """Among the ready replicas that are healthy; where none is, the one that failed least recently."""
-    name = asked.served_by
-    left = [r for r in gw.catalog.ready(name) if r.id not in failed]
-    healthy = [r for r in left if gw.health.usable(r.id)]
-    if left and not healthy:
-        last = gw.health.fallback(r.id for r in left)
-        healthy = [r for r in left if r.id == last]
+def _route(gw: Gateway, asked: Asked, call: Call, failed: Container[str]) -> Routed | None:
+    return route(gw, asked.served_by, call, failed, asked.front.request.headers.get(SESSION))
+
+
+def route(
+    gw: Gateway, deployment: str, call: Call, but: Container[str] = (), session: str | None = None
+) -> Routed | None:
+    """A place on one of the ready replicas that are healthy; where none is, on the one that failed least recently."""
+    ready = [r for r in gw.catalog.ready(deployment) if r.id not in but]
+    healthy = [r for r in ready if gw.health.usable(r.id)]
+    if ready and not healthy:
+        last = gw.health.fallback(r.id for r in ready)
+        healthy = [r for r in ready if r.id == last]
     return gw.router.route(
-        name,
-        gw.names.policy(name),
+        deployment,
+        gw.names.policy(deployment),
         healthy,
         call.prompt_tokens,
         call.completion_tokens,
         calls.prompt_bytes(call),
         call.salt,
-        asked.front.request.headers.get(SESSION),
+        session,
     )
 
 

@@ -67,6 +67,25 @@ class BodyTooLarge(GatewayError):
     type = "invalid_request_error"
 
 
+class HeadersTooLarge(GatewayError):
+    status = 431
+    type = "invalid_request_error"
+
+
+class RequestTimeout(GatewayError):
+    """The client did not send its request in time."""
+
+    status = 408
+    type = "invalid_request_error"
+
+
+class Bug(GatewayError):
+    """Ours; the log has its traceback."""
+
+    def __init__(self) -> None:
+        super().__init__("the gateway has a bug; its log says where")
+
+
 class Refused(GatewayError):
     """aiohttp's own answer, in OpenAI's shape."""
 
@@ -119,6 +138,10 @@ class UpstreamSilent(UpstreamFailed):
 
     status = 504
     code = "upstream_silent"
+
+
+class Unreachable(UpstreamFailed):
+    """No connection: the port refuses, or what listens there is not the replica."""
 
 
 class NoReplica(GatewayError):

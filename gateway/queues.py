@@ -39,3 +39,7 @@ class Queues:
 
     def taken(self) -> dict[tuple[str, ...], float]:
         return {(name,): float(queue.taken) for name, queue in self._queues.items()}
+
+    def in_use(self) -> list[str]:
+        """The deployments that have requests."""
+        return [name for name, queue in self._queues.items() if queue.taken or queue.waiting]

@@ -62,6 +62,16 @@ class Pool:
         self._busy.add(upstream)
         return upstream
 
+    async def get(self, address: Address, path: str, patience: float) -> tuple[int, bytes]:
+        """The status and the body. Raises UpstreamFailed."""
+        upstream = await self.connection(address, fresh=True)
+        try:
+            upstream.send(request("GET", path, address, b""), patience)
+            body = await upstream.whole()
+            return upstream.status, body
+        finally:
+            self.give_back(address, upstream)
+
     def give_back(self, address: Address, upstream: Upstream) -> None:
         self._busy.discard(upstream)
         if upstream.reusable:

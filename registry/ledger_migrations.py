@@ -33,16 +33,15 @@ def m001_first(db: Database) -> None:
             )
 
 
-def m003_demand(db: Database) -> None:
-    """The controller learns from here which deployments are asked for."""
-    db.conn.execute("CREATE TABLE demand (deployment TEXT PRIMARY KEY, at TEXT NOT NULL, waiting INTEGER NOT NULL)")
-
-
-MIGRATIONS = (m001_first, m003_demand)
 def m002_journals(db: Database) -> None:
     """Each gateway process has a journal; holds are its own, and so far it is in this file."""
     db.conn.execute("ALTER TABLE holds ADD COLUMN journal TEXT NOT NULL DEFAULT ''")
     db.conn.execute("CREATE TABLE journals (segment TEXT PRIMARY KEY, offset INTEGER NOT NULL) WITHOUT ROWID")
 
 
-MIGRATIONS = (m001_first, m002_journals)
+def m003_demand(db: Database) -> None:
+    """The controller learns from here which deployments are asked for."""
+    db.conn.execute("CREATE TABLE demand (deployment TEXT PRIMARY KEY, at TEXT NOT NULL, waiting INTEGER NOT NULL)")
+
+
+MIGRATIONS = (m001_first, m002_journals, m003_demand)
