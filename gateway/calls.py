@@ -24,6 +24,7 @@ COUNTING = b',"stream_options":{"include_usage":true,"continuous_usage_stats":tr
 
 # Ours to set. `request_id` names a request to the engine, where another tenant's may have the same name.
 RESERVED = frozenset({"priority", "cache_salt", "kv_transfer_params", "ec_transfer_params", "request_id"})
+OBJECTS = {dict}
 XARGS = "vllm_xargs"  # ends up in the same place as the transfer parameters, under the names its author chose
 
 
@@ -118,7 +119,9 @@ def read(kind: Kind, body: bytes) -> Call:
             raise BadRequest(f"'stream_options' is {options!r}, not an object", "stream_options")
         wants_usage = options.get("include_usage") is True
         running = wants_usage and options.get("continuous_usage_stats") is True
-    choices = max(count(fields, "n", 1, CHOICES_LIMIT) or 1, count(fields, "best_of", 1, CHOICES_LIMIT) or 1)
+    choices = 1
+    if "n" in fields or "best_of" in fields:
+        choices = max(count(fields, "n", 1, CHOICES_LIMIT) or 1, count(fields, "best_of", 1, CHOICES_LIMIT) or 1)
     # With 0 the prompt is scored: a completion of no tokens, with echo and logprobs.
     longest = count(fields, "max_completion_tokens", 1, TOKENS_LIMIT)
     older = count(fields, "max_tokens", 0, TOKENS_LIMIT)
@@ -182,12 +185,8 @@ def parsed(body: bytes) -> dict[str, Any]:
 def messages_of(fields: dict[str, Any]) -> list[Any]:
     """Raises BadRequest."""
     messages = fields.get("messages")
-    if isinstance(messages, list) and messages:
-        for message in messages:
-            if not isinstance(message, dict):
-                break
-        else:
-            return messages
+    if type(messages) is list and set(map(type, messages)) == OBJECTS:
+        return messages
     raise BadRequest("'messages' must be a list of at least one message, each an object", "messages")
 
 

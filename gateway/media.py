@@ -24,22 +24,15 @@ SHOWN = 100  # characters of a URL in an error
 
 
 def links(messages: Any) -> tuple[str, ...]:
-    """Every URL in messages or other input that is not itself the data. Raises BadRequest for a part's `uuid`.
-
-    A message whose content is a string costs next to nothing.
-    """
+    """Every URL in messages, items or documents that is not itself the data. Raises BadRequest for a part's `uuid`."""
     if type(messages) is not list:
         return tuple(_walk([messages])) if type(messages) is dict else ()
-    parts = [
-        value
-        for message in messages
-        if type(message) is dict
-        for value in message.values()
-        if type(value) is list or type(value) is dict
+    others = [
+        item
+        for item in messages
+        if (type(item) is dict and not (len(item) == 2 and type(item.get("content")) is str)) or type(item) is list
     ]
-    # An item of the Responses API may be a picture itself, and a list of documents may hold lists.
-    own = [item for item in messages if type(item) is list or (type(item) is dict and _linking(item))]
-    return tuple(_walk([*parts, *own])) if parts or own else ()
+    return tuple(_walk(others)) if others else ()
 
 
 def check(call: Call, hosts: Sequence[str]) -> None:
@@ -58,10 +51,6 @@ def check(call: Call, hosts: Sequence[str]) -> None:
 
 def _matches(host: str, pattern: str) -> bool:
     return host.endswith(pattern[1:]) and len(host) >= len(pattern) if pattern.startswith("*.") else host == pattern
-
-
-def _linking(item: dict[str, Any]) -> bool:
-    return not LINKS.isdisjoint(item) or "source" in item or "uuid" in item
 
 
 def _walk(nodes: list[Any]) -> list[str]:
