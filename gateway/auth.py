@@ -1,4 +1,4 @@
-"""Bearer key -> who is calling."""
+"""A key, as OpenAI's SDKs send it or as Anthropic's do -> who is calling."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ class Caller:
 
 def authenticate(catalog: Catalog, headers: Mapping[str, str], needs: Scope = Scope.INFERENCE) -> Caller:
     """Raises WrongKey when there is no key, or none that may be used; Refused (403) when it lacks the scope."""
-    scheme, _, key = headers.get("Authorization", "").partition(" ")
+    scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
-        raise WrongKey("no API key: send it as the header 'Authorization: Bearer KEY'")
+        key = headers.get("x-api-key", "")
+    if not key.strip():
+        raise WrongKey("no API key: send it as the header 'Authorization: Bearer KEY', or as 'x-api-key: KEY'")
     # Looked up by hash: how long a comparison takes says nothing about a key.
     sha256 = digest(key.strip())
     found = catalog.find(lambda view: view.keys.get(sha256))
