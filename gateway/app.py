@@ -7,7 +7,6 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
 
 from aiohttp import web
 
@@ -48,7 +47,6 @@ def make_app(site: Site) -> web.Application:
     for path in SURFACES:
         app.router.add_post(path, cold.elsewhere)  # the front's; known here so that GET is told what is allowed
     app.router.add_get("/v1/models", models.models)
-    app.router.add_get("/v1/models/{model}", models.model)
     app.router.add_get("/metrics", metrics.metrics)
     app.router.add_get("/health", health.health)
     app.router.add_get("/ready", health.ready)
@@ -79,7 +77,7 @@ def make_app(site: Site) -> web.Application:
             health=replicas,
             pool=pool,
             ledger=ledger,
-            billing=Billing(ledger, site.prices, lambda: datetime.now(UTC)),
+            billing=Billing(ledger, site.prices),
             providers=Providers(site, os.environ),
             shadow=Shadow(catalog, pool, lambda name, call: dispatch.route(gw, name, call)),
             metrics=counted,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gateway import calls, relay
+from gateway import relay
 from gateway.admission import Hold
 from gateway.auth import Caller
 from gateway.billing import Bill
@@ -55,22 +55,23 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """`headers` go with the answer; `begun` is called as the first output leaves."""
+    """`headers` go with the answer. `begun` is called as the first output leaves, `spoke` when the engine refuses."""
 
     asked: Asked
-    call: Call  # as this upstream is to get it
+    call: Call
+    body: bytes  # as this upstream is to get it
     address: Address
     bill: Bill
     headers: Headers
     patience: Patience
     begun: Callable[[], None]
+    spoke: Callable[[], None]
 
 
 async def ask(pool: Pool, attempt: Attempt) -> None:
     """Answer the client from this upstream. Raises UpstreamFailed; unless `asked.delivered`, another may be tried."""
     asked, call, address, meter = attempt.asked, attempt.call, attempt.address, attempt.bill.meter
-    body = calls.upstream_body(call, asked.front.request.body)
-    request = relay.request("POST", asked.surface.path, address, body, attempt.bill.attempt.event_id)
+    request = relay.request("POST", asked.surface.path, address, attempt.body, attempt.bill.attempt.event_id)
     wait = attempt.patience.first if call.stream else attempt.patience.whole
     fresh = False
     while True:
@@ -122,10 +123,11 @@ def _refusal(upstream: Upstream, answer: bytes, attempt: Attempt) -> None:
     if upstream.status >= 500 or upstream.status in (401, 403):
         said = answer[:SHOWN].decode(errors="replace")
         raise UpstreamFailed(f"the replica answered {upstream.status}: {said}")
-    front = attempt.asked.front
+    front, dialect = attempt.asked.front, attempt.asked.surface.dialect
+    attempt.spoke()
+    answer = dialect.refusal(upstream.status, answer)
     if front.started:  # with comments, while it waited: too late for a status
         front.write(b"data: %b\n\n" % answer.replace(b"\n", b" "))
         front.end()
-        return
-    kind = upstream.headers.get("content-type", "application/json")
-    front.whole(upstream.status, [("content-type", kind), *attempt.headers], answer)
+    else:
+        front.whole(upstream.status, [JSON, *attempt.headers], answer)

@@ -7,6 +7,7 @@ created. A look that fails changes nothing: what was known stays in force.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
@@ -118,8 +119,17 @@ def _read(db: Database) -> View:
             live=live,
             replicas={name: [r for r in all_ if r.state is ReplicaState.READY] for name, all_ in live.items()},
             endpoints={e.name: e for e in endpoints.everything(db)},
-            adapters={a: d.name for d in wanted.values() for a in deployments.adapters(d)},
+            adapters={name: d.name for d in wanted.values() for name in adapters(d)},
         )
+
+
+def adapters(deployment: Deployment) -> list[str]:
+    """The LoRA adapters that its engines have loaded, by the names under which they answer."""
+    words = [str(word) for word in deployment.request.get("engine_args") or ()]
+    if "--lora-modules" not in words:
+        return []
+    named = itertools.takewhile(lambda word: not word.startswith("--"), words[words.index("--lora-modules") + 1 :])
+    return [word.partition("=")[0] for word in named if "=" in word]
 
 
 def created(deployment: Deployment) -> int:

@@ -1,4 +1,4 @@
-"""The path of a request: auth -> admission (Hold) -> queue (Slot) -> routing -> ledger (hold) -> relay -> ledger (settle).
+"""The path of a request: auth, admission (Hold), queue (Slot), routing, ledger (hold), relay, ledger (settle).
 
 What bounds it is one event loop's time: all of this runs there, and waits for nothing but its turn in the queue, a
 connection and the upstream's bytes, which go on to the client in the call in which they arrive.
@@ -16,7 +16,7 @@ from gateway.admission import Admission
 from gateway.attempt import Asked, Attempt, Patience
 from gateway.auth import Caller, authenticate
 from gateway.billing import Billing
-from gateway.calls import Call
+from gateway.calls import Call, renamed
 from gateway.catalog import Catalog
 from gateway.demand import Called
 from gateway.errors import Bug, GatewayError, NoReplica, QueueFull, Unreachable, UpstreamFailed, UpstreamSilent
@@ -106,7 +106,7 @@ async def answer(gw: Gateway, asked: Asked) -> None:
             asked.served_by = name
             serve = _from_provider if name in gw.site.external else _from_replicas
             try:
-                return await serve(gw, asked, call if chosen.keeps_name else calls.renamed(call, name))
+                return await serve(gw, asked, call if chosen.keeps_name or call.model == name else renamed(call, name))
             except (NoReplica, QueueFull, UpstreamFailed) as e:
                 if asked.delivered or name == chosen.chain[-1]:
                     raise
@@ -146,7 +146,7 @@ async def _wait_for_replica(gw: Gateway, asked: Asked, call: Call) -> None:
     began = gw.clock()
     settings, heartbeat = gw.site.gateway, None
     if call.stream:
-        heartbeat = delivery.comments(asked.front, replies.headers(gw.site, asked, None, None))
+        heartbeat = delivery.comments(asked.front, replies.headers(gw.site, asked))
     bound = None if call.stream else settings.start_wait_s
     await gw.room.until_ready(
         asked.served_by, lambda: gw.catalog.ready(asked.served_by), heartbeat=heartbeat, bound_s=bound
@@ -181,14 +181,15 @@ def route(
 
 async def _on_replica(gw: Gateway, asked: Asked, call: Call, routed: Routed) -> None:
     replica = routed.replica
+    body = calls.upstream_body(call, asked.front.request.body)
     gw.health.started(replica.id)
 
-    def begun() -> None:
+    def spoke() -> None:
         routed.first_output()
         gw.health.succeeded(replica.id)
 
     try:
-        await _attempt(gw, asked, call, replica.id, gw.catalog.address(replica), begun)
+        await _attempt(gw, asked, call, body, replica.id, gw.catalog.address(replica), spoke)
     finally:
         gw.health.abandoned(replica.id)  # nothing, unless it was a probe whose client left
 
@@ -196,25 +197,32 @@ async def _on_replica(gw: Gateway, asked: Asked, call: Call, routed: Routed) -> 
 async def _from_provider(gw: Gateway, asked: Asked, call: Call) -> None:
     """Through LiteLLM, in a process of its own that is just another upstream."""
     external = gw.site.external[asked.served_by]
-    address = await gw.providers.address(external, call)
-    await _attempt(gw, asked, call, external.model, address, lambda: None)
+    address = Address("provider", 0, unix=await gw.providers.address())
+    body = gw.providers.request(external, call)
+    await _attempt(gw, asked, call, body, external.model, address)
 
 
 async def _attempt(
-    gw: Gateway, asked: Asked, call: Call, upstream: str, address: Address, begun: Callable[[], None]
+    gw: Gateway,
+    asked: Asked,
+    call: Call,
+    body: bytes,
+    upstream: str,
+    address: Address,
+    spoke: Callable[[], None] = lambda: None,
 ) -> None:
-    """Hold, relay, settle: one dispatch and its one entry in the ledger."""
+    """Hold, relay, settle: one dispatch and its one entry in the ledger. `spoke`: the upstream's own word has come."""
     surface = asked.surface
     meter = surface.stream_meter(call) if call.stream and surface.stream_meter else surface.meter(call)
 
-    def first_output() -> None:
+    def begun() -> None:
         asked.first_output = gw.clock()
-        begun()
+        spoke()
 
     with gw.billing.attempt(asked.caller, call, upstream, asked.hold, meter) as bill:
         try:
             headers = replies.headers(gw.site, asked, bill.attempt.event_id, upstream)
-            await attempt.ask(gw.pool, Attempt(asked, call, address, bill, headers, gw.patience, first_output))
+            await attempt.ask(gw.pool, Attempt(asked, call, body, address, bill, headers, gw.patience, begun, spoke))
         except asyncio.CancelledError:
             # The client is gone, or the process ends.
             bill.outcome = Outcome.ORPHANED if gw.billing.stopping else Outcome.CLIENT_LEFT

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from gateway import engine_gauges
-from gateway.engine_gauges import Gauges
 from gateway.errors import UpstreamFailed
 from gateway.replica_health import Fault, ReplicaHealth
+from gateway.routing import Gauges
 from registry.deployments import Replica
 
 PERIOD_S = 3.0  # between two looks at one replica

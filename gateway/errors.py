@@ -97,18 +97,6 @@ class HeadersTooLarge(GatewayError):
     should_retry = False
 
 
-class HeadersTooLarge(GatewayError):
-    status = 431
-    type = "invalid_request_error"
-
-
-class RequestTimeout(GatewayError):
-    """The client did not send its request in time."""
-
-    status = 408
-    type = "invalid_request_error"
-
-
 class Bug(GatewayError):
     """Ours; the log has its traceback."""
 

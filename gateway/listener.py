@@ -39,7 +39,7 @@ class Listener:
         For `linger` seconds a connection that is idle may still ask once more: its client may be about to.
         """
         assert self._server is not None and self._looking is not None
-        self._server.close()
+        self._server.close()  # again, to no effect, where the process is told to end while it finishes what runs
         began = self._loop.time()
         while any(front.busy for front in self._fronts) or self._loop.time() - began < linger:
             lingering = self._loop.time() - began < linger

@@ -44,6 +44,9 @@ class Providers:
         self._library: _Library | None = None
         self._loading = asyncio.Lock()
 
+    async def close(self) -> None:
+        """x"""
+
     async def whole(self, external: External, call: Call, meter: Meter) -> bytes:
         """The answer as JSON in OpenAI's shape. Raises GatewayError."""
         answer = (await self._complete(external, call, meter)).model_dump(exclude_none=True)

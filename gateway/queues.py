@@ -19,9 +19,7 @@ class Queues:
         queue = self._queues.get(deployment)
         if queue is None:
             settings = self._settings
-            queue = FairQueue(
-                deployment, length=settings.queue_length, wait_s=settings.queue_wait_s, clock=self._clock
-            )
+            queue = FairQueue(deployment, length=settings.queue_length, wait_s=settings.queue_wait_s, clock=self._clock)
             queue.resize(self._places.get(deployment, 0))
             self._queues[deployment] = queue
         return queue

@@ -152,4 +152,3 @@ def request(method: str, path: str, address: Address, body: bytes, request_id: s
         f"Content-Type: application/json\r\n{named}Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode("latin-1") + body
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 from gateway import errors
 from gateway.attempt import Asked
@@ -20,15 +21,20 @@ def request_id(request: Request) -> str | None:
     return given if given is not None and REQUEST_ID.fullmatch(given) else None
 
 
-def headers(site: Site, asked: Asked, event_id: str, replica: str) -> Headers:
+def headers(site: Site, asked: Asked, event_id: str = "", replica: str = "") -> Headers:
+    """`event_id` and `replica` of the attempt, where one has begun."""
     request = asked.front.request
-    made: Headers = [("x-request-id", request_id(request) or event_id)]
+    made: Headers = []
+    if named := request_id(request) or event_id:
+        made.append(("x-request-id", named))
     if site.gateway.show_route:
         made += [
             ("x-headgate-deployment", asked.served_by),
-            ("x-headgate-replica", replica),
+            *([("x-headgate-replica", replica)] if replica else []),
             ("x-headgate-queue-ms", f"{asked.queued_s * 1000:.0f}"),
         ]
+    if asked.hold.requests is not None or asked.hold.budget is not None:
+        made += asked.surface.dialect.headers(asked.hold.requests, asked.hold.budget, time.time())
     if "origin" in request.headers:
         made += cross_origin(site.gateway.cors_origins, request.headers["origin"])
     return made

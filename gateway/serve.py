@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
 import ssl
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 import uvloop
 from aiohttp import web
 
 from gateway import takeover
 from gateway.app import backing_of, make_app, stopping
+from gateway.app_keys import GATEWAY
+from gateway.client_tls import server_context
 from gateway.listener import BACKLOG, Listener
-from gateway.pins import server_context
 from gateway.takeover import Heir, TakeoverRefused
 from registry.db import StorageError
-from registry.site import ConfigError, Site
+from registry.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ def run(site: Site, stop_s: float = STOP_S, *, take_over: bool = False) -> int:
         listening = heir.listening if heir else bind(site.gateway.host, site.gateway.port)
     except OSError as e:
         return _fail(f"cannot listen on {where} (gateway.port): {e.strerror or e}")
-    except (TakeoverRefused, ConfigError) as e:
+    except (TakeoverRefused, ValueError) as e:
         return _fail(str(e))
     try:
         with listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -87,33 +89,29 @@ async def serve(
         host, port = listening.getsockname()[:2]
         log.info("gateway of %s listens on %s://%s:%d", site.name, "https" if tls else "http", host, port)
         offering = asyncio.create_task(takeover.offer(site.takeover_socket, listening, taken.set))
-        await _first(stop, taken)
+        await _any(stop.wait(), taken.wait())
         if taken.is_set():
-            log.info("another gateway has taken over: streams that run are finished")
-            app_stops = asyncio.create_task(listener.stop(None, LINGER_S))
-            stopping(app, handed_over=True)
-            await asyncio.wait([app_stops, stopped := asyncio.create_task(stop.wait())], return_when="FIRST_COMPLETED")
-            stopped.cancel()
-            if not app_stops.done():
-                app_stops.cancel()
+            log.info("another gateway has taken over: what runs is finished here")
+            await app[GATEWAY].ledger.stop_projecting()
+            await _any(stop.wait(), listener.stop(None, LINGER_S))
         else:
-            offering.cancel()
             takeover.withdraw(site.takeover_socket)
-        if not taken.is_set() or stop.is_set():
-            log.info("stopping: no new connections, streams have %g s", stop_s)
-            stopping(app)
-            await listener.stop(stop_s)
-        with contextlib.suppress(asyncio.CancelledError):
-            await offering
+        offering.cancel()
+        log.info("stopping: no new connections, streams have %g s", stop_s)
+        stopping(app)
+        await listener.stop(stop_s)
     finally:
         await runner.cleanup()
 
 
-async def _first(*events: asyncio.Event) -> None:
-    waiting = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
-        task.cancel()
+async def _any(*waits: Coroutine[Any, Any, object]) -> None:
+    """Until the first of these is done; the others are cancelled."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _fail(text: str) -> int:

@@ -1,7 +1,7 @@
 """One connection to a replica: one exchange at a time on a raw protocol, framing by httptools.
 
-Bytes go from the kernel to whoever `listens` in the call in which they arrive: no task wakes for a chunk. An answer that
-nobody listens to is kept whole until it is complete.
+Bytes go from the kernel to whoever `listens` in the call in which they arrive: no task wakes for a chunk. An answer
+that nobody listens to is kept whole until it is complete.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ConnectionLost(UpstreamFailed):
 
 
 class Upstream(asyncio.Protocol):
-    """`patience`: seconds that each wait for the next bytes may take; `heard_at` is the loop's time of the last ones."""
+    """`patience`: seconds that each wait for the next bytes may take; `heard_at`: the loop's time of the last ones."""
 
     def __init__(self) -> None:
         self.idle_since = 0.0
@@ -88,7 +88,7 @@ class Upstream(asyncio.Protocol):
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     def listen(self, listener: Callable[[bytes], None]) -> None:
-        """From now on body bytes go to `listener` as they arrive, those that wait at once; `whole` waits for the end."""
+        """From now on the body goes to `listener` as it arrives, what has come at once; `whole` waits for the end."""
         waiting, self._parts, self._size = self._parts, [], 0
         self._listener = listener
         if waiting:

@@ -208,6 +208,11 @@ class Site:
         return self.state_dir / "control.sock"
 
     @property
+    def takeover_socket(self) -> Path:
+        """Where a running gateway hands its listening socket to the one that replaces it."""
+        return self.state_dir / "gateway.sock"
+
+    @property
     def services_dir(self) -> Path:
         """Pid files and logs of the gateway and the controller."""
         return self.state_dir / "services"

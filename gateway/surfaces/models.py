@@ -17,10 +17,10 @@ async def models(request: web.Request) -> web.Response:
     listed = [
         {"id": d.name, "object": "model", "created": created(d), "owned_by": d.owner}
         for d in gw.catalog.view.deployments.values()
-        if d.name not in gw.external
+        if d.name not in gw.site.external
     ]
     listed += [
         {"id": name, "object": "model", "created": 0, "owned_by": external.model.partition("/")[0]}
-        for name, external in gw.external.items()
+        for name, external in gw.site.external.items()
     ]
     return web.Response(body=orjson.dumps({"object": "list", "data": listed}), content_type="application/json")
