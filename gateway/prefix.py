@@ -35,7 +35,9 @@ class Prefixes:
 
     def __init__(self, capacity: int = BLOCKS_PER_REPLICA) -> None:
         self._capacity = max(capacity, 1)
-        self._kept = self._capacity * 31 // 32 or 1  # when some are dropped: a dict is slow to tell its first keys
+        self._kept = (
+            self._capacity - self._capacity // 32
+        )  # when some are dropped: a dict is slow to tell its first keys
         self._seen: dict[str, dict[int, bool]] = {}  # replica -> its blocks, the least recent first
         self._bits: dict[str, int] = {}  # replica -> its bit in the masks
         self._replicas: dict[int, str] = {}  # and back

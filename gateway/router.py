@@ -80,8 +80,8 @@ class Router:
     ) -> Routed | None:
         """The replica for a request, among the `ready` ones: healthy, and not failed on it before. None: there is none.
 
-        `work_tokens`: of the prompt. `completion_tokens`: expected, or else allowed. `salt`: see prefix.blocks. `session`: what the
-        client calls its session, made unique among tenants.
+        `work_tokens`: of the prompt. `completion_tokens`: expected, or else allowed. `salt`: see prefix.blocks.
+        `session`: what the client calls its session, made unique among tenants.
         """
         if not ready:
             return None
