@@ -5,8 +5,8 @@ A hint, never a promise: the engine has its own cache and its own idea of what t
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 BLOCK_BYTES = 1024  # about 256 tokens of English
 MAX_BLOCKS = 512  # of a prompt; what follows (after about 128,000 tokens) counts as never seen
@@ -28,52 +28,55 @@ def blocks(prompt: bytes, salt: bytes) -> list[int]:
 
 
 class Prefixes:
-    """The blocks that each replica of one deployment has seen: the most recent `capacity` of each.
+    """The blocks that each replica of one deployment has seen: the most recent ones, at most `capacity` of each.
 
     Of a prompt, the last block is always dropped first: a block is never known without all of those before it.
     """
 
     def __init__(self, capacity: int = BLOCKS_PER_REPLICA) -> None:
         self._capacity = max(capacity, 1)
-        self._seen: dict[str, OrderedDict[int, None]] = {}  # the least recent first
+        self._kept = (
+            self._capacity - self._capacity // 32
+        )  # when some are dropped: a dict is slow to tell its first keys
+        self._seen: dict[str, dict[int, bool]] = {}  # replica -> its blocks, the least recent first
         self._bits: dict[str, int] = {}  # replica -> its bit in the masks
         self._replicas: dict[int, str] = {}  # and back
-        self._masks: dict[int, int] = {}  # block -> the replicas that have it
+        self._masks: dict[int | None, int] = {}  # block -> the replicas that have it
 
     def matched(self, hashes: Sequence[int]) -> Mapping[str, int]:
         """Replica -> how many leading blocks it has; those with none are absent. One walk for all replicas."""
         found: dict[str, int] = {}
-        left = -1  # the replicas that have every block so far; -1: all there may be
-        count = 0
-        for block in hashes:
-            have = self._masks.get(block, 0) & left
+        masks, replicas = self._masks, self._replicas
+        left = -1  # the replicas that have every block so far; -1: whichever there may be
+        for count, block in enumerate((*hashes, None)):  # nobody has None: it ends the walk
+            have = masks.get(block, 0) & left
             if have != left:
-                if count:
-                    self._decode(left ^ have, count, found)
+                lost = left ^ have if count else 0
+                while lost:
+                    bit = lost & -lost
+                    found[replicas[bit]] = count
+                    lost ^= bit
                 if not have:
-                    return found
+                    break
                 left = have
-            count += 1
-        if count:
-            self._decode(left, count, found)
         return found
 
     def note(self, replica: str, hashes: Sequence[int]) -> None:
         """The replica was sent a prompt of these blocks."""
+        if not hashes:
+            return
         seen = self._seen.get(replica)
         if seen is None:
-            if not hashes:
-                return
             seen = self._join(replica)
         bit, masks = self._bits[replica], self._masks
         for block in reversed(hashes):  # so that the first block is the most recent, and the last to be dropped
-            if block in seen:
-                seen.move_to_end(block)
-            else:
-                seen[block] = None
+            if not seen.pop(block, False):
                 masks[block] = masks.get(block, 0) | bit
-        for _ in range(len(seen) - self._capacity):
-            self._clear(seen.popitem(last=False)[0], bit)
+            seen[block] = True
+        if len(seen) > self._capacity:
+            for block in list(islice(seen, len(seen) - self._kept)):
+                del seen[block]
+                self._clear(block, bit)
 
     def forget(self, replica: str) -> None:
         """The replica is gone, or has lost its cache."""
@@ -88,12 +91,12 @@ class Prefixes:
         """How many replicas have seen anything."""
         return len(self._seen)
 
-    def _join(self, replica: str) -> OrderedDict[int, None]:
+    def _join(self, replica: str) -> dict[int, bool]:
         bit = 1
         while bit in self._replicas:  # the lowest free one: masks stay short while replicas come and go
             bit <<= 1
         self._bits[replica], self._replicas[bit] = bit, replica
-        self._seen[replica] = OrderedDict()
+        self._seen[replica] = {}
         return self._seen[replica]
 
     def _clear(self, block: int, bit: int) -> None:
@@ -101,9 +104,3 @@ class Prefixes:
             self._masks[block] = mask
         else:
             del self._masks[block]
-
-    def _decode(self, mask: int, count: int, found: dict[str, int]) -> None:
-        while mask:
-            bit = mask & -mask
-            found[self._replicas[bit]] = count
-            mask ^= bit

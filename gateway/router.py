@@ -14,6 +14,7 @@ from registry import clock
 from registry.deployments import Replica
 
 SESSIONS = 20_000  # that are remembered, the most recent ones: some 5 MB
+LIKELY_OUTPUT_TOKENS = 1024  # at most: what a client allows is often far more than what it gets
 NEWEST = 0.05  # what the newest request weighs in a replica's moving average
 NO_MATCH: Mapping[str, int] = {}
 
@@ -79,8 +80,8 @@ class Router:
     ) -> Routed | None:
         """The replica for a request, among the `ready` ones: healthy, and not failed on it before. None: there is none.
 
-        `work_tokens`: of the prompt. `completion_tokens`: expected. `salt`: see prefix.blocks. `session`: what the
-        client calls its session, made unique among tenants.
+        `work_tokens`: of the prompt. `completion_tokens`: expected, or else allowed. `salt`: see prefix.blocks.
+        `session`: what the client calls its session, made unique among tenants.
         """
         if not ready:
             return None
@@ -105,11 +106,9 @@ class Router:
             fleet.prefixes.note(load.id, hashes)
         if session is not None:
             self._remember((deployment, session), load.id)
-        routed = Routed(
-            fleet.replicas[load.id], load, routing.uncached(work, matched.get(load.id, 0)), completion_tokens
-        )
-        load.typical += NEWEST * (routed.uncached_tokens - load.typical)
-        return routed
+        uncached = routing.uncached(work, matched.get(load.id, 0))
+        load.typical += NEWEST * (uncached - load.typical)
+        return Routed(fleet.replicas[load.id], load, uncached, min(completion_tokens, LIKELY_OUTPUT_TOKENS))
 
     def gauged(self, replica_id: str, gauges: Gauges) -> None:
         """What the engine says of itself, just read."""
@@ -123,7 +122,7 @@ class Router:
         for deployment, fleet in list(self._fleets.items() if gone else ()):
             for replica_id in gone:
                 fleet.prefixes.forget(replica_id)
-            fleet.ready = []
+            fleet.ready = ()
             if not fleet.prefixes:
                 del self._fleets[deployment]
 
@@ -144,7 +143,7 @@ class Router:
 
     def _muster(self, fleet: _Fleet, ready: Sequence[Replica]) -> None:
         """Other replicas than last time, or other facts about them."""
-        fleet.ready = list(ready)
+        fleet.ready = ready[:]
         fleet.replicas = {replica.id: replica for replica in ready}
         fleet.loads = [self._load(replica.id) for replica in ready]
         since = self._monotonic() - self._unix()
@@ -166,6 +165,6 @@ class _Fleet:
 
     def __init__(self, blocks_per_replica: int) -> None:
         self.prefixes = Prefixes(blocks_per_replica)
-        self.ready: list[Replica] = []
+        self.ready: Sequence[Replica] = ()
         self.replicas: dict[str, Replica] = {}
         self.loads: list[ReplicaLoad] = []
