@@ -21,7 +21,9 @@ from registry.site import Site
 @click.command(cls=WithSbatchOptions)
 @click.argument("model")
 @click.option("--name", help="What clients call it; default: the model's name.")
-@click.option("--replicas", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--replicas", type=click.IntRange(0), default=1, show_default=True, help="0: one, and only while it is called."
+)
 @click.option("--engine-arg", "engine_args", multiple=True, help="One more argument for the engine; repeatable.")
 @click.option(
     "--routing",
@@ -108,7 +110,7 @@ def wait_ready(site: Site, name: str, progress: Callable[[dict[str, Any]], None]
     while True:
         described: dict[str, Any] = control.get(f"/v1/deployments/{name}")
         state, cause = described["deployment"]["state"], described["deployment"]["cause"]
-        if state == "ready":
+        if state in ("ready", "asleep"):
             return described
         if state in ("failed", "stopped", "stopping"):
             words = last_lines(described)

@@ -158,13 +158,13 @@ def waits_for(standing: Standing, now: datetime) -> str:
         return "a replica is about to be submitted"
     job = f"job {replica.job_id}" if replica.job_id else "its job"
     match replica.state:
-        case ReplicaState.PENDING:
+        case ReplicaState.PENDING if replica.ends_at is None:
             words = f"{job} is pending"
             if replica.waiting_reason:
                 words += f" ({replica.waiting_reason})"
             if replica.expected_start_at:
                 words += f", estimated start {_moment(clock.parse(replica.expected_start_at), now)}"
-        case ReplicaState.STARTING:
+        case ReplicaState.PENDING | ReplicaState.STARTING:
             words = f"{job} runs and its engine is starting"
         case _:
             words = "a replica is ready"
@@ -174,10 +174,10 @@ def waits_for(standing: Standing, now: datetime) -> str:
 def retry_after(standing: Standing, now: datetime) -> int:
     """Seconds, from 1 to LONGEST_RETRY_S."""
     replica = _first(standing)
-    if replica is None or replica.state is ReplicaState.STARTING:
-        return START_S
-    if replica.state is ReplicaState.READY:
+    if replica is not None and replica.state is ReplicaState.READY:
         return 1
+    if replica is None or replica.state is ReplicaState.STARTING or replica.ends_at is not None:
+        return START_S
     if replica.expected_start_at is None:
         return UNKNOWN_S
     left = (clock.parse(replica.expected_start_at) - now).total_seconds()

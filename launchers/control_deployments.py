@@ -59,8 +59,8 @@ async def create_deployment(request: web.Request) -> web.Response:
         raise ValueError("a replica is one engine on one node: 'nodes' and 'tasks_per_node' must be 1")
     controller.site.environment("engine")
     replicas = 1 if body.get("replicas") is None else int(body["replicas"])
-    if not 1 <= replicas <= MAX_REPLICAS:
-        raise ValueError(f"'replicas' must be 1 ... {MAX_REPLICAS}, not {replicas}")
+    if not 0 <= replicas <= MAX_REPLICAS:
+        raise ValueError(f"'replicas' must be 0 (one while it is called) ... {MAX_REPLICAS}, not {replicas}")
     if not all(isinstance(word, str) for word in body.get("engine_args") or ()):
         raise ValueError("'engine_args' must be a list of texts")
     routing = body.get("routing") or deployments.ROUTING[0]
