@@ -131,7 +131,7 @@ class Supervisor:
         if isinstance(spec, ServeSpec):
             env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
             port = tasks.free_port(spec.listen)
-            self.endpoint = server.close(self.folder, spec, task.attempt, port)
+            self.endpoint = server.mint_endpoint(self.folder, spec, task.attempt, port)
             env.update(server.secret_env(self.endpoint.key))
             command = server.argv(spec, port, self.folder, task)
         else:

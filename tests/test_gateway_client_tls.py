@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from engine import served
 
-from gateway.client_tls import server_context
+from gateway.pins import server_context
 from registry.site import Tls
 
 OURS = minted()

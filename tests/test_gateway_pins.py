@@ -49,7 +49,7 @@ async def said_to(server: ssl.SSLContext | None, client: ssl.SSLContext) -> tupl
     async with listening:
         port = listening.sockets[0].getsockname()[1]
         loop = asyncio.get_running_loop()
-        transport, protocol = await loop.create_connection(Client, "127.0.0.1", port, ssl=client)
+        transport, protocol = await loop.create_connection(Client, "127.0.0.1", port, ssl=client, server_hostname="")
         transport.write(b"key")
         try:
             async with asyncio.timeout(10):
@@ -102,7 +102,7 @@ def test_one_that_speaks_plain_http_on_the_port_never_hears_the_key(
         async with listening:
             port = listening.sockets[0].getsockname()[1]
             loop, context = asyncio.get_running_loop(), pinned(REPLICA.certificate)
-            await loop.create_connection(asyncio.Protocol, "127.0.0.1", port, ssl=context)
+            await loop.create_connection(asyncio.Protocol, "127.0.0.1", port, ssl=context, server_hostname="")
 
     with asyncio.Runner(loop_factory=new_loop) as runner, pytest.raises(ssl.SSLError):
         runner.run(ask())

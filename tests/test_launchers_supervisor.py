@@ -146,7 +146,7 @@ def test_what_a_killed_attempt_left_is_replaced_by_the_next(start: Callable[...,
     (left,) = folder.former_tls
     key = folder.secret.read_text()
     folder.secret.chmod(0o644)
-    endpoint = server.close(folder, spec, "77.1", 8000)
+    endpoint = server.mint_endpoint(folder, spec, "77.1", 8000)
     assert folder.former_tls == [folder.tls("77.1")] and not left.exists()
     assert endpoint.key == folder.secret.read_text() != key
     assert stat.S_IMODE(folder.secret.stat().st_mode) == 0o600
@@ -160,7 +160,7 @@ def test_keys_are_not_written_through_a_link(tmp_path: Path) -> None:
     folder.secret.symlink_to(tmp_path / "file")
     folder.tls("7.0").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileExistsError):
-        server.close(folder, serve(), "7.0", 8000)
+        server.mint_endpoint(folder, serve(), "7.0", 8000)
     assert (tmp_path / "file").read_text() == "kept" and not folder.secret.is_symlink()
     assert list((tmp_path / "elsewhere").iterdir()) == []
 

@@ -37,7 +37,7 @@ class Endpoint:
     certificate: str | None = None  # PEM: the only one it may show; None: it speaks plain HTTP
 
 
-def close(folder: RunFolder, spec: ServeSpec, attempt: str, port: int) -> Endpoint:
+def mint_endpoint(folder: RunFolder, spec: ServeSpec, attempt: str, port: int) -> Endpoint:
     """Mint what closes this replica to everybody else: its key and, with TLS, its certificate. Raises OSError."""
     host = reachable_as(spec.listen)
     key = secrets.token_urlsafe(32)
