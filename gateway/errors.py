@@ -13,9 +13,11 @@ GatewayError
   QueueFull           429  the deployment has more to do than it can; waiting helps
   BudgetExhausted     429  waiting helps only while others' holds are in the way
   UpstreamFailed      502  the replica's or provider's fault
+    Unreachable       502  no connection to it
     UpstreamSilent    504  nothing came in time; not tried again, as it may be busy with just this
   NoReplica           503  the deployment exists, nothing of it is ready
   LedgerUnwritable    503  nothing is served that cannot be billed
+  Bug                 500  ours
 """
 
 from __future__ import annotations
@@ -167,6 +169,10 @@ class UpstreamFailed(GatewayError):
     should_retry: bool | None = True
 
 
+class Unreachable(UpstreamFailed):
+    """There is no connection to it."""
+
+
 class UpstreamSilent(UpstreamFailed):
     """Nothing came for too long. Another replica would only do the same work again, as long and unbilled."""
 
@@ -194,6 +200,11 @@ class LedgerUnwritable(GatewayError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"usage cannot be recorded, so nothing is served: {why}")
+
+
+class Bug(GatewayError):
+    def __init__(self, message: str = "the gateway has a bug; its log says where") -> None:
+        super().__init__(message)
 
 
 def shape(error: GatewayError) -> dict[str, Any]:
