@@ -88,6 +88,8 @@ class BodyTooLarge(GatewayError):
 
 
 class RequestTimeout(GatewayError):
+    """The client did not send its request in time."""
+
     status = 408
     type = "invalid_request_error"
     should_retry = True
@@ -97,18 +99,6 @@ class HeadersTooLarge(GatewayError):
     status = 431
     type = "invalid_request_error"
     should_retry = False
-
-
-class HeadersTooLarge(GatewayError):
-    status = 431
-    type = "invalid_request_error"
-
-
-class RequestTimeout(GatewayError):
-    """The client did not send its request in time."""
-
-    status = 408
-    type = "invalid_request_error"
 
 
 class Bug(GatewayError):
@@ -170,7 +160,7 @@ class UpstreamFailed(GatewayError):
 
 
 class Unreachable(UpstreamFailed):
-    """There is no connection to it."""
+    """No connection: the port refuses, or what listens there is not the replica."""
 
 
 class UpstreamSilent(UpstreamFailed):
@@ -179,10 +169,6 @@ class UpstreamSilent(UpstreamFailed):
     status = 504
     code = "upstream_silent"
     should_retry = None
-
-
-class Unreachable(UpstreamFailed):
-    """No connection: the port refuses, or what listens there is not the replica."""
 
 
 class NoReplica(GatewayError):
@@ -200,11 +186,6 @@ class LedgerUnwritable(GatewayError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"usage cannot be recorded, so nothing is served: {why}")
-
-
-class Bug(GatewayError):
-    def __init__(self, message: str = "the gateway has a bug; its log says where") -> None:
-        super().__init__(message)
 
 
 def shape(error: GatewayError) -> dict[str, Any]:
