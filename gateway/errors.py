@@ -13,9 +13,11 @@ GatewayError
   QueueFull           429  the deployment has more to do than it can; waiting helps
   BudgetExhausted     429  waiting helps only while others' holds are in the way
   UpstreamFailed      502  the replica's or provider's fault
+    Unreachable       502  no connection to it
     UpstreamSilent    504  nothing came in time; not tried again, as it may be busy with just this
   NoReplica           503  the deployment exists, nothing of it is ready
   LedgerUnwritable    503  nothing is served that cannot be billed
+  Bug                 500  ours
 """
 
 from __future__ import annotations
@@ -86,6 +88,8 @@ class BodyTooLarge(GatewayError):
 
 
 class RequestTimeout(GatewayError):
+    """The client did not send its request in time."""
+
     status = 408
     type = "invalid_request_error"
     should_retry = True
@@ -155,16 +159,16 @@ class UpstreamFailed(GatewayError):
     should_retry: bool | None = True
 
 
+class Unreachable(UpstreamFailed):
+    """No connection: the port refuses, or what listens there is not the replica."""
+
+
 class UpstreamSilent(UpstreamFailed):
     """Nothing came for too long. Another replica would only do the same work again, as long and unbilled."""
 
     status = 504
     code = "upstream_silent"
     should_retry = None
-
-
-class Unreachable(UpstreamFailed):
-    """No connection: the port refuses, or what listens there is not the replica."""
 
 
 class NoReplica(GatewayError):
