@@ -112,7 +112,9 @@ class LedgerWriter:
         await asyncio.to_thread(self._projector.stop)
 
     async def close(self) -> None:
-        """Journal and project what is pending, close the files."""
+        """Journal and project what is pending, close the files. A second time does nothing."""
+        if self._closed:
+            return
         self.flush()
         self._closed = True
         if self._retry is not None:

@@ -123,6 +123,7 @@ class Journal:
         except OSError as e:
             self._broken(e)
         os.close(self._fd)
+        self._fd = -1  # so that a late write fails, and does not land in whatever is opened next
 
     def _segment(self) -> int:
         """A new segment, locked before it can be seen."""

@@ -93,7 +93,7 @@ async def test_a_spent_budget_is_429_and_not_worth_retrying(tmp_path: Path) -> N
             assert refused.value.code == "insufficient_quota"
             assert "Retry-After" not in refused.value.response.headers
             assert refused.value.response.headers["x-should-retry"] == "false"
-        used = sum(e.prompt_tokens + e.completion_tokens for e in platform.events())
+        used = sum(e.prompt_tokens + e.completion_tokens for e in await until(platform.events))
         assert 0 < used <= 120
 
 

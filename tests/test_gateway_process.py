@@ -6,14 +6,16 @@ import asyncio
 import resource
 import signal
 import socket
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import openai
 import pytest
 from engine import Engine, running
 from gateway_fixtures import HELLO, Platform, gateway_process, prepared, site_at, until
+from waiting import eventually
 
 from registry.db import open_reader
 from registry.ledger import Outcome
@@ -51,6 +53,41 @@ async def test_a_stream_cut_by_kill_9_is_settled_at_its_last_count_by_the_next_g
             (event,) = await platform.settled()
             assert event.outcome is Outcome.ORPHANED
             assert (event.prompt_tokens, event.completion_tokens) == (7, 3)
+
+
+async def test_a_gateway_killed_before_its_journal_is_projected_bills_everything_once(tmp_path: Path) -> None:
+    engine = Engine(hold_after=3)
+    async with platform_at(tmp_path, engine) as platform:
+        async with gateway_process(platform) as process, platform.openai() as client:
+            ended = Engine()
+            async with running(ended):
+                platform.ready(ended, "replica-2")
+                stream = await client.chat.completions.create(**HELLO, stream=True)  # the first replica's
+                (journal,) = (tmp_path / "journal").iterdir()
+                await until(lambda: b'["n"' in journal.read_bytes())
+                await until(lambda: platform.open_holds() == 1)
+                # Nothing is projected from here on, as if it had not come to it yet.
+                with closing(sqlite3.connect(platform.site.ledger_db, isolation_level=None)) as other:
+                    other.execute("BEGIN IMMEDIATE")
+                    for _ in range(5):
+                        await client.chat.completions.create(**HELLO)
+                    await until(lambda: journal.read_bytes().count(b'["s"') == 5)
+                    process.send_signal(signal.SIGKILL)
+                    await process.wait()
+                    assert platform.events() == []
+                await stream.close()
+        # The last write was cut off in its middle, as by a power loss.
+        with journal.open("ab") as file:
+            file.write(b'0badc0de ["s","')
+        for _ in range(2):  # and once more, with nothing left to do
+            async with gateway_process(platform) as process:
+                events = await platform.settled(6)
+                assert sorted(e.outcome for e in events) == [Outcome.COMPLETED] * 5 + [Outcome.ORPHANED]
+                assert sorted(e.completion_tokens for e in events) == [3, 4, 4, 4, 4, 4]
+                assert not journal.exists()
+                process.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(process.wait(), 10) == 0
+                assert list((tmp_path / "journal").iterdir()) == []
 
 
 async def test_sigterm_finishes_running_streams_and_takes_no_new_ones(tmp_path: Path) -> None:
@@ -91,6 +128,12 @@ async def test_a_ledger_without_room_is_503_never_401_and_never_a_free_ride(tmp_
                 assert (await http.get("/health")).status == 200
             assert len(engine.requests) == asked
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+            async def is_ready() -> bool:
+                async with platform.http() as http:
+                    return (await http.get("/ready")).status == 200
+
+            await eventually(is_ready)
             await client.chat.completions.create(**HELLO)
         await platform.settled(2)
 
