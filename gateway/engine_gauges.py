@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from gateway.routing import Gauges
 
 RUNNING = b"vllm:num_requests_running"
 WAITING = b"vllm:num_requests_waiting"
 KV_USAGE = b"vllm:kv_cache_usage_perc"  # a fraction, whatever its name says
-
-
-@dataclass(frozen=True, slots=True)
-class Gauges:
-    """An engine's own, from its /metrics."""
-
-    running: int  # requests
-    waiting: int  # requests
-    kv_usage: float  # 0 to 1
-    at: float  # monotonic seconds
 
 
 def read(page: bytes, at: float) -> Gauges | None:

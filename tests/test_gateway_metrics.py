@@ -6,12 +6,14 @@ import asyncio
 import subprocess
 import sys
 import timeit
+from pathlib import Path
 
-from gateway_fixtures import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import metrics
 from gateway.metrics import OTHER, Metrics
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 async def page(counted: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -18,7 +18,7 @@ from gateway.app_keys import GATEWAY, SITE
 from gateway.catalog import Catalog
 from gateway.errors import GatewayError, Refused, WrongKey
 from gateway.metrics import Metrics
-from gateway.surfaces.metrics import METRICS, metrics, within
+from gateway.surfaces.metrics import metrics, within
 from registry import tenants
 from registry.tenants import Scope
 
@@ -44,8 +44,8 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
     admin = tenants.create_key(platform.registry, "physics", "root", (Scope.ADMIN,))[1]
     catalog = Catalog(platform.site.registry_db)
     app = web.Application()
-    app[SITE], app[METRICS] = platform.site, Metrics()
-    parts: Any = SimpleNamespace(catalog=catalog)
+    app[SITE] = platform.site
+    parts: Any = SimpleNamespace(catalog=catalog, metrics=Metrics())
     app[GATEWAY] = parts
     try:
         yield Door(app, catalog, platform.key, admin)

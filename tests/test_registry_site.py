@@ -247,7 +247,8 @@ def test_config_show_prints_toml_that_means_the_same_site(small):
     assert result.exit_code == 0 and 'gateway.read_timeout = "90s"' in result.output
     assert "# scheduler.slurm_conf is not set" in result.output
     printed = tomllib.loads(result.output)
-    assert printed["gateway"] == {"host": "127.0.0.1", "port": 8080, "read_timeout": "90s", "max_body_mb": 32}
+    some = {"host": "127.0.0.1", "port": 8080, "read_timeout": "90s", "max_body_mb": 32, "media_hosts": []}
+    assert printed["gateway"].items() >= some.items()
     Path("again.toml").write_text(result.output)
     assert load_site(Path("again.toml"), {}) == load_site(Path("small.toml"), {})
 

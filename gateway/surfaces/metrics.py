@@ -10,10 +10,8 @@ from aiohttp import hdrs, web
 from gateway.app_keys import GATEWAY, SITE
 from gateway.auth import authenticate
 from gateway.errors import Refused
-from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.metrics import CONTENT_TYPE
 from registry.tenants import Scope
-
-METRICS = web.AppKey("METRICS", Metrics)  # set in make_app
 
 # A proxy on this host would lend everyone its own address.
 FORWARDED = (hdrs.FORWARDED, hdrs.X_FORWARDED_FOR, "X-Real-IP", hdrs.VIA)
@@ -21,13 +19,14 @@ FORWARDED = (hdrs.FORWARDED, hdrs.X_FORWARDED_FOR, "X-Real-IP", hdrs.VIA)
 
 async def metrics(request: web.Request) -> web.Response:
     """Raises Refused (403) for a peer of no such network without a key of the scope, WrongKey for an unknown key."""
+    gw = request.app[GATEWAY]
     near = within(request.remote, request.app[SITE].gateway.metrics_from)
     if not near or any(name in request.headers for name in FORWARDED):
         if hdrs.AUTHORIZATION not in request.headers:
             whom = f"a peer within gateway.metrics_from, which {request.remote} is not" if not near else "no proxy"
             raise Refused(f"metrics are for a key of scope {Scope.ADMIN}, or for {whom}", 403)
-        authenticate(request.app[GATEWAY].catalog, request.headers, Scope.ADMIN)
-    return web.Response(body=await request.app[METRICS].page(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+        authenticate(gw.catalog, request.headers, Scope.ADMIN)
+    return web.Response(body=await gw.metrics.page(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
 
 def within(peer: str | None, networks: Iterable[str]) -> bool:
