@@ -12,6 +12,7 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import make_mocked_request
 from gateway_fixtures import prepared, site_at
+from multidict import CIMultiDict
 
 from gateway import auth
 from gateway.app_keys import GATEWAY, SITE
@@ -71,6 +72,7 @@ async def test_others_are_403_unless_their_key_has_the_scope(door: Door, remote:
     with pytest.raises(WrongKey):
         await door.ask(remote, "sk-hg-nobody's")
     assert (await door.ask(remote, door.admin)).status == 200
+    assert (await door.ask(remote, **{"x-api-key": door.admin})).status == 200
 
 
 @pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
@@ -99,10 +101,10 @@ async def test_a_page_is_read_over_http_with_the_type_that_prometheus_expects(
 
 
 def test_a_key_for_metrics_alone_calls_no_model(door: Door) -> None:
-    caller = auth.authenticate(door.catalog, {"Authorization": f"Bearer {door.inference}"})
+    caller = auth.authenticate(door.catalog, CIMultiDict(Authorization=f"Bearer {door.inference}"))
     assert (caller.tenant.name, caller.scopes) == ("physics", {Scope.INFERENCE})
     with pytest.raises(GatewayError, match="needs a key of scope inference; this one's: admin") as refused:
-        auth.authenticate(door.catalog, {"Authorization": f"Bearer {door.admin}"})
+        auth.authenticate(door.catalog, CIMultiDict(Authorization=f"Bearer {door.admin}"))
     assert refused.value.status == 403
 
 

@@ -22,7 +22,7 @@ async def metrics(request: web.Request) -> web.Response:
     gw = request.app[GATEWAY]
     near = within(request.remote, request.app[SITE].gateway.metrics_from)
     if not near or any(name in request.headers for name in FORWARDED):
-        if hdrs.AUTHORIZATION not in request.headers:
+        if not any(name in request.headers for name in (hdrs.AUTHORIZATION, "x-api-key")):
             whom = f"a peer within gateway.metrics_from, which {request.remote} is not" if not near else "no proxy"
             raise Refused(f"metrics are for a key of scope {Scope.ADMIN}, or for {whom}", 403)
         authenticate(gw.catalog, request.headers, Scope.ADMIN)
