@@ -31,15 +31,17 @@ async def poll_engines(
 ) -> None:
     """Runs until cancelled. `ask(replica, path)` GETs: (status, body); raises UpstreamFailed. `clock` is monotonic.
 
-    `fault_of` tells a replica that cannot be reached from one that answers badly. Replicas that are no longer ready are
-    forgotten by `health`. A slow engine is asked again when it has answered or its time is over; no other waits for it.
+    `fault_of` tells who cannot be reached; whatever else goes wrong is the poll's, not a request's. Replicas that are
+    no longer ready are forgotten by `health`. A slow engine is asked again when it has answered or its time is over; no
+    other waits for it.
     """
 
     async def look_at(replica: Replica) -> None:
         try:
             status, text = await _within(timeout_s, ask(replica, "/health"))
         except UpstreamFailed as e:
-            return health.failed(replica.id, f"/health: {e}", fault_of(e))
+            unreachable = fault_of(e) is Fault.UNREACHABLE
+            return health.failed(replica.id, f"/health: {e}", Fault.UNREACHABLE if unreachable else Fault.POLL)
         except TimeoutError:
             return health.failed(replica.id, f"/health said nothing for {timeout_s:g} s", Fault.POLL)
         if status != 200:

@@ -140,11 +140,13 @@ class ReplicaHealth:
             self._keep(replica_id, after_success(old, self._clock()))
 
     def abandoned(self, replica_id: str) -> None:
-        """The request ended without a word about the replica (its client left): if it was a probe, another is due."""
+        """The probe (`started` said so) ended, perhaps without a word (its client left): another may go at once.
+
+        Before or after `failed` and `succeeded`, which have the last word on what it showed.
+        """
         old = self._standings.get(replica_id)
         if old is not None and old.state is Health.PROBING:
-            now = self._clock()
-            self._standings[replica_id] = replace(old, state=Health.EJECTED, since=now, until=now)
+            self._standings[replica_id] = replace(old, until=self._clock())
 
     def polled(self, replica_id: str) -> None:
         """Its /health was answered with 200: a probe is due at once if being unreachable was all that was wrong."""

@@ -7,6 +7,7 @@ Nothing is read at import; `load_site` reads once, and the frozen Site is handed
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 import re
 import shutil
@@ -303,6 +304,11 @@ def _problems(site: Site) -> Iterator[tuple[str, str]]:
             f"{site.control_socket} is {socket} bytes long, and a Unix socket's path holds {SOCKET_PATH_BYTES}; "
             "choose a shorter directory",
         )
+    for network in site.gateway.metrics_from:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as e:
+            yield "gateway.metrics_from", f'{e}; write a network ("10.2.0.0/16", "fd00::/8") or one address'
     if site.scheduler.min_poll_s > site.scheduler.max_poll_s:
         lowest = f"{site.scheduler.min_poll_s:g} s (scheduler.min_poll)"
         yield "scheduler.max_poll", f"must be at least {lowest}, not {site.scheduler.max_poll_s:g} s"

@@ -6,7 +6,8 @@ import timeit
 
 import pytest
 
-from gateway.engine_gauges import Gauges, read
+from gateway.engine_gauges import read
+from gateway.routing import Gauges
 
 # As vLLM 0.1x writes it, one sample of each and one of its forty histograms.
 PAGE = """\

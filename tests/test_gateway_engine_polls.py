@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from gateway.engine_gauges import Gauges
 from gateway.engine_polls import poll_engines
 from gateway.errors import UpstreamFailed
 from gateway.replica_health import Fault, Health, ReplicaHealth
+from gateway.routing import Gauges
 from registry.deployments import Replica, ReplicaState
 
 PAGE = b"".join(
@@ -164,6 +164,7 @@ async def test_an_engine_that_cannot_be_reached_is_out_at_once() -> None:
     engines = Engines(["a"])
     engines.answers["a", "/health"] = fails("refused")
     async with engines.polled(sleeps=0, fault_of=lambda error: Fault.UNREACHABLE):
+        assert engines.health.snapshot()["a"].fault is Fault.UNREACHABLE
         assert not engines.health.usable("a") and engines.health.snapshot()["a"].why == "/health: refused"
 
 

@@ -162,6 +162,12 @@ def test_a_probe_whose_client_left_leaves_its_place_to_the_next(health: ReplicaH
     assert health.started("r") and not health.usable("r")
     health.abandoned("r")
     assert health.usable("r") and health.started("r") and not health.usable("r")
+    health.abandoned("r")
+    health.failed("r", "answered 500")  # said after all: ejected, and for longer
+    standing = health.snapshot()["r"]
+    assert (standing.state, standing.until - clock.now) == (Health.EJECTED, 2 * FIRST_S) and not health.usable("r")
+    health.abandoned("r")
+    assert not health.usable("r")
     health.abandoned("unknown")
     assert "unknown" not in health.snapshot()
 
