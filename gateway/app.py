@@ -27,6 +27,7 @@ from gateway.names import Names
 from gateway.providers import Providers
 from gateway.queues import Queues
 from gateway.relay import SWEEP_S, WHOLE_S, Pool
+from gateway.replica_gauges import watch_replicas
 from gateway.replica_health import ReplicaHealth
 from gateway.router import Router
 from gateway.shadow import Shadow
@@ -146,6 +147,7 @@ def stopping(app: web.Application) -> None:
 
 def _show_gauges(gw: Gateway) -> None:
     """What /metrics reads at each scrape."""
+    watch_replicas(gw.metrics, gw.catalog.every_ready, gw.health, gw.router.snapshot, gw.clock)
     deployment = ("deployment",)
     gw.metrics.watch("requests_running", "Requests at a deployment's replicas.", deployment, gw.queues.taken)
     gw.metrics.watch("requests_queued", "Requests that wait for a place.", deployment, gw.queues.waiting)

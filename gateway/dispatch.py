@@ -182,7 +182,7 @@ def route(
 async def _on_replica(gw: Gateway, asked: Asked, call: Call, routed: Routed) -> None:
     replica = routed.replica
     body = calls.upstream_body(call, asked.front.request.body)
-    gw.health.started(replica.id)
+    probes = gw.health.started(replica.id)
 
     def spoke() -> None:
         routed.first_output()
@@ -191,7 +191,8 @@ async def _on_replica(gw: Gateway, asked: Asked, call: Call, routed: Routed) -> 
     try:
         await _attempt(gw, asked, call, body, replica.id, gw.catalog.address(replica), spoke)
     finally:
-        gw.health.abandoned(replica.id)  # nothing, unless it was a probe whose client left
+        if probes:
+            gw.health.abandoned(replica.id)  # to no effect, unless nothing was heard of it: its client left
 
 
 async def _from_provider(gw: Gateway, asked: Asked, call: Call) -> None:

@@ -17,8 +17,8 @@ from aiohttp import web
 from gateway import takeover
 from gateway.app import backing_of, make_app, stopping
 from gateway.app_keys import GATEWAY
-from gateway.client_tls import server_context
 from gateway.listener import BACKLOG, Listener
+from gateway.pins import server_context
 from gateway.takeover import Heir, TakeoverRefused
 from registry.db import StorageError
 from registry.site import Site
