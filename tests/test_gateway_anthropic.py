@@ -49,7 +49,7 @@ ANSWER = [START, BLOCK, *DELTAS, *END]
 def test_a_stream_is_counted_as_it_comes_and_by_its_last_events() -> None:
     meter = MessageStreamMeter(call())
     assert meter.feed(START) == START
-    assert (meter.usage, meter.generated) == (None, False)
+    assert (meter.usage, meter.generated) == (Usage(7, 0), False)
     meter.feed(event("ping"))
     assert not meter.generated
     for n, delta in enumerate(DELTAS, start=1):
