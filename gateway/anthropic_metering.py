@@ -32,8 +32,8 @@ class MessageMeter(Meter):
 class MessageStreamMeter(EventMeter):
     _prompt: int | None = None
 
-    def _prompt_tokens(self) -> int:
-        return self._prompt or 0
+    def _prompt_tokens(self) -> int | None:
+        return self._prompt
 
     def _read(self, events: bytes) -> int | None:
         if self._prompt is None and START in events:

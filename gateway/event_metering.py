@@ -27,9 +27,10 @@ class EventMeter(StreamMeter):
 
     @property
     def usage(self) -> Usage | None:
-        if self._total is not None or not self.generated:
+        if self._total is not None:
             return self._total
-        return Usage(self._prompt_tokens(), self._deltas)
+        prompt = self._prompt_tokens()
+        return None if prompt is None else Usage(prompt, self._deltas)
 
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed when an event does not end, or cannot be read."""
@@ -65,8 +66,8 @@ class EventMeter(StreamMeter):
         return events if end is None else events[:end]
 
     @abstractmethod
-    def _prompt_tokens(self) -> int:
-        """As long as the stream's count is not known."""
+    def _prompt_tokens(self) -> int | None:
+        """As long as the stream's count is not known; None while nothing is to be billed."""
 
     @abstractmethod
     def _read(self, events: bytes) -> int | None:

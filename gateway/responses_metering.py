@@ -30,8 +30,8 @@ class ResponseMeter(Meter):
 
 
 class ResponseStreamMeter(EventMeter):
-    def _prompt_tokens(self) -> int:
-        return calls.prompt_billed(self._call)
+    def _prompt_tokens(self) -> int | None:
+        return calls.prompt_billed(self._call) if self.generated else None
 
     def _read(self, events: bytes) -> int | None:
         deltas = events.count(DELTA)
