@@ -57,6 +57,11 @@ class WaitingRoom:
                 room.ready = ready
                 room.wake()
 
+    def wake(self, name: str) -> None:
+        """Something else than the registry says that a replica may be asked again."""
+        if (room := self._rooms.get(name)) is not None:
+            room.wake()
+
     def waiting(self) -> dict[str, int]:
         """How many wait for each deployment."""
         return {name: room.waiting for name, room in self._rooms.items()}
