@@ -28,6 +28,7 @@ from registry.strict_toml import (
 
 SITE_CONFIGS = Path(__file__).resolve().parent.parent / "site-configs"
 SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the final NUL
+PROVIDER_SOCKET_BYTES = 8  # of a name in `providers_dir`: two gateways of a site may run for a while
 
 _DURATION: dict[str, Any] = {"unit": "duration", "above": 0}
 
@@ -164,6 +165,8 @@ class External:
     model: str  # LiteLLM's name for it: "anthropic/claude-..."
     api_base: str | None = None
     api_key_env: str | None = None
+    # Where [prices] has none of its own for it: LiteLLM's price, which is in dollars, times this. Absent: "default".
+    credits_per_usd: float | None = field(default=None, metadata={"above": 0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +215,11 @@ class Site:
     def takeover_socket(self) -> Path:
         """Where a running gateway hands its listening socket to the one that replaces it."""
         return self.state_dir / "gateway.sock"
+
+    @property
+    def providers_dir(self) -> Path:
+        """The socket of the process that calls other providers' models; nobody else may enter."""
+        return self.state_dir / "providers"
 
     @property
     def services_dir(self) -> Path:
@@ -297,11 +305,12 @@ def _origin(site: Site, key: str) -> str:
 
 def _problems(site: Site) -> Iterator[tuple[str, str]]:
     """What no single field can see: (key, problem)."""
-    socket = len(os.fsencode(site.control_socket))
+    longest = site.providers_dir / ("0" * PROVIDER_SOCKET_BYTES) if site.external else site.control_socket
+    socket = len(os.fsencode(longest))
     if socket > SOCKET_PATH_BYTES:
         yield (
             "state_dir",
-            f"{site.control_socket} is {socket} bytes long, and a Unix socket's path holds {SOCKET_PATH_BYTES}; "
+            f"{longest} is {socket} bytes long, and a Unix socket's path holds {SOCKET_PATH_BYTES}; "
             "choose a shorter directory",
         )
     for network in site.gateway.metrics_from:

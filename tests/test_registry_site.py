@@ -193,6 +193,10 @@ def test_a_state_directory_too_long_for_a_socket_is_refused_with_the_limit(small
     assert message.startswith("--set state_dir: state_dir: /ddd")
     assert "is 109 bytes long, and a Unix socket's path holds 107; choose a shorter directory" in message
     assert load_site(small(), {}, ["state_dir=/" + "d" * 93])
+    external = small('[external.claude]\nmodel = "anthropic/x"\n')
+    message = refused(external, {}, ("state_dir=/" + "d" * 93,))
+    assert "/providers/00000000 is 113 bytes long" in message
+    assert load_site(external, {}, ["state_dir=/" + "d" * 87])
 
 
 @pytest.mark.parametrize("network", ["10.0.0.1/8", "10.0.0", "localhost", "", "10.0.0.0/33"])
