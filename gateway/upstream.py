@@ -151,9 +151,6 @@ class Upstream(asyncio.Protocol):
         except httptools.HttpParserError as e:
             self.fail(UpstreamFailed(f"the replica does not speak HTTP: {e}"))
             return
-        except zlib.error as e:
-            self.fail(UpstreamFailed(f"the replica's compressed answer cannot be read: {e}"))
-            return
         if self._listener is not None and self._parts:
             parts = self._parts
             data = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -201,7 +198,11 @@ class Upstream(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         if self._unpack is not None:
-            data = self._unpack.decompress(data)
+            try:
+                data = self._unpack.decompress(data)
+            except zlib.error as e:
+                self.fail(UpstreamFailed(f"the replica's compressed answer cannot be read: {e}"))
+                return
         self._parts.append(data)
         if self._listener is None:
             self._size += len(data)

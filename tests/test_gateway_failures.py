@@ -94,7 +94,10 @@ async def test_what_a_replica_was_too_slow_for_is_not_asked_again(
 ) -> None:
     monkeypatch.setattr(app, "WHOLE_S", 0.5)
     engines = Engine(fail="silent"), Engine(fail="silent")
-    async with gateway(tmp_path, *engines, first_byte_timeout_s=0.5, read_timeout_s=0.5) as platform, platform.openai() as client:
+    async with (
+        gateway(tmp_path, *engines, first_byte_timeout_s=0.5, read_timeout_s=0.5) as platform,
+        platform.openai() as client,
+    ):
         with pytest.raises(openai.InternalServerError, match="sent nothing for") as failure:
             await client.chat.completions.create(**HELLO, stream=stream)
         assert failure.value.status_code == 504
