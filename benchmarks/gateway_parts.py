@@ -113,7 +113,7 @@ def compiled(folder: Path) -> Programs:
         raise Missing("the load generator and the engine are in C, and there is no cc (on Debian: apt-get install gcc)")
 
     def compile_as(name: str, *options: str) -> bool:
-        words = [cc, "-O2", "-Wall", "-o", folder / name, HERE / f"{name}.c", *options]
+        words: list[str | Path] = [cc, "-O2", "-Wall", "-o", folder / name, HERE / f"{name}.c", *options]
         done = subprocess.run(words, check=False, stderr=subprocess.PIPE if options else None)
         return done.returncode == 0
 
