@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ("cli.train", "train", "Submit a training run: RECIPE.toml becomes a job."),
     "publish": ("cli.train", "publish", "Convert a checkpoint and register it as a model."),
     "serve": ("cli.serve", "serve", "Deploy a model on replicas of the engine."),
+    "endpoint": ("cli.endpoints", "endpoint", "Endpoints: stable names, with weights, shadows and fallbacks."),
     "runs": ("cli.runs", "runs", "List runs, with how far they are."),
     "show": ("cli.show", "show", "One run on one screen: attempts, losses, checkpoints, lineage."),
     "logs": ("cli.logs", "logs", "Print (or follow) what a run, a replica or a service printed."),

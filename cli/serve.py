@@ -21,8 +21,15 @@ from registry.site import Site
 @click.command(cls=WithSbatchOptions)
 @click.argument("model")
 @click.option("--name", help="What clients call it; default: the model's name.")
-@click.option("--replicas", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--replicas", type=click.IntRange(0), default=1, show_default=True, help="0: one, and only while it is called."
+)
 @click.option("--engine-arg", "engine_args", multiple=True, help="One more argument for the engine; repeatable.")
+@click.option(
+    "--routing",
+    type=click.Choice(["least-work", "least-outstanding", "round-robin"]),
+    help="How the gateway chooses a replica.  [default: least-work]",
+)
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Until a replica has generated a token.")
 @resource_options
 @click.option("--json", "as_json", is_flag=True)
@@ -34,6 +41,7 @@ def serve(
     name: str | None,
     replicas: int,
     engine_args: tuple[str, ...],
+    routing: str | None,
     wait: bool,
     as_json: bool,
     **options: Any,
@@ -42,7 +50,7 @@ def serve(
     site = context.site()
     if "/" in model:
         model = str(Path(model).absolute())
-    made = create(site, model, name, replicas, asked(options), list(engine_args))
+    made = create(site, model, name, replicas, asked(options), list(engine_args), routing)
     deployment = made["deployment"]["name"]
     if wait:
         made = wait_ready(site, deployment, Changes())
@@ -82,9 +90,16 @@ def create(
     replicas: int = 1,
     resources: dict[str, Any] | None = None,
     engine_args: list[str] | None = None,
+    routing: str | None = None,
 ) -> dict[str, Any]:
     made: dict[str, Any] = Control(site.control_socket).post(
-        "/v1/deployments", model=model, name=name, replicas=replicas, resources=resources, engine_args=engine_args
+        "/v1/deployments",
+        model=model,
+        name=name,
+        replicas=replicas,
+        resources=resources,
+        engine_args=engine_args,
+        routing=routing,
     )
     return made
 
@@ -95,7 +110,7 @@ def wait_ready(site: Site, name: str, progress: Callable[[dict[str, Any]], None]
     while True:
         described: dict[str, Any] = control.get(f"/v1/deployments/{name}")
         state, cause = described["deployment"]["state"], described["deployment"]["cause"]
-        if state == "ready":
+        if state in ("ready", "asleep"):
             return described
         if state in ("failed", "stopped", "stopping"):
             words = last_lines(described)

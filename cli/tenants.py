@@ -9,6 +9,7 @@ import click
 from cli.client import Control
 from cli.context import Context
 from cli.table import json_option, show
+from registry.tenants import Scope
 
 
 @click.group()
@@ -67,11 +68,20 @@ def key() -> None:
 
 @key.command("create")
 @click.argument("tenant_name", metavar="TENANT")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    default=[Scope.INFERENCE.value],
+    show_default=True,
+    help="What it is good for; again for another.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print {key, secret}.")
 @click.pass_obj
-def create_key(context: Context, /, tenant_name: str, as_json: bool) -> None:
+def create_key(context: Context, /, tenant_name: str, scopes: tuple[str, ...], as_json: bool) -> None:
     """Make a key and print it, this once: only its hash is kept."""
-    made = Control(context.site().control_socket).post("/v1/keys", tenant=tenant_name)
+    made = Control(context.site().control_socket).post("/v1/keys", tenant=tenant_name, scopes=list(scopes))
     click.echo(json.dumps(made, indent=2) if as_json else made["secret"])
 
 
@@ -81,7 +91,7 @@ def create_key(context: Context, /, tenant_name: str, as_json: bool) -> None:
 def keys(context: Context, /, as_json: bool) -> None:
     """Every key by its id and first characters."""
     found = Control(context.site().control_socket).get("/v1/keys")
-    show(found, ("id", "tenant", "hint", "created_at", "revoked_at"), as_json, "no key yet")
+    show(found, ("id", "tenant", "scopes", "hint", "created_at", "revoked_at"), as_json, "no key yet")
 
 
 @key.command("revoke")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from gateway.errors import BudgetExhausted, TooManyRequests
+from gateway.rate_headers import Limits
 from registry.tenants import Tenant
 
 WINDOW_S = 60.0
@@ -26,12 +27,14 @@ class Standing:
 class Hold:
     """Tokens set aside for one request. Leaving the block gives them back, less what `used` was set to."""
 
-    __slots__ = ("_standing", "tokens", "used")
+    __slots__ = ("_standing", "budget", "requests", "tokens", "used")
 
-    def __init__(self, standing: Standing, tokens: int) -> None:
+    def __init__(self, standing: Standing, tokens: int, requests: Limits | None, budget: Limits | None) -> None:
         self._standing = standing
         self.tokens = tokens
         self.used = 0
+        self.requests = requests  # what is left of them, this request counted
+        self.budget = budget
 
     def __enter__(self) -> Hold:
         return self
@@ -57,7 +60,19 @@ class Admission:
         check(tenant, standing, tokens, now)
         standing.starts.append(now)
         standing.held += tokens
-        return Hold(standing, tokens)
+        return Hold(standing, tokens, *left(tenant, standing, now))
+
+
+def left(tenant: Tenant, standing: Standing, now: float) -> tuple[Limits | None, Limits | None]:
+    """Of the requests a minute and of the token budget, where they are limited. Pure."""
+    requests = budget = None
+    if (limit := tenant.requests_per_minute) is not None:
+        started = len(standing.starts)
+        # All are there again once the newest has left the window.
+        requests = Limits(limit, max(0, limit - started), standing.starts[-1] + WINDOW_S - now if started else 0.0)
+    if (limit := tenant.token_budget) is not None:
+        budget = Limits(limit, max(0, limit - standing.used - standing.held), 0.0)
+    return requests, budget
 
 
 def check(tenant: Tenant, standing: Standing, tokens: int, now: float) -> None:

@@ -4,90 +4,150 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
-import time
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Callable
 
-from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
+from aiohttp import web
 
-from gateway import errors
+from gateway import cold, dispatch, replies
 from gateway.admission import Admission
 from gateway.app_keys import GATEWAY, SITE
+from gateway.attempt import Patience
 from gateway.billing import Billing
 from gateway.catalog import Catalog
+from gateway.demand import Called
 from gateway.dispatch import Gateway
-from gateway.errors import BadRequest, BodyTooLarge, GatewayError, NotFound, Refused
+from gateway.engine_polls import TIMEOUT_S as POLL_TIMEOUT_S
+from gateway.engine_polls import poll_engines
+from gateway.front import Backing
 from gateway.ledger_writer import LedgerWriter
+from gateway.metrics import Metrics
+from gateway.names import Names
 from gateway.providers import Providers
-from gateway.relay import Pool
-from gateway.routing import Load
-from gateway.surfaces import health, models, openai
+from gateway.queues import Queues
+from gateway.relay import SWEEP_S, WHOLE_S, Pool
+from gateway.replica_gauges import watch_replicas
+from gateway.replica_health import ReplicaHealth
+from gateway.router import Router
+from gateway.shadow import Shadow
+from gateway.surfaces import health, metrics, models
+from gateway.surfaces.table import SURFACES
+from gateway.waiting_room import Standing, WaitingRoom
+from registry.demand import note_demand
 from registry.site import Site
-
-log = logging.getLogger(__name__)
-
-CONNECT_TIMEOUT_S = 5.0
 
 
 def make_app(site: Site) -> web.Application:
-    """The gateway of a site. Starting it raises StorageError when the ledger cannot be opened for writing."""
-    app = web.Application(middlewares=[in_openai_shape], client_max_size=site.gateway.max_body_mb << 20)
+    """The gateway of a site: its parts, and the routes that aiohttp serves.
+
+    Starting it raises StorageError when the ledger cannot be opened for writing.
+    """
+    app = web.Application(middlewares=[cold.in_openai_shape])
     app[SITE] = site
-    app.router.add_post("/v1/chat/completions", openai.chat_completions)
-    app.router.add_post("/v1/completions", openai.completions)
+    for path in SURFACES:
+        app.router.add_post(path, cold.elsewhere)  # the front's; known here so that GET is told what is allowed
     app.router.add_get("/v1/models", models.models)
+    app.router.add_get("/metrics", metrics.metrics)
     app.router.add_get("/health", health.health)
     app.router.add_get("/ready", health.ready)
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
-        read_timeout = site.gateway.read_timeout_s
+        loop = asyncio.get_running_loop()
+        settings = site.gateway
         catalog = Catalog(site.registry_db)
-        pool = Pool(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=read_timeout, clock=time.monotonic)
-        writer = LedgerWriter(site.ledger_db, asyncio.get_running_loop())
-        admission = Admission(writer.tokens_by_tenant(), time.monotonic)
-        billing = Billing(writer, site.prices)
-        providers = Providers(os.environ, read_timeout)
-        app[GATEWAY] = Gateway(catalog, admission, Load(), pool, writer, billing, providers, site.external)
-        background = [asyncio.create_task(catalog.watch()), asyncio.create_task(billing.note_running())]
+        ledger = LedgerWriter(site.ledger_db, loop)
+        counted = Metrics()
+        replicas = ReplicaHealth(loop.time, ejected=lambda _, fault: counted.ejected(fault))
+        pool = Pool(connect_timeout=settings.connect_timeout_s, sweep=min(SWEEP_S, settings.read_timeout_s / 4))
+        called = Called()
+        gw = app[GATEWAY] = Gateway(
+            site=site,
+            catalog=catalog,
+            names=Names(catalog, site.external, random.random),
+            admission=Admission(ledger.tokens_by_tenant(), loop.time),
+            queues=Queues(settings, loop.time),
+            room=WaitingRoom(
+                lambda name: Standing(catalog.view.deployments.get(name), catalog.view.live.get(name, ())),
+                heartbeat_s=settings.heartbeat_s,
+                asked=called.urge,
+                monotonic=loop.time,
+            ),
+            called=called,
+            router=Router(),
+            health=replicas,
+            pool=pool,
+            ledger=ledger,
+            billing=Billing(ledger, site.prices),
+            providers=Providers(site, os.environ),
+            shadow=Shadow(catalog, pool, lambda name, call: dispatch.route(gw, name, call)),
+            metrics=counted,
+            patience=Patience(settings.first_byte_timeout_s, settings.read_timeout_s, WHOLE_S),
+            clock=loop.time,
+        )
+        catalog.on_change += [gw.queues.resize, lambda _: gw.room.changed()]
+        catalog.on_gone += [gw.router.forget, gw.health.forget]
+        catalog.refresh()
+        _show_gauges(gw)
+        background = [
+            asyncio.create_task(task)
+            for task in (
+                catalog.watch(),
+                pool.watch(),
+                gw.billing.note_running(),
+                poll_engines(
+                    catalog.every_ready,
+                    lambda replica, path: pool.get(catalog.address(replica), path, POLL_TIMEOUT_S),
+                    replicas,
+                    gw.router.gauged,
+                    loop.time,
+                    fault_of=dispatch.fault,
+                ),
+                called.tell(
+                    lambda told: ledger.on_projector(lambda db: note_demand(db, told)),
+                    gw.queues.in_use,
+                    gw.room.waiting,
+                ),
+            )
+        ]
         yield
         for task in background:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await writer.close()
+        await gw.shadow.close()
+        await gw.providers.close()
+        await ledger.close()
         pool.close()
         catalog.close()
 
-    async def stopping(app: web.Application) -> None:
-        app[GATEWAY].billing.stopping = True
-
     app.cleanup_ctx.append(parts)
-    app.on_shutdown.append(stopping)
     return app
 
 
-@web.middleware
-async def in_openai_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever goes wrong before an answer begins leaves as OpenAI's error object."""
-    try:
-        return await handler(request)
-    except GatewayError as e:
-        return errors.response(e)
-    except web.HTTPRequestEntityTooLarge as e:
-        return errors.response(BodyTooLarge(f"{e.text} (bytes; the site's gateway.max_body_mb)"))
-    except web.HTTPNotFound:
-        return errors.response(NotFound(f"there is nothing at {request.method} {request.path}"))
-    except web.HTTPException as e:
-        response = errors.response(Refused(f"{request.method} {request.path}: {e.reason}", e.status))
-        if hdrs.ALLOW in e.headers:
-            response.headers[hdrs.ALLOW] = e.headers[hdrs.ALLOW]
-        return response
-    except web.RequestPayloadError as e:
-        return errors.response(BadRequest(f"the body cannot be read: {e}"))
-    except Exception:
-        if request.writer.output_size:
-            raise  # an answer has begun: aiohttp logs it too, and cuts the connection
-        log.exception("%s %s failed", request.method, request.path)
-        return errors.response(GatewayError("the gateway has a bug; its log says where"))
+def backing_of(app: web.Application, cold_protocol: Callable[[], asyncio.Protocol]) -> Backing:
+    """What the connections of a started gateway need of it."""
+    gw, settings = app[GATEWAY], app[SITE].gateway
+    return Backing(
+        hot=frozenset(SURFACES),
+        admit=lambda request: dispatch.admit(gw, request),
+        answer=lambda front: dispatch.respond(gw, front),
+        refuse=lambda front, error: replies.refuse(gw.site, front, error),
+        cold=cold_protocol,
+        max_body=settings.max_body_mb << 20,
+        request_timeout=settings.request_timeout_s,
+        client_timeout=settings.client_timeout_s,
+    )
+
+
+def stopping(app: web.Application) -> None:
+    """What is cut off from now on is cut off by us."""
+    app[GATEWAY].billing.stopping = True
+
+
+def _show_gauges(gw: Gateway) -> None:
+    """What /metrics reads at each scrape."""
+    watch_replicas(gw.metrics, gw.catalog.every_ready, gw.health, gw.router.snapshot, gw.clock)
+    deployment = ("deployment",)
+    gw.metrics.watch("requests_running", "Requests at a deployment's replicas.", deployment, gw.queues.taken)
+    gw.metrics.watch("requests_queued", "Requests that wait for a place.", deployment, gw.queues.waiting)

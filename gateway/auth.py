@@ -1,4 +1,4 @@
-"""Bearer key -> who is calling."""
+"""A key, as OpenAI's SDKs send it or as Anthropic's do -> who is calling."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.catalog import Catalog
-from gateway.errors import WrongKey
-from registry.tenants import Tenant, digest
+from gateway.errors import Refused, WrongKey
+from registry.tenants import Scope, Tenant, digest
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     key_id: str
     tenant: Tenant
+    scopes: frozenset[Scope] = frozenset({Scope.INFERENCE})
 
 
-def authenticate(catalog: Catalog, headers: Mapping[str, str]) -> Caller:
-    """Raises WrongKey when there is no key, or none that may be used."""
-    scheme, _, key = headers.get("Authorization", "").partition(" ")
+def authenticate(catalog: Catalog, headers: Mapping[str, str], needs: Scope = Scope.INFERENCE) -> Caller:
+    """Raises WrongKey when there is no key, or none that may be used; Refused (403) when it lacks the scope."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
-        raise WrongKey("no API key: send it as the header 'Authorization: Bearer KEY'")
+        key = headers.get("x-api-key", "")
+    if not key.strip():
+        raise WrongKey("no API key: send it as the header 'Authorization: Bearer KEY', or as 'x-api-key: KEY'")
     # Looked up by hash: how long a comparison takes says nothing about a key.
     sha256 = digest(key.strip())
     found = catalog.find(lambda view: view.keys.get(sha256))
     if found is None:
         raise WrongKey("the API key is not known, or was revoked")
-    return Caller(*found)
+    if needs not in found.scopes:
+        has = ", ".join(sorted(found.scopes)) or "none"
+        raise Refused(f"this needs a key of scope {needs}; this one's: {has}", 403)
+    return Caller(found.id, found.tenant, found.scopes)

@@ -7,17 +7,20 @@ created. A look that fails changes nothing: what was known stays in force.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from registry import clock, deployments, tenants
+from gateway.relay import Address, address_of
+from registry import clock, deployments, endpoints, tenants
 from registry.db import Database, StorageError, data_version, open_reader, snapshot
-from registry.deployments import Deployment, Replica
-from registry.tenants import Tenant
+from registry.deployments import Deployment, Replica, ReplicaState
+from registry.endpoints import Endpoint
+from registry.tenants import LiveKey
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +31,12 @@ POLL_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class View:
-    keys: Mapping[str, tuple[str, Tenant]] = field(default_factory=dict)  # sha256 -> (key id, tenant)
+    keys: Mapping[str, LiveKey] = field(default_factory=dict)  # by the key's sha256
     deployments: Mapping[str, Deployment] = field(default_factory=dict)  # live ones, by name
-    replicas: Mapping[str, list[Replica]] = field(default_factory=dict)  # ready ones, by deployment
+    live: Mapping[str, list[Replica]] = field(default_factory=dict)  # replicas that have not ended, by deployment
+    replicas: Mapping[str, list[Replica]] = field(default_factory=dict)  # of these, the ready ones
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)  # a LoRA adapter's name -> the deployment that has it
 
 
 class Catalog:
@@ -40,6 +46,27 @@ class Catalog:
         self._path = path
         self._db: Database | None = None
         self._version: int | None = None
+        self._addresses: dict[str, Address] = {}
+        self.on_change: list[Callable[[View], None]] = []  # told of each new view
+        self.on_gone: list[Callable[[set[str]], None]] = []  # told which replicas are ready no more
+
+    def ready(self, deployment: str) -> Sequence[Replica]:
+        """Its ready replicas; the registry is read again when there seem to be none."""
+        return self.view.replicas.get(deployment) or self.find(lambda view: view.replicas.get(deployment)) or ()
+
+    def every_ready(self) -> list[Replica]:
+        return [replica for ready in self.view.replicas.values() for replica in ready]
+
+    def address(self, replica: Replica) -> Address:
+        found = self._addresses.get(replica.id)
+        if found is None:
+            found = self._addresses[replica.id] = address_of(replica)
+        return found
+
+    def context(self, deployment: str) -> int | None:
+        """The longest sequence that every ready replica takes; None where no engine says."""
+        known = [r.context_tokens for r in self.ready(deployment) if r.context_tokens is not None]
+        return min(known, default=None)
 
     def find(self, look: Callable[[View], T | None]) -> T | None:
         """What `look` finds; when that is nothing (None or empty), the registry is read again first."""
@@ -53,7 +80,7 @@ class Catalog:
             version = data_version(self._db)
             if version == self._version:
                 return False
-            self.view, self._version = _read(self._db), version
+            view = _read(self._db)
         except (StorageError, sqlite3.Error) as e:
             # Not there yet (the controller creates it), or unreadable for now.
             if self.failure is None:
@@ -61,6 +88,14 @@ class Catalog:
             self.failure = str(e)
             return False
         self.failure = None
+        before = {r.id for r in self.every_ready()}
+        self.view, self._version = view, version
+        if gone := before - {r.id for r in self.every_ready()}:
+            for told in self.on_gone:
+                told(gone)
+        self._addresses.clear()
+        for changed in self.on_change:
+            changed(view)
         return True
 
     async def watch(self) -> None:
@@ -76,11 +111,25 @@ class Catalog:
 
 def _read(db: Database) -> View:
     with snapshot(db):
+        wanted = {d.name: d for d in deployments.everything(db) if not d.state.ended}
+        live = deployments.live_replicas(db)
         return View(
-            tenants.live_keys(db),
-            {d.name: d for d in deployments.everything(db) if not d.state.ended},
-            deployments.ready_replicas(db),
+            keys=tenants.live_keys(db),
+            deployments=wanted,
+            live=live,
+            replicas={name: [r for r in all_ if r.state is ReplicaState.READY] for name, all_ in live.items()},
+            endpoints={e.name: e for e in endpoints.everything(db)},
+            adapters={name: d.name for d in wanted.values() for name in adapters(d)},
         )
+
+
+def adapters(deployment: Deployment) -> list[str]:
+    """The LoRA adapters that its engines have loaded, by the names under which they answer."""
+    words = [str(word) for word in deployment.request.get("engine_args") or ()]
+    if "--lora-modules" not in words:
+        return []
+    named = itertools.takewhile(lambda word: not word.startswith("--"), words[words.index("--lora-modules") + 1 :])
+    return [word.partition("=")[0] for word in named if "=" in word]
 
 
 def created(deployment: Deployment) -> int:

@@ -1,194 +1,254 @@
-"""The path of a request: admission (Hold) -> routing -> ledger (hold) -> relay -> metering -> ledger (settle)."""
+"""The path of a request: auth, admission (Hold), queue (Slot), routing, ledger (hold), relay, ledger (settle).
+
+What bounds it is one event loop's time: all of this runs there, and waits for nothing but its turn in the queue, a
+connection and the upstream's bytes, which go on to the client in the call in which they arrive.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
-from aiohttp import web
-
-from gateway import calls, errors, metering, relay
-from gateway.admission import Admission, Hold
-from gateway.auth import Caller
-from gateway.billing import Bill, Billing
-from gateway.calls import Call
+from gateway import attempt, calls, delivery, media, replies
+from gateway.admission import Admission
+from gateway.attempt import Asked, Attempt, Patience
+from gateway.auth import Caller, authenticate
+from gateway.billing import Billing
+from gateway.calls import Call, renamed
 from gateway.catalog import Catalog
-from gateway.errors import GatewayError, NoReplica, UnknownModel, UpstreamFailed, UpstreamSilent
+from gateway.demand import Called
+from gateway.errors import Bug, GatewayError, NoReplica, QueueFull, Unreachable, UpstreamFailed, UpstreamSilent
+from gateway.fair_queue import Priority
+from gateway.front import Front, Request
 from gateway.ledger_writer import LedgerWriter
-from gateway.metering import Meter, StreamMeter
+from gateway.metering import Usage
+from gateway.metrics import Metrics
+from gateway.names import Names
 from gateway.providers import Providers
-from gateway.relay import Pool, Upstream
-from gateway.routing import Load, pick
-from registry.deployments import Replica
+from gateway.queues import Queues
+from gateway.relay import Address, Pool
+from gateway.replica_health import Fault, ReplicaHealth
+from gateway.router import Routed, Router
+from gateway.shadow import Shadow
+from gateway.surfaces.table import SURFACES
+from gateway.waiting_room import WaitingRoom
 from registry.ledger import Outcome
-from registry.site import External
+from registry.site import Site
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 2
+ATTEMPTS = 3  # replicas that one request is tried on
+SESSION = "x-headgate-session"  # requests that share one go where their prompts are cached
+PRIORITY = "x-headgate-priority"
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything a request needs; put together in app.py."""
+    """Everything a request needs; put together in app.py. `clock` is monotonic, in seconds."""
 
+    site: Site
     catalog: Catalog
+    names: Names
     admission: Admission
-    load: Load
+    queues: Queues
+    room: WaitingRoom
+    called: Called
+    router: Router
+    health: ReplicaHealth
     pool: Pool
     ledger: LedgerWriter
     billing: Billing
     providers: Providers
-    external: Mapping[str, External]
+    shadow: Shadow
+    metrics: Metrics
+    patience: Patience
+    clock: Callable[[], float]
 
 
-async def dispatch(gw: Gateway, request: web.Request, caller: Caller, call: Call, body: bytes) -> web.StreamResponse:
-    """Answer an authenticated call. Raises GatewayError while nothing has been sent to the client."""
-    external = gw.external.get(call.model)
-    if external is None and gw.catalog.find(lambda view: view.deployments.get(call.model)) is None:
-        known = ", ".join(sorted({*gw.catalog.view.deployments, *gw.external})) or "none yet"
-        raise UnknownModel(f"no model is called {call.model!r}; there are: {known}")
+def admit(gw: Gateway, request: Request) -> Caller:
+    """Who is calling, from a request's head alone. Raises WrongKey."""
+    return authenticate(gw.catalog, request.headers)
+
+
+async def respond(gw: Gateway, front: Front) -> None:
+    """Answer an authenticated request, whatever comes of it."""
+    asked = Asked(front, SURFACES[front.request.path], front.request.context, gw.clock())
+    try:
+        await answer(gw, asked)
+    except GatewayError as e:
+        asked.error = e
+        replies.refuse(gw.site, front, e)
+    except Exception:
+        log.exception("%s failed", front.request.path)
+        asked.error = Bug()
+        if asked.delivered:
+            front.cut()
+        else:
+            replies.refuse(gw.site, front, asked.error)
+    finally:
+        _count(gw, asked)
+
+
+async def answer(gw: Gateway, asked: Asked) -> None:
+    """The whole path. Raises GatewayError."""
+    request, caller = asked.front.request, asked.caller
+    call = asked.surface.read(request.body)
+    media.check(call, gw.site.gateway.media_hosts)
+    chosen = gw.names.choose(call.model, caller.key_id, request.headers)
     if caller.tenant.token_budget is not None:
-        call = calls.bounded(call, _context(gw, call.model))
-    with gw.admission.admit(caller.tenant, call.tokens) as hold:
-        if external is not None:
-            return await _ask_provider(gw, request, caller, call, hold, external)
-        failed: dict[str, UpstreamFailed] = {}
-        while True:
-            replica = _choose(gw, call.model, failed)
+        call = calls.bounded(call, gw.catalog.context(chosen.chain[0]))
+    with gw.admission.admit(caller.tenant, call.tokens) as asked.hold:
+        if chosen.shadow:
+            gw.shadow.copy(asked.surface.path, call, request.body, chosen.shadow)
+        for name in chosen.chain:
+            asked.served_by = name
+            serve = _from_provider if name in gw.site.external else _from_replicas
             try:
-                return await _ask_replica(gw, request, caller, call, body, hold, replica)
-            except UpstreamFailed as e:  # raised only while nothing has been sent to the client
-                log.warning("replica %s of %s failed: %s", replica.id, call.model, e)
-                gw.catalog.refresh()  # it may be known to be gone
-                failed[replica.id] = e
-                if len(failed) == ATTEMPTS or isinstance(e, UpstreamSilent):
+                return await serve(gw, asked, call if chosen.keeps_name or call.model == name else renamed(call, name))
+            except (NoReplica, QueueFull, UpstreamFailed) as e:
+                if asked.delivered or name == chosen.chain[-1]:
                     raise
+                gw.metrics.retried(name, e.code or "")
+                log.warning("%s: %s cannot serve, falling back: %s", call.model, name, e)
 
 
-async def _ask_replica(
-    gw: Gateway, request: web.Request, caller: Caller, call: Call, body: bytes, hold: Hold, replica: Replica
-) -> web.StreamResponse:
-    meter = StreamMeter(call) if call.stream else Meter(call)
-    patience = gw.pool.read_timeout if call.stream else relay.WHOLE_S
-    carried = gw.load.carried_by(replica.id)
-    with carried, gw.billing.attempt(caller, call, replica.id, hold, meter) as bill, _leaving(gw, bill):
-        address, key = _upstream(replica)
-        sent = calls.upstream_body(call, body)
-        async with gw.pool.exchange(address, calls.PATHS[call.kind], key, sent, patience, meter.sent) as upstream:
-            if upstream.status >= 400:
-                return await _refusal(upstream, patience)
-            if isinstance(meter, StreamMeter):
-                return await _stream(request, bill, _events(upstream, meter, patience))
-            answer = await relay.whole(upstream, patience)
-            if metering.aborted(answer):
-                raise UpstreamFailed("the replica is stopping and gave up on the request")
-            return _whole(bill, answer)
+async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
+    """In its turn, on the replica with the least to do; on another one if that fails before its first output."""
+    name, tenant, front = asked.served_by, asked.caller.tenant.name, asked.front
+    gw.called.note(name)
+    if not gw.catalog.ready(name):
+        await _wait_for_replica(gw, asked, call)
+    priority = Priority.named(front.request.headers.get(PRIORITY))
+    queue = gw.queues.of(name)
+    slot = queue.try_enter(tenant, call.tokens, priority) or await queue.enter(tenant, call.tokens, priority)
+    failed: dict[str, UpstreamFailed] = {}
+    with slot:
+        asked.queued_s += slot.waited_s
+        while (routed := _route(gw, asked, call, failed)) is not None:
+            try:
+                with routed:
+                    return await _on_replica(gw, asked, call, routed)
+            except UpstreamFailed as e:
+                log.warning("replica %s of %s failed: %s", routed.replica.id, name, e)
+                gw.health.failed(routed.replica.id, str(e), fault(e))
+                failed[routed.replica.id] = e
+                if asked.delivered or len(failed) == ATTEMPTS or isinstance(e, UpstreamSilent):
+                    raise
+                gw.metrics.retried(name, e.code or "")
+                gw.catalog.refresh()  # it may be known to be gone
+    raise next(iter(failed.values()), None) or NoReplica(f"no replica of {name} is ready")
 
 
-async def _ask_provider(
-    gw: Gateway, request: web.Request, caller: Caller, call: Call, hold: Hold, external: External
-) -> web.StreamResponse:
-    meter = Meter(call)
-    with gw.billing.attempt(caller, call, external.model, hold, meter) as bill, _leaving(gw, bill):
-        if not call.stream:
-            return _whole(bill, await gw.providers.whole(external, call, meter))
-        async with contextlib.aclosing(gw.providers.stream(external, call, meter)) as events:
-            return await _stream(request, bill, events)
-
-
-def _choose(gw: Gateway, model: str, failed: Mapping[str, UpstreamFailed]) -> Replica:
-    """Raises NoReplica, or what the only replica failed with."""
-    replica = pick(_ready(gw, model, failed), gw.load.outstanding)
-    if replica is not None:
-        return replica
-    for error in failed.values():
-        raise error
-    raise NoReplica(f"no replica of {model} is ready; it is {_state(gw, model)}")
-
-
-def _ready(gw: Gateway, model: str, but: Collection[str]) -> list[Replica]:
-    ready = gw.catalog.find(lambda view: view.replicas.get(model)) or []
-    return [r for r in ready if r.id not in but]
-
-
-def _context(gw: Gateway, model: str) -> int | None:
-    """The longest sequence that every ready replica takes; None where no engine says."""
-    ready = gw.catalog.find(lambda view: view.replicas.get(model)) or []
-    return min((r.context_tokens for r in ready if r.context_tokens is not None), default=None)
-
-
-def _state(gw: Gateway, model: str) -> str:
-    deployment = gw.catalog.view.deployments.get(model)
-    return deployment.state if deployment else "gone"
-
-
-def _upstream(replica: Replica) -> tuple[relay.Address, str]:
-    assert replica.host is not None and replica.port is not None, replica  # a ready replica has both
-    return (replica.host, replica.port), replica.upstream_key or ""
-
-
-def _whole(bill: Bill, answer: bytes) -> web.Response:
-    bill.meter.whole(answer)
-    bill.outcome = Outcome.COMPLETED
-    return web.Response(body=answer, content_type="application/json")
-
-
-async def _refusal(upstream: Upstream, timeout: float) -> web.Response:
-    """The engine's own words about a request it will not serve; the hold is released, as nothing was used."""
-    answer = await relay.whole(upstream, timeout)
-    # An engine that does not know our key is our fault, and must not read as the client's.
-    if upstream.status >= 500 or upstream.status in (401, 403):
-        raise UpstreamFailed(f"the replica answered {upstream.status}: {answer[:500].decode(errors='replace')}")
-    headers = {"Content-Type": upstream.headers.get("content-type", "application/json")}
-    return web.Response(body=answer, status=upstream.status, headers=headers)
-
-
-async def _events(upstream: Upstream, meter: StreamMeter, timeout: float) -> AsyncIterator[bytes]:
-    while data := await upstream.read(timeout):
-        if out := meter.feed(data):
-            yield out
-    if rest := meter.rest():
-        yield rest
-
-
-async def _stream(request: web.Request, bill: Bill, events: AsyncIterator[bytes]) -> web.StreamResponse:
-    """Hand events on as they come. Raises GatewayError only before the first one; later it is the last event."""
-    first = await anext(events, b"")
-    if not first:
-        raise UpstreamFailed("the replica ended the stream before it began")
-    if metering.aborted(first):
-        raise UpstreamFailed("the replica is stopping and gave up on the request")
-    response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+async def _wait_for_replica(gw: Gateway, asked: Asked, call: Call) -> None:
+    """A stream is told what it waits for, for as long as it takes; anything else waits up to the site's bound."""
+    began = gw.clock()
+    settings, heartbeat = gw.site.gateway, None
+    if call.stream:
+        heartbeat = delivery.comments(asked.front, replies.headers(gw.site, asked))
+    bound = None if call.stream else settings.start_wait_s
+    await gw.room.until_ready(
+        asked.served_by, lambda: gw.catalog.ready(asked.served_by), heartbeat=heartbeat, bound_s=bound
     )
+    asked.queued_s += gw.clock() - began
+
+
+def _route(gw: Gateway, asked: Asked, call: Call, failed: Container[str]) -> Routed | None:
+    return route(gw, asked.served_by, call, failed, asked.front.request.headers.get(SESSION))
+
+
+def route(
+    gw: Gateway, deployment: str, call: Call, but: Container[str] = (), session: str | None = None
+) -> Routed | None:
+    """A place on one of the ready replicas that are healthy; where none is, on the one that failed least recently."""
+    ready = [r for r in gw.catalog.ready(deployment) if r.id not in but]
+    healthy = [r for r in ready if gw.health.usable(r.id)]
+    if ready and not healthy:
+        last = gw.health.fallback(r.id for r in ready)
+        healthy = [r for r in ready if r.id == last]
+    return gw.router.route(
+        deployment,
+        gw.names.policy(deployment),
+        healthy,
+        call.prompt_tokens,
+        call.completion_tokens,
+        calls.prompt_bytes(call),
+        call.salt,
+        session,
+    )
+
+
+async def _on_replica(gw: Gateway, asked: Asked, call: Call, routed: Routed) -> None:
+    replica = routed.replica
+    body = calls.upstream_body(call, asked.front.request.body)
+    probes = gw.health.started(replica.id)
+
+    def spoke() -> None:
+        routed.first_output()
+        gw.health.succeeded(replica.id)
+
     try:
-        bill.outcome = Outcome.UPSTREAM_FAILED  # until it ended well
-        await response.prepare(request)
-        await response.write(first)
-        broken = metering.broken(first)
+        await _attempt(gw, asked, call, body, replica.id, gw.catalog.address(replica), spoke)
+    finally:
+        if probes:
+            gw.health.abandoned(replica.id)  # to no effect, unless nothing was heard of it: its client left
+
+
+async def _from_provider(gw: Gateway, asked: Asked, call: Call) -> None:
+    """Through LiteLLM, in a process of its own that is just another upstream."""
+    external = gw.site.external[asked.served_by]
+    address = Address("provider", 0, unix=await gw.providers.address())
+    body = gw.providers.request(external, call)
+    await _attempt(gw, asked, call, body, external.model, address)
+
+
+async def _attempt(
+    gw: Gateway,
+    asked: Asked,
+    call: Call,
+    body: bytes,
+    upstream: str,
+    address: Address,
+    spoke: Callable[[], None] = lambda: None,
+) -> None:
+    """Hold, relay, settle: one dispatch and its one entry in the ledger. `spoke`: the upstream's own word has come."""
+    surface = asked.surface
+    meter = surface.stream_meter(call) if call.stream and surface.stream_meter else surface.meter(call)
+
+    def begun() -> None:
+        asked.first_output = gw.clock()
+        spoke()
+
+    with gw.billing.attempt(asked.caller, call, upstream, asked.hold, meter) as bill:
         try:
-            async for event in events:
-                broken = broken or metering.broken(event)
-                await response.write(event)
-            if not broken:
-                bill.outcome = Outcome.COMPLETED
-        except GatewayError as e:
-            await response.write(errors.event(e))
-        await response.write_eof()
-    except ConnectionResetError:  # seen while writing, before aiohttp could cancel us
-        bill.outcome = Outcome.CLIENT_LEFT
-    return response
+            headers = replies.headers(gw.site, asked, bill.attempt.event_id, upstream)
+            await attempt.ask(gw.pool, Attempt(asked, call, body, address, bill, headers, gw.patience, begun, spoke))
+        except asyncio.CancelledError:
+            # The client is gone, or the process ends.
+            bill.outcome = Outcome.ORPHANED if gw.billing.stopping else Outcome.CLIENT_LEFT
+            raise
+        finally:
+            asked.used, asked.outcome = meter.usage, bill.outcome
 
 
-@contextlib.contextmanager
-def _leaving(gw: Gateway, bill: Bill) -> Iterator[None]:
-    """aiohttp cancels a handler whose client is gone, and, past the grace period, one that outlives a stop."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        bill.outcome = Outcome.ORPHANED if gw.billing.stopping else Outcome.CLIENT_LEFT
-        raise
+def fault(error: UpstreamFailed) -> Fault:
+    return Fault.UNREACHABLE if isinstance(error, Unreachable) else Fault.REQUEST
+
+
+def _count(gw: Gateway, asked: Asked) -> None:
+    used = asked.used or Usage()
+    outcome = asked.error.code or "refused" if asked.error else asked.outcome or "client_left"
+    now = gw.clock()
+    gw.metrics.finished(
+        asked.served_by,
+        asked.surface.kind,
+        asked.error.status if asked.error else 200,
+        outcome,
+        asked.caller.tenant.name,
+        used.prompt_tokens,
+        used.completion_tokens,
+        asked.queued_s,
+        None if asked.first_output is None else asked.first_output - asked.began,
+        now - asked.began,
+    )

@@ -6,37 +6,54 @@ GatewayError
   UnknownModel        404  names it
   NotFound            404  no such path
   Refused             4xx  whatever else aiohttp will not take: a wrong method, say
+  RequestTimeout      408  it did not arrive in time
   BodyTooLarge        413
+  HeadersTooLarge     431
   TooManyRequests     429  waiting helps
+  QueueFull           429  the deployment has more to do than it can; waiting helps
   BudgetExhausted     429  waiting helps only while others' holds are in the way
   UpstreamFailed      502  the replica's or provider's fault
+    Unreachable       502  no connection to it
     UpstreamSilent    504  nothing came in time; not tried again, as it may be busy with just this
   NoReplica           503  the deployment exists, nothing of it is ready
   LedgerUnwritable    503  nothing is served that cannot be billed
+  Bug                 500  ours
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 
+if TYPE_CHECKING:
+    from gateway.surface import Dialect
+
+RETRY_LIMIT_S = 120  # SDKs that are told to wait longer give up instead
+JSON = "application/json"
+
 
 class GatewayError(Exception):
-    """`status` and `type` are OpenAI's; `retry_after` is in seconds, None when waiting does not help."""
+    """`status` and `type` are OpenAI's; `retry_after` is in seconds, None when waiting does not help.
+
+    `should_retry` is what SDKs are told; None leaves them their own rule, which is to try again after 408, 409, 429
+    and everything from 500.
+    """
 
     status = 500
     type = "server_error"
     code: str | None = None
     param: str | None = None
-    retry_after: int | None = None
-    should_retry: bool | None = None  # what SDKs are told; None leaves them their own rule
+    retry_after: float | None = None
+    should_retry: bool | None = None
 
 
 class BadRequest(GatewayError):
     status = 400
     type = "invalid_request_error"
+    should_retry = False
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -46,12 +63,14 @@ class BadRequest(GatewayError):
 class WrongKey(GatewayError):
     status = 401
     type = "invalid_request_error"
+    should_retry = False
     code = "invalid_api_key"
 
 
 class UnknownModel(GatewayError):
     status = 404
     type = "invalid_request_error"
+    should_retry = False
     code = "model_not_found"
     param = "model"
 
@@ -59,11 +78,34 @@ class UnknownModel(GatewayError):
 class NotFound(GatewayError):
     status = 404
     type = "invalid_request_error"
+    should_retry = False
 
 
 class BodyTooLarge(GatewayError):
     status = 413
     type = "invalid_request_error"
+    should_retry = False
+
+
+class RequestTimeout(GatewayError):
+    """The client did not send its request in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    should_retry = True
+
+
+class HeadersTooLarge(GatewayError):
+    status = 431
+    type = "invalid_request_error"
+    should_retry = False
+
+
+class Bug(GatewayError):
+    """Ours; the log has its traceback."""
+
+    def __init__(self) -> None:
+        super().__init__("the gateway has a bug; its log says where")
 
 
 class Refused(GatewayError):
@@ -73,12 +115,25 @@ class Refused(GatewayError):
         super().__init__(message)
         self.status = status
         self.type = "invalid_request_error" if status < 500 else "server_error"
+        self.should_retry = False if status < 500 else None
 
 
 class TooManyRequests(GatewayError):
     status = 429
     type = "requests"
     code = "rate_limit_exceeded"
+    should_retry = True
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(GatewayError):
+    status = 429
+    type = "requests"
+    code = "deployment_overloaded"
+    should_retry = True
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
@@ -101,6 +156,11 @@ class UpstreamFailed(GatewayError):
 
     status = 502
     code = "upstream_failed"
+    should_retry: bool | None = True
+
+
+class Unreachable(UpstreamFailed):
+    """No connection: the port refuses, or what listens there is not the replica."""
 
 
 class UpstreamSilent(UpstreamFailed):
@@ -108,17 +168,20 @@ class UpstreamSilent(UpstreamFailed):
 
     status = 504
     code = "upstream_silent"
+    should_retry = None
 
 
 class NoReplica(GatewayError):
     status = 503
     code = "no_ready_replica"
-    retry_after = 5
+    should_retry = True
+    retry_after: int | None = 5
 
 
 class LedgerUnwritable(GatewayError):
     status = 503
     code = "ledger_unwritable"
+    should_retry = True
     retry_after = 5
 
     def __init__(self, why: str) -> None:
@@ -129,19 +192,32 @@ def shape(error: GatewayError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": error.type, "param": error.param, "code": error.code}}
 
 
-def response(error: GatewayError) -> web.Response:
-    headers = {}
+def raw(
+    error: GatewayError, dialect: Dialect | None = None, request_id: str | None = None
+) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Status, headers and body; OpenAI's without a `dialect`."""
+    headers = [("content-type", JSON)]
     if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
+        seconds = min(max(error.retry_after, 0), RETRY_LIMIT_S)
+        headers.append(("retry-after", str(math.ceil(seconds))))
+        headers.append(("retry-after-ms", str(math.ceil(seconds * 1000))))
     if error.should_retry is not None:
-        headers["x-should-retry"] = str(error.should_retry).lower()
+        headers.append(("x-should-retry", "true" if error.should_retry else "false"))
     if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return web.Response(
-        body=orjson.dumps(shape(error)), status=error.status, headers=headers, content_type="application/json"
-    )
+        headers.append(("www-authenticate", "Bearer"))
+    if dialect is None:
+        return error.status, headers, orjson.dumps(shape(error))
+    return dialect.status(error), headers, orjson.dumps(dialect.body(error, request_id))
 
 
-def event(error: GatewayError) -> bytes:
+def response(error: GatewayError, dialect: Dialect | None = None) -> web.Response:
+    """The same for aiohttp."""
+    status, headers, body = raw(error, dialect)
+    return web.Response(body=body, status=status, headers=dict(headers))
+
+
+def event(error: GatewayError, dialect: Dialect | None = None, request_id: str | None = None) -> bytes:
     """The error as a server-sent event: the last one of a stream that broke off."""
+    if dialect is not None:
+        return dialect.event(error, request_id)
     return b"data: " + orjson.dumps(shape(error)) + b"\n\n"

@@ -21,6 +21,7 @@ NO_CHOICES = b'"choices":[]'
 INDEX = re.compile(rb'"choices":\[\{"index":(\d+)')
 ABORT = b'"finish_reason":"abort"'
 ERROR = b'data: {"error":'
+STOPPING = "the replica is stopping and gave up on the request"
 EVENT_LIMIT = 16 << 20  # bytes of one event; prompt log-probabilities come in one
 
 
@@ -62,24 +63,35 @@ class Meter:
         if self._sent and self.usage is None:
             self.count(Usage(calls.prompt_billed(self._call), 0))
 
-    def whole(self, body: bytes) -> None:
-        """Count an answer that did not stream. Raises UpstreamFailed when it is not JSON."""
+    def whole(self, body: bytes) -> bytes:
+        """Count an answer that did not stream; what the client gets. Raises UpstreamFailed when it is none."""
+        if ABORT in body:
+            raise UpstreamFailed(STOPPING)
         try:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError as e:
             raise UpstreamFailed("the replica's answer is not JSON") from e
         if isinstance(answer, dict) and isinstance(answer.get("usage"), dict):
             self.count(_usage(answer["usage"]))
+        return body
 
 
 class StreamMeter(Meter):
-    """Feed it what the engine sends; it returns whole events, less what the client did not ask for."""
+    """Feed it what the engine sends; it returns whole events, less what the client did not ask for.
+
+    `generated`: an event with output has passed. `failure`: the engine gave up, and nothing more is returned.
+    """
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
+        self.generated = False
+        self.failure: str | None = None
         self._partial = b""
-        # The engine counts each choice of each prompt for itself, until its last event counts them all.
-        self._running: dict[int, Usage] = {}
+        # The engine counts each choice of each prompt for itself, until its last event counts them all. As bytes:
+        # they are read only when somebody asks.
+        self._running: dict[int, bytes] = {}
+        self._one = call.choices * call.prompts == 1
+        self._strip = not call.wants_running_usage
 
     @property
     def usage(self) -> Usage | None:
@@ -87,22 +99,28 @@ class StreamMeter(Meter):
             return self._total
         prompts: dict[int, int] = {}
         completion = 0
-        for index, usage in self._running.items():
+        for index, raw in self._running.items():
+            usage = _parsed(raw)
             prompts[index // self._call.choices] = usage.prompt_tokens
             completion += usage.completion_tokens
         return Usage(sum(prompts.values()), completion)
 
     def feed(self, data: bytes) -> bytes:
-        """Raises UpstreamFailed when an event does not end."""
-        data = self._partial + data
-        end = data.rfind(b"\n\n") + 2
-        if end < 2:
-            end = 0
-        self._partial = data[end:]
-        if len(self._partial) > EVENT_LIMIT:
-            raise UpstreamFailed(f"the replica sent an event of more than {EVENT_LIMIT} bytes")
-        out = [self._event(event) for event in data[:end].split(b"\n\n")[:-1]]
-        return b"".join(out)
+        """Raises UpstreamFailed when an event does not end, or when its count cannot be read."""
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        if not data.endswith(b"\n\n"):
+            end = data.rfind(b"\n\n") + 2
+            if end < 2:
+                end = 0
+            self._partial = data[end:]
+            if len(self._partial) > EVENT_LIMIT:
+                raise UpstreamFailed(f"the replica sent an event of more than {EVENT_LIMIT} bytes")
+            data = data[:end]
+        if self.generated and USAGE not in data and ABORT not in data and ERROR not in data:
+            return data
+        return b"".join([self._event(event) for event in data.split(b"\n\n")[:-1]])
 
     def rest(self) -> bytes:
         """What came after the last whole event, at the end of the stream."""
@@ -110,22 +128,30 @@ class StreamMeter(Meter):
         return self._event(rest) if rest else b""
 
     def _event(self, event: bytes) -> bytes:
+        if self.failure is not None:
+            return b""
+        if ABORT in event:
+            self.failure = STOPPING
+            return b""
+        if event.startswith(ERROR):
+            self.failure = _message(event)
+            return b""
+        if not self.generated:
+            self.generated = generated(event)
         start = event.find(USAGE)
         if start < 0:
             return event + b"\n\n"
         end = _closing_brace(event, start + len(USAGE)) + 1
-        try:
-            usage = _usage(orjson.loads(event[start + len(USAGE) - 1 : end]))
-        except orjson.JSONDecodeError as e:
-            raise UpstreamFailed("the replica sent an event with a broken usage object") from e
+        raw = event[start + len(USAGE) - 1 : end]
         if NO_CHOICES in event:
-            self.count(usage)
+            self.count(_parsed(raw))
             return event + b"\n\n" if self._call.wants_usage else b""
-        found = INDEX.search(event)
-        self._running[int(found[1]) if found else 0] = usage
-        if self._call.wants_running_usage:
-            return event + b"\n\n"
-        return event[:start] + event[end:] + b"\n\n"
+        if self._one:
+            self._running[0] = raw
+        else:
+            found = INDEX.search(event)
+            self._running[int(found[1]) if found else 0] = raw
+        return event[:start] + event[end:] + b"\n\n" if self._strip else event + b"\n\n"
 
 
 def aborted(answer: bytes) -> bool:
@@ -133,9 +159,36 @@ def aborted(answer: bytes) -> bool:
     return ABORT in answer
 
 
-def broken(event: bytes) -> bool:
-    """Whether a stream that carries this has not ended well."""
-    return ABORT in event or ERROR in event
+def generated(event: bytes) -> bool:
+    """Whether an event carries output: not a comment, nor the one that only opens the assistant's turn."""
+    if not event.startswith(b"data:"):
+        return False
+    try:
+        fields = orjson.loads(event[5:])
+    except orjson.JSONDecodeError:
+        return True  # [DONE], or nothing we know: it is the client's
+    choices = fields.get("choices") if isinstance(fields, dict) else None
+    if not isinstance(choices, list):
+        return True
+    for choice in choices:
+        said = choice.get("delta") or {}
+        if choice.get("finish_reason") or choice.get("text") or any(v for k, v in said.items() if k != "role"):
+            return True
+    return False
+
+
+def _message(event: bytes) -> str:
+    try:
+        return str(orjson.loads(event[5:])["error"]["message"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return event[5:505].decode(errors="replace")
+
+
+def _parsed(raw: bytes) -> Usage:
+    try:
+        return _usage(orjson.loads(raw))
+    except orjson.JSONDecodeError as e:
+        raise UpstreamFailed("the replica sent an event with a broken usage object") from e
 
 
 def _closing_brace(data: bytes, start: int) -> int:

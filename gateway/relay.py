@@ -1,200 +1,95 @@
-"""Requests to replicas: pooled HTTP/1.1 connections on raw protocols, framing by httptools.
+"""Requests to upstreams: pooled connections, plain, TLS with a pinned certificate, or a Unix socket.
 
-Bodies arrive as bytes and are handed on as they come. Reading stops while HIGH_WATER bytes wait for a slow client, so
-that the engine's sends block in turn; the request is in memory as a whole before it is sent, so that direction needs
-no more than the transport's own buffer. There is no limit on how long a stream takes, only on each wait for the next
-bytes; a whole answer is silent until it is done, and has WHOLE_S. An exchange that is left before its end aborts the
-connection, which is how an engine learns to stop generating.
+There is no limit on how long a stream takes, only on each wait for the next bytes, which one sweep looks after for all
+exchanges. An exchange that is left before its end aborts the connection, which is how an engine learns to stop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
+import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import cast
 
-import httptools
+from gateway.errors import Unreachable, UpstreamSilent
+from gateway.pins import pinned
+from gateway.upstream import Upstream
+from registry.deployments import Replica
 
-from gateway.errors import UpstreamFailed, UpstreamSilent
-
-HIGH_WATER = 256 << 10  # bytes waiting for the client before the upstream is left unread
-WHOLE_LIMIT = 256 << 20  # bytes of an answer that is read whole
-WHOLE_S = 6 * 3600.0  # for an answer that does not stream; a host that vanished is noticed by KEEPALIVE long before
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # seconds, seconds, probes: gone after 2 min
+WHOLE_S = 6 * 3600.0  # for an answer that does not stream; a host that vanished is noticed by TCP long before
 IDLE_S = 4.0  # uvicorn closes an idle connection after 5 s; taking one later would race with that
-
-Address = tuple[str, int]
-
-
-class ConnectionLost(UpstreamFailed):
-    """The connection ended before the answer did."""
-
-
-class Upstream(asyncio.Protocol):
-    """One connection, one exchange at a time."""
-
-    def __init__(self) -> None:
-        self.idle_since = 0.0
-        self.lost = False
-        self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._begin()
-
-    def _begin(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.complete = False
-        self.started = False  # a byte of the answer arrived
-        self._head = False
-        self._keep_alive = False
-        self._parts: list[bytes] = []
-        self._waiting_bytes = 0
-        self._error: UpstreamFailed | None = None
-
-    @property
-    def reusable(self) -> bool:
-        """Nothing of this exchange is left on the connection, and the other end keeps it open."""
-        return self._keep_alive and not self._parts and not self.lost and self._error is None
-
-    def send(self, request: bytes) -> None:
-        assert self._transport is not None
-        self._begin()
-        self._transport.write(request)
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    async def head(self, timeout: float) -> None:
-        """Wait for status and headers. Raises UpstreamFailed."""
-        while not self._head:
-            await self._wait(timeout)
-
-    async def read(self, timeout: float) -> bytes:
-        """The bytes that arrived since; b"" at the end of the answer. Raises UpstreamFailed."""
-        while not self._parts and not self.complete:
-            await self._wait(timeout)
-        data = b"".join(self._parts) if len(self._parts) != 1 else self._parts[0]
-        self._parts.clear()
-        if self._waiting_bytes > HIGH_WATER and not self.lost and self._transport is not None:
-            self._transport.resume_reading()
-        self._waiting_bytes = 0
-        return data
-
-    async def _wait(self, timeout: float) -> None:
-        if self._error is not None:
-            raise self._error
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._waiter
-        except TimeoutError:
-            raise UpstreamSilent(f"the replica sent nothing for {timeout:g} s") from None
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    # asyncio's side
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        # Without it a stream's small writes wait for acknowledgements: 40 ms and more for each.
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE.items():
-            if hasattr(socket, name):  # not everywhere; there it takes the system's hours
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-    def data_received(self, data: bytes) -> None:
-        if self.complete:  # nothing was asked
-            self.lost = True
-            self.abort()
-            return
-        self.started = True
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as e:
-            self._error = UpstreamFailed(f"the replica does not speak HTTP: {e}")
-            self.abort()
-        self._wake()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.lost = True
-        if not self.complete and self._error is None:
-            self._error = ConnectionLost(f"the replica closed the connection{f': {error}' if error else ''}")
-        self._wake()
-
-    # httptools' side
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
-        self._head = self.status >= 200  # 1xx is not the answer yet
-
-    def on_body(self, data: bytes) -> None:
-        self._parts.append(data)
-        before, self._waiting_bytes = self._waiting_bytes, self._waiting_bytes + len(data)
-        if before <= HIGH_WATER < self._waiting_bytes and self._transport is not None:
-            self._transport.pause_reading()
-
-    def on_message_complete(self) -> None:
-        self.complete = self._head
-        self._keep_alive = self.complete and bool(self._parser.should_keep_alive())  # the parser forgets it afterwards
+SWEEP_S = 0.5  # between two looks for silent upstreams, at most
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    request: bytes
-    timeout: float  # for the head of the answer
-    sent: Callable[[], None]
+class Address:
+    """Where an upstream listens. `certificate` (PEM) is the only one it may show; None: plain TCP."""
+
+    host: str
+    port: int
+    key: str = ""
+    certificate: str | None = None
+    unix: str | None = None  # a socket's path, instead of host and port
+
+    def __str__(self) -> str:
+        return self.unix or f"{self.host}:{self.port}"
+
+
+def address_of(replica: Replica) -> Address:
+    assert replica.host is not None and replica.port is not None, replica  # a ready replica has both
+    return Address(replica.host, replica.port, replica.upstream_key or "", replica.certificate)
 
 
 class Pool:
-    """Connections to every replica. `clock` is monotonic; times are in seconds, `read_timeout` for each wait."""
+    """Connections to every upstream. Times are in seconds."""
 
-    def __init__(self, *, connect_timeout: float, read_timeout: float, clock: Callable[[], float]) -> None:
-        self.read_timeout = read_timeout
+    def __init__(self, *, connect_timeout: float, sweep: float = SWEEP_S) -> None:
         self._connect_timeout = connect_timeout
-        self._clock = clock
+        self._sweep = sweep
+        self._loop = asyncio.get_running_loop()
         self._idle: dict[Address, list[Upstream]] = defaultdict(list)
+        self._busy: set[Upstream] = set()
+        self._trusted: dict[str, ssl.SSLContext] = {}
 
-    @contextlib.asynccontextmanager
-    async def exchange(
-        self,
-        address: Address,
-        path: str,
-        key: str,
-        body: bytes,
-        timeout: float | None = None,
-        sent: Callable[[], None] = lambda: None,
-    ) -> AsyncIterator[Upstream]:
-        """Send a request; the block begins once the answer's head is there, within `timeout` (else read_timeout).
+    async def connection(self, address: Address, *, fresh: bool = False) -> Upstream:
+        """A connection to send a request on, to be given back; `fresh`: not one that was used before.
 
-        `sent` is called once the request is on its way.
-
-        Raises UpstreamFailed when the replica cannot be reached, hangs up or stays silent.
+        Raises UpstreamFailed when the upstream cannot be reached.
         """
-        asked = _Asked(_request(address, path, key, body), self.read_timeout if timeout is None else timeout, sent)
-        upstream = await self._answering(address, asked)
+        upstream = None if fresh else self._take(address)
+        if upstream is None:
+            upstream = await self._connect(address)
+        self._busy.add(upstream)
+        return upstream
+
+    async def get(self, address: Address, path: str, patience: float) -> tuple[int, bytes]:
+        """The status and the body. Raises UpstreamFailed."""
+        upstream = await self.connection(address, fresh=True)
         try:
-            yield upstream
+            upstream.send(request("GET", path, address, b""), patience)
+            body = await upstream.whole()
+            return upstream.status, body
         finally:
-            if upstream.reusable:
-                upstream.idle_since = self._clock()
-                self._idle[address].append(upstream)
-            else:
-                upstream.abort()
+            self.give_back(address, upstream)
+
+    def give_back(self, address: Address, upstream: Upstream) -> None:
+        self._busy.discard(upstream)
+        if upstream.reusable:
+            upstream.reused = True
+            upstream.idle_since = self._loop.time()
+            self._idle[address].append(upstream)
+        else:
+            upstream.abort()
+
+    async def watch(self) -> None:
+        """Ends exchanges whose upstream has been silent for too long, and idle connections. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(self._sweep)
+            now = self._loop.time()
+            for upstream in [u for u in self._busy if not u.paused and now - u.heard_at > u.patience]:
+                upstream.fail(UpstreamSilent(f"the replica sent nothing for {upstream.patience:g} s"))
+            for address in list(self._idle):
+                self._drop_stale(address, now)
 
     def close(self) -> None:
         for connections in self._idle.values():
@@ -202,73 +97,58 @@ class Pool:
                 upstream.abort()
         self._idle.clear()
 
-    async def _answering(self, address: Address, asked: _Asked) -> Upstream:
-        """A connection on which the answer's head has arrived."""
-        idle = self._take(address)
-        if idle is not None:
-            try:
-                return await self._ask(idle, asked)
-            except ConnectionLost:
-                if idle.started:
-                    raise
-                # It was closed at the other end just as it was taken: that says nothing about the replica.
-        return await self._ask(await self._connect(address), asked)
-
-    async def _ask(self, upstream: Upstream, asked: _Asked) -> Upstream:
-        answered = False
-        try:
-            upstream.send(asked.request)
-            asked.sent()
-            await upstream.head(asked.timeout)
-            answered = True
-        finally:
-            if not answered:
-                upstream.abort()
-        return upstream
-
     def _take(self, address: Address) -> Upstream | None:
-        """The connection used last, if one is fresh; the rest that went stale are closed."""
-        idle = self._idle.pop(address, [])
-        fresh = [u for u in idle if not u.lost and self._clock() - u.idle_since < IDLE_S]
-        for upstream in idle:
-            if upstream not in fresh:
+        """The connection used last, if it is fresh."""
+        idle = self._idle.get(address)
+        fresh_since = self._loop.time() - IDLE_S
+        while idle:
+            upstream = idle.pop()
+            if not upstream.lost and upstream.idle_since > fresh_since:
+                return upstream
+            upstream.abort()
+        return None
+
+    def _drop_stale(self, address: Address, now: float) -> None:
+        kept = [u for u in self._idle[address] if not u.lost and now - u.idle_since < IDLE_S]
+        for upstream in self._idle[address]:
+            if upstream not in kept:
                 upstream.abort()
-        if not fresh:
-            return None
-        taken = fresh.pop()
-        if fresh:
-            self._idle[address] = fresh
-        return taken
+        if kept:
+            self._idle[address] = kept
+        else:
+            del self._idle[address]
 
     async def _connect(self, address: Address) -> Upstream:
-        """Plain TCP. A replica's pinned certificate belongs here: create_connection(ssl=...)."""
-        host, port = address
         try:
             async with asyncio.timeout(self._connect_timeout):
-                _, upstream = await asyncio.get_running_loop().create_connection(Upstream, host, port)
+                if address.unix is not None:
+                    _, upstream = await self._loop.create_unix_connection(Upstream, address.unix)
+                else:
+                    trusted = self._trust(address.certificate)
+                    _, upstream = await self._loop.create_connection(
+                        Upstream, address.host, address.port, ssl=trusted, server_hostname="" if trusted else None
+                    )
         except TimeoutError:
-            raise UpstreamFailed(f"the replica did not accept a connection in {self._connect_timeout:g} s") from None
+            raise Unreachable(f"the replica did not accept a connection in {self._connect_timeout:g} s") from None
+        except ssl.SSLError as e:
+            raise Unreachable(f"what listens at {address} does not have the replica's certificate: {e}") from e
         except OSError as e:
-            raise UpstreamFailed(f"the replica cannot be reached: {e}") from e
+            raise Unreachable(f"the replica cannot be reached: {e}") from e
         return upstream
 
-
-async def whole(upstream: Upstream, timeout: float) -> bytes:
-    """The rest of the answer. Raises UpstreamFailed."""
-    parts: list[bytes] = []
-    size = 0
-    while data := await upstream.read(timeout):
-        parts.append(data)
-        size += len(data)
-        if size > WHOLE_LIMIT:
-            raise UpstreamFailed(f"the replica's answer is larger than {WHOLE_LIMIT} bytes")
-    return b"".join(parts)
+    def _trust(self, certificate: str | None) -> ssl.SSLContext | None:
+        if certificate is None:
+            return None
+        if certificate not in self._trusted:
+            self._trusted[certificate] = pinned(certificate)
+        return self._trusted[certificate]
 
 
-def _request(address: Address, path: str, key: str, body: bytes) -> bytes:
-    host, port = address
+def request(method: str, path: str, address: Address, body: bytes, request_id: str = "") -> bytes:
+    """The bytes of a request, head and body."""
+    named = f"X-Request-Id: {request_id}\r\n" if request_id else ""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: {address.host}:{address.port}\r\nAuthorization: Bearer {address.key}\r\n"
+        f"Content-Type: application/json\r\n{named}Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode("latin-1") + body

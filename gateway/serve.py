@@ -1,4 +1,4 @@
-"""Run a site's gateway as a process: bind, serve, and on SIGTERM finish what is running."""
+"""Run a site's gateway as a process: bind or take over, serve, and on SIGTERM finish what is running."""
 
 from __future__ import annotations
 
@@ -6,33 +6,50 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 import uvloop
 from aiohttp import web
 
-from gateway.app import make_app
+from gateway import takeover
+from gateway.app import backing_of, make_app, stopping
+from gateway.app_keys import GATEWAY
+from gateway.listener import BACKLOG, Listener
+from gateway.pins import server_context
+from gateway.takeover import Heir, TakeoverRefused
 from registry.db import StorageError
 from registry.site import Site
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 4096
 STOP_S = 30.0  # streams may go on this long after SIGTERM
+LINGER_S = 6.0  # after a takeover: longer than clients keep an idle connection that they may be about to use
 
 
-def run(site: Site, stop_s: float = STOP_S) -> int:
-    """Serve until SIGTERM or SIGINT; the process's exit code. Failing to start is one line on stderr and 1."""
+def run(site: Site, stop_s: float = STOP_S, *, take_over: bool = False) -> int:
+    """Serve until SIGTERM or SIGINT, or until another gateway takes over; the process's exit code.
+
+    Failing to start is one line on stderr and 1.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     where = f"{site.gateway.host}:{site.gateway.port}"
+    heir: Heir | None = None
     try:
+        tls = server_context(site.gateway.tls) if site.gateway.tls else None
         # Before anything else: two gateways must not both touch the ledger before one finds the port taken.
-        listening = bind(site.gateway.host, site.gateway.port)
+        if take_over:
+            heir = takeover.inherit(site.takeover_socket)
+        listening = heir.listening if heir else bind(site.gateway.host, site.gateway.port)
     except OSError as e:
         return _fail(f"cannot listen on {where} (gateway.port): {e.strerror or e}")
+    except (TakeoverRefused, ValueError) as e:
+        return _fail(str(e))
     try:
         with listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(site, listening, stop_s))
+            runner.run(serve(site, listening, stop_s, tls, heir))
     except StorageError as e:
         return _fail(str(e))
     return 0
@@ -52,22 +69,49 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def serve(site: Site, listening: socket.socket, stop_s: float) -> None:
-    stop = asyncio.Event()
+async def serve(
+    site: Site, listening: socket.socket, stop_s: float, tls: ssl.SSLContext | None = None, heir: Heir | None = None
+) -> None:
+    loop = asyncio.get_running_loop()
+    stop, taken = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    # handler_cancellation: a client that is gone cancels its handler, which aborts the upstream. aiohttp waits the
-    # shutdown_timeout twice, before and after it interrupts the reading of bodies.
-    runner = web.AppRunner(make_app(site), handler_cancellation=True, access_log=None, shutdown_timeout=stop_s / 2)
+        loop.add_signal_handler(number, stop.set)
+    app = make_app(site)
+    # aiohttp's own connections: each answers one short request.
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     try:
         await runner.setup()
-        await web.SockSite(runner, listening, backlog=BACKLOG).start()
+        assert runner.server is not None
+        listener = Listener(backing_of(app, runner.server), listening, tls)
+        await listener.start()
+        if heir is not None:
+            heir.serves()
         host, port = listening.getsockname()[:2]
-        log.info("gateway of %s listens on http://%s:%d", site.name, host, port)
-        await stop.wait()
+        log.info("gateway of %s listens on %s://%s:%d", site.name, "https" if tls else "http", host, port)
+        offering = asyncio.create_task(takeover.offer(site.takeover_socket, listening, taken.set))
+        await _any(stop.wait(), taken.wait())
+        if taken.is_set():
+            log.info("another gateway has taken over: what runs is finished here")
+            await app[GATEWAY].ledger.stop_projecting()
+            await _any(stop.wait(), listener.stop(None, LINGER_S))
+        else:
+            takeover.withdraw(site.takeover_socket)
+        offering.cancel()
         log.info("stopping: no new connections, streams have %g s", stop_s)
+        stopping(app)
+        await listener.stop(stop_s)
     finally:
         await runner.cleanup()
+
+
+async def _any(*waits: Coroutine[Any, Any, object]) -> None:
+    """Until the first of these is done; the others are cancelled."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _fail(text: str) -> int:

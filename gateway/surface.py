@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.calls import Call, Kind
 from gateway.errors import GatewayError
 from gateway.metering import Meter, StreamMeter
+from gateway.rate_headers import Headers, Limits
 
 
 class Dialect(Protocol):
-    """What the SDKs of one provider expect around an answer."""
+    """What the SDKs of one provider expect around an answer. `request_id` is what the answer's header says."""
 
-    def body(self, error: GatewayError) -> dict[str, Any]:
+    def status(self, error: GatewayError) -> int:
+        """The HTTP status."""
+
+    def body(self, error: GatewayError, request_id: str | None = None) -> dict[str, Any]:
         """The error object, as JSON."""
 
-    def event(self, error: GatewayError) -> bytes:
+    def event(self, error: GatewayError, request_id: str | None = None) -> bytes:
         """The error as the last server-sent event of a stream that broke off."""
 
-    def headers(self, limits: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """What is left of the caller's limits."""
+    def refusal(self, status: int, answer: bytes, request_id: str | None = None) -> bytes:
+        """An engine's own refusal of a request, in this shape; as it came where it has it."""
+
+    def headers(self, requests: Limits | None, tokens: Limits | None, now: float) -> Headers:
+        """What is left of the caller's limits; `now` is in Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from launchers import control_cluster, control_deployments, control_runs, control_tenants
+from launchers import control_cluster, control_deployments, control_endpoints, control_runs, control_tenants
 from launchers.control_cluster import CLUSTER, Cluster, Misdirected
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
@@ -48,6 +48,7 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             web.post("/v1/deployments", control_deployments.create_deployment),
             web.get("/v1/deployments/{name}", control_deployments.get_deployment),
             web.post("/v1/deployments/{name}/stop", control_deployments.stop_deployment),
+            *control_endpoints.routes(),
             web.get("/v1/tenants", listing("tenant", tenants.everyone)),
             web.post("/v1/tenants", control_tenants.create_tenant),
             web.post("/v1/tenants/{name}/limits", control_tenants.set_limits),

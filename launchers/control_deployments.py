@@ -50,17 +50,22 @@ def _described(controller: Controller, deployment: deployments.Deployment) -> di
 async def create_deployment(request: web.Request) -> web.Response:
     controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
     body = await body_of(
-        request, {"model": str}, {"name": str, "replicas": int, "resources": dict, "engine_args": list}
+        request,
+        {"model": str},
+        {"name": str, "replicas": int, "resources": dict, "engine_args": list, "routing": str},
     )
     resources = resources_from(controller.site.defaults.serve, body.get("resources") or {}, REPLICA_OPTIONS)
     if (resources.nodes, resources.tasks_per_node) != (1, 1):
         raise ValueError("a replica is one engine on one node: 'nodes' and 'tasks_per_node' must be 1")
     controller.site.environment("engine")
     replicas = 1 if body.get("replicas") is None else int(body["replicas"])
-    if not 1 <= replicas <= MAX_REPLICAS:
-        raise ValueError(f"'replicas' must be 1 ... {MAX_REPLICAS}, not {replicas}")
+    if not 0 <= replicas <= MAX_REPLICAS:
+        raise ValueError(f"'replicas' must be 0 (one while it is called) ... {MAX_REPLICAS}, not {replicas}")
     if not all(isinstance(word, str) for word in body.get("engine_args") or ()):
         raise ValueError("'engine_args' must be a list of texts")
+    routing = body.get("routing") or deployments.ROUTING[0]
+    if routing not in deployments.ROUTING:
+        raise ValueError(f"'routing' must be one of {', '.join(deployments.ROUTING)}, not {routing!r}")
     if not principal.admin:
         refuse_unlisted(body.get("engine_args") or ())
 
@@ -69,7 +74,11 @@ async def create_deployment(request: web.Request) -> web.Response:
         name = body.get("name") or model.name
         require(principal, Verb.CREATE, Object("deployment", principal.name))
         _require_own(controller, principal, name)
-        wanted = {"resources": body.get("resources") or {}, "engine_args": body.get("engine_args") or []}
+        wanted = {
+            "resources": body.get("resources") or {},
+            "engine_args": body.get("engine_args") or [],
+            "routing": routing,
+        }
         made = deployments.create(
             controller.db,
             name,

@@ -52,9 +52,11 @@ async def list_keys(request: web.Request) -> web.Response:
 
 async def create_key(request: web.Request) -> web.Response:
     controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
-    body = await body_of(request, {"tenant": str}, {})
+    body = await body_of(request, {"tenant": str}, {"scopes": list})
     require(principal, Verb.ADMINISTER, Object("key", principal.name))
-    key, secret = await controller.write(tenants.create_key, controller.db, body["tenant"], principal.name)
+    asked = body.get("scopes")
+    scopes = (tenants.Scope.INFERENCE,) if asked is None else tenants.checked_scopes(asked)
+    key, secret = await controller.write(tenants.create_key, controller.db, body["tenant"], principal.name, scopes)
     return answer({"key": key, "secret": secret}, 201)
 
 

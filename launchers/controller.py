@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from launchers import facts, job_facts, plan
 from launchers.array_task import NAME as SWEEP
 from launchers.ended_runs import EndedRuns
 from launchers.job_array import array_of
+from launchers.job_facts import ref_of
 from launchers.launch import launch, new_id, read_job, write_job
 from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_from
 from launchers.run_folder import RunFolder
@@ -28,6 +30,7 @@ from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler
 from launchers.spec import ServeSpec, Spec, SpecError, TrainSpec, load
 from registry import accounting, clock, deployments, runs
 from registry.db import Database, RegistryError
+from registry.demand import DemandReader
 from registry.deployments import Deployment, DeploymentState, ReplicaState
 from registry.site import Site
 from slurm.changes import JobChange
@@ -44,6 +47,7 @@ CANCEL_AGAIN_S = 60.0  # how much longer than its drain may take a job has, befo
 class Controller:
     def __init__(self, site: Site, db: Database, scheduler: Scheduler, watch: Watch | None = None) -> None:
         self.site, self.db, self.scheduler, self.watch = site, db, scheduler, watch
+        self._demand = DemandReader(site.ledger_db)
         self._writer = ThreadPoolExecutor(1, "registry")
         self._commands = ThreadPoolExecutor(1, "scheduler")
         self._poke = asyncio.Event()
@@ -115,6 +119,7 @@ class Controller:
     def close(self) -> None:
         self._commands.shutdown()
         self._writer.shutdown()
+        self._demand.close()
         self.db.close()
 
     # On the writer thread.
@@ -266,8 +271,12 @@ class Controller:
 
     def _plan(self) -> list[plan.Action]:
         actions: list[plan.Action] = []
+        demand = self._demand.latest()
         for deployment in deployments.everything(self.db):
-            actions += plan.plan(deployment, deployments.replicas(self.db, deployment.name))
+            theirs = deployments.replicas(self.db, deployment.name)
+            called = demand.get(deployment.name)
+            awake = plan.awake(deployment, theirs, called.at if called else None, datetime.now(UTC))
+            actions += plan.plan(deployment, theirs, awake=awake)
         return actions
 
     # The shell around the plan.
@@ -321,6 +330,7 @@ class Controller:
                 environment=engine_environment(site),
                 model_path=deployment.model_path,
                 listen=site.replicas.listen,
+                tls=site.replicas.tls,
                 engine_args=(*site.environment("engine").args, *(request.get("engine_args") or ())),
                 shutdown_timeout_s=site.replicas.shutdown_timeout_s,
                 start_timeout_s=site.replicas.start_timeout_s,
@@ -371,10 +381,6 @@ class Controller:
 
     def _folder(self, subject: str) -> RunFolder:
         return RunFolder(Path(self.site.runs_dir) / subject)
-
-
-def ref_of(job: accounting.Job) -> JobRef:
-    return JobRef(job.cluster, job.job_id, clock.parse(job.submitted_at))
 
 
 def _ended(state: str) -> bool:

@@ -14,6 +14,7 @@ from launchers.restart import Action, Cause
 from launchers.run_folder import RunFolder
 from launchers.spec import ConvertSpec, ServeSpec, Spec, TrainSpec
 from launchers.untrusted import read_bytes
+from launchers.vllm import certificate
 from registry import accounting, attempts, checkpoints, clock, deployments, models, runs
 from registry.db import Database, RegistryError, StorageError
 from registry.deployments import ReplicaState
@@ -82,9 +83,15 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
                 _attempt_started(db, spec, said)
         case "replica-ready" if isinstance(spec, ServeSpec):
             key = _secret(folder, uid)
-            context = facts.get("context_tokens")
+            announced = facts.get("certificate")  # none of an engine that speaks plain HTTP
             deployments.replica_is_ready(
-                db, spec.id, str(facts["host"]), int(facts["port"]), key, None if context is None else int(context)
+                db,
+                spec.id,
+                str(facts["host"]),
+                int(facts["port"]),
+                key,
+                _number(facts.get("context_tokens")),
+                None if announced is None else certificate.checked(announced),
             )
             deployment = deployments.get(db, spec.name)
             if any(r.id == spec.id and deployments.is_current(deployment, r) for r in deployments.replicas(db)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 
 from launchers import restart
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage
@@ -23,10 +24,39 @@ def observe(db: Database, statuses: Mapping[JobRef, JobStatus]) -> None:
             for ref, status in known.items()
         ],
     )
+    for job in accounting.unsettled(db):
+        if job.purpose == ServeSpec.kind and (status := known.get(ref_of(job))) is not None:
+            _waits_or_runs(db, job, status)
     running = {(ref.cluster, ref.job_id) for ref, status in known.items() if status.state is JobState.RUNNING}
     for job in accounting.unsettled(db) if running else ():
         if job.purpose == ScriptSpec.kind and (job.cluster, job.job_id) in running:
             runs.started(db, job.subject)
+
+
+def _waits_or_runs(db: Database, job: accounting.Job, status: JobStatus) -> None:
+    """What the gateway tells those who wait for a replica, and when the replica's time is up."""
+    match status.state:
+        case JobState.PENDING:
+            start = status.expected_start_at
+            deployments.note_job(
+                db,
+                job.subject,
+                job_id=job.job_id,
+                waiting_reason=None if status.reason == "None" else status.reason,
+                expected_start_at=clock.text(_next_minute(start)) if start else None,
+            )
+        case JobState.RUNNING:
+            ends_at = clock.text(status.ends_at) if status.ends_at else None
+            deployments.note_job(db, job.subject, job_id=job.job_id, ends_at=ends_at)
+
+
+def _next_minute(at: datetime) -> datetime:
+    """Slurm's estimates move by seconds with each look, and every change here is read by the gateway."""
+    return at + timedelta(seconds=-at.timestamp() % 60)
+
+
+def ref_of(job: accounting.Job) -> JobRef:
+    return JobRef(job.cluster, job.job_id, clock.parse(job.submitted_at))
 
 
 def is_over(db: Database, job: accounting.Job, state: JobState, reason: str | None) -> None:

@@ -33,6 +33,7 @@ class LocalJob:
     tasks: int
     cpus: int
     gpus: int
+    time_limit_s: int | None = None  # absent in records of before
 
     @property
     def stem(self) -> str:

@@ -87,8 +87,15 @@ class LocalScheduler:
         if job is None:
             return JobStatus(ref, JobState.UNKNOWN)
         story = self._story(job)
+        limited = story.ended_at is None and job.time_limit_s is not None
         return JobStatus(
-            ref, story.state, story.reason, (self.host,), _moment(story.started_at), _moment(story.ended_at)
+            ref,
+            story.state,
+            story.reason,
+            (self.host,),
+            _moment(story.started_at),
+            _moment(story.ended_at),
+            ends_at=_moment(job.created_at + (job.time_limit_s or 0)) if limited else None,
         )
 
     def _usage(self, ref: JobRef, job: LocalJob) -> JobUsage:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
+from registry import clock
 from registry.deployments import Deployment, DeploymentState, Replica, ReplicaState, is_current
 
 MAX_LOST = 3  # how often each wanted replica may be lost before it is ready, until starting another is given up
+KEEP_AWAKE_S = 900.0  # how long a deployment of no replicas keeps the one that a call woke, after the last call
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,20 @@ class SetState:
 Action = StartReplica | Drain | Cancel | SetState
 
 
-def plan(deployment: Deployment, replicas: Sequence[Replica]) -> list[Action]:
-    """`replicas` are all that ever had this deployment's name; a former deployment's are wound down."""
+def awake(deployment: Deployment, replicas: Sequence[Replica], called_at: str | None, now: datetime) -> bool:
+    """Whether a deployment of no replicas wants one: from its last call on, or from when that one got ready if Slurm's
+    queue was longer than its callers' patience, for KEEP_AWAKE_S. `called_at`: of whatever had its name."""
+    since = [r.ready_at for r in replicas if r.state is ReplicaState.READY and r.ready_at]
+    if called_at is not None and called_at >= deployment.created_at:
+        since.append(called_at)
+    return any((now - clock.parse(at)).total_seconds() < KEEP_AWAKE_S for at in since)
+
+
+def plan(deployment: Deployment, replicas: Sequence[Replica], *, awake: bool = False) -> list[Action]:
+    """`replicas` are all that ever had this deployment's name; a former deployment's are wound down.
+
+    `awake` counts only for a deployment of no replicas.
+    """
     live = [r for r in replicas if not r.state.ended]
     if deployment.state is DeploymentState.STOPPING:
         return _wind_down(live) or [SetState(deployment.name, DeploymentState.STOPPED)]
@@ -46,16 +61,23 @@ def plan(deployment: Deployment, replicas: Sequence[Replica]) -> list[Action]:
         return _wind_down(live)
 
     current = [r for r in replicas if is_current(deployment, r)]
-    ready = any(r.state is ReplicaState.READY for r in current)
-    hopeless = _hopeless(current, MAX_LOST * deployment.replicas)
+    ready = [r for r in current if r.state is ReplicaState.READY]
+    hopeless = _hopeless(current, MAX_LOST * max(deployment.replicas, 1))
     if hopeless and not ready:
         return [SetState(deployment.name, DeploymentState.FAILED, hopeless), *_wind_down(live)]
 
     actions = _wind_down([r for r in live if r not in current])
-    serving = [r for r in current if not r.state.ended and r.state is not ReplicaState.DRAINING]
+    wanted = deployment.replicas or int(awake)
+    if deployment.replicas == 0:
+        # What still comes up when nobody calls any more goes on: it is not asked to queue a second time.
+        over = [] if awake else ready
+        actions += _wind_down([r for r in current if r in over or r.state is ReplicaState.DRAINING])
+        ready = [r for r in ready if r not in over]
+    coming = [r for r in current if r.state in (ReplicaState.PENDING, ReplicaState.STARTING)]
     if not hopeless:
-        actions += [StartReplica(deployment.name)] * (deployment.replicas - len(serving))
-    state = DeploymentState.READY if ready else DeploymentState.STARTING
+        actions += [StartReplica(deployment.name)] * (wanted - len(ready) - len(coming))
+    idle = DeploymentState.STARTING if wanted or coming else DeploymentState.ASLEEP
+    state = DeploymentState.READY if ready else idle
     if state is not deployment.state:
         actions.append(SetState(deployment.name, state))
     return actions

@@ -116,6 +116,21 @@ class RunFolder:
         """0600: the replica's own API key."""
         return self.root / "replica-key"
 
+    def tls(self, attempt: str) -> Path:
+        """0700, while the replica runs: the certificate that it shows, and its private key."""
+        return self.root / f"replica-tls-{attempt}"
+
+    def tls_key(self, attempt: str) -> Path:
+        return self.tls(attempt) / "key.pem"
+
+    def tls_certificate(self, attempt: str) -> Path:
+        return self.tls(attempt) / "certificate.pem"
+
+    @property
+    def former_tls(self) -> list[Path]:
+        """Those folders that are there, of attempts that were killed too."""
+        return sorted(self.root.glob("replica-tls-*"))
+
     def create(self) -> None:
         """Make the folder's skeleton. Raises FileExistsError when the id is taken."""
         self.root.mkdir(parents=True)

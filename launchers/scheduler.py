@@ -80,6 +80,8 @@ class JobStatus:
     nodes: tuple[str, ...] = ()
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    expected_start_at: datetime | None = None  # while it is pending, where the scheduler has an estimate
+    ends_at: datetime | None = None  # while it runs: when its time limit ends it
 
 
 @dataclass(frozen=True, slots=True)

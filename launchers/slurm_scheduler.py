@@ -248,7 +248,9 @@ def _name(uid: str) -> str:
 
 
 def _queued(ref: JobRef, job: model.Job) -> JobStatus:
-    return JobStatus(ref, STATES[job.state], job.reason, job.nodes, job.started_at, job.ended_at)
+    state = STATES[job.state]
+    ends_at = job.ends_at if state is JobState.RUNNING else None
+    return JobStatus(ref, state, job.reason, job.nodes, job.started_at, job.ended_at, job.expected_start_at, ends_at)
 
 
 def _booked(ref: JobRef, tasks: Records) -> JobStatus:

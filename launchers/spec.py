@@ -97,6 +97,7 @@ class ServeSpec:
     environment: Environment
     model_path: str
     listen: str = "127.0.0.1"  # the address the engine binds; 0.0.0.0 where the gateway is on another node
+    tls: bool = True  # with a certificate that its job mints
     engine_args: tuple[str, ...] = ()
     shutdown_timeout_s: int = 30
     start_timeout_s: int = 900

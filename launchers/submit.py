@@ -180,6 +180,7 @@ def start_locally(request: JobRequest, spool: Path) -> Path:
         tasks=r.tasks_per_node,
         cpus=r.tasks_per_node * r.cpus_per_task,
         gpus=r.gpus_per_node,
+        time_limit_s=r.time_limit_s,
     ).save(spool)
 
 

@@ -97,6 +97,8 @@ class Supervisor:
                 _kill_group(child)
             if self.readiness:
                 self.readiness.stop()
+            if isinstance(self.spec, ServeSpec):
+                server.forget(self.folder, self.task.attempt)
         failure, last = None, tail(self.log)
         if ending.exit_code:
             mine = tasks.Failure(self.task.rank, self.task.node, ending.cause, last, ending.kind)
@@ -129,9 +131,9 @@ class Supervisor:
         if isinstance(spec, ServeSpec):
             env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
             port = tasks.free_port(spec.listen)
-            self.endpoint = server.Endpoint(server.reachable_as(spec.listen), port, server.mint_key(self.folder.secret))
+            self.endpoint = server.mint_endpoint(self.folder, spec, task.attempt, port)
             env.update(server.secret_env(self.endpoint.key))
-            command = server.argv(spec, port, self.folder.code, task.node)
+            command = server.argv(spec, port, self.folder, task)
         else:
             address, port = tasks.meet(self.folder.rendezvous, task)
             attempt = sum(name.endswith("-attempt-started.json") for name in names(self.folder.announcements))
@@ -213,6 +215,7 @@ class Supervisor:
             served_name=self.spec.name,
             start_s=round(self.readiness.ready_after_s, 1),
             context_tokens=self.readiness.context_tokens,
+            certificate=self.endpoint.certificate,
         )
         self.announced_ready = True
 

@@ -16,6 +16,7 @@ from registry.tenants import checked_name
 class DeploymentState(enum.StrEnum):
     STARTING = "starting"  # wanted; no replica is ready yet
     READY = "ready"
+    ASLEEP = "asleep"  # wanted with no replica at all until somebody calls it
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -40,13 +41,15 @@ class ReplicaState(enum.StrEnum):
 
 
 # Whatever else is asked of a deployment does not happen: it was decided before somebody stopped it.
+_AWAKE_OR_NOT = frozenset({DeploymentState.STARTING, DeploymentState.READY, DeploymentState.ASLEEP})
 BECOMES = {
-    DeploymentState.STARTING: frozenset({DeploymentState.READY, DeploymentState.STOPPING, DeploymentState.FAILED}),
-    DeploymentState.READY: frozenset({DeploymentState.STARTING, DeploymentState.STOPPING, DeploymentState.FAILED}),
+    **{state: _AWAKE_OR_NOT - {state} | {DeploymentState.STOPPING, DeploymentState.FAILED} for state in _AWAKE_OR_NOT},
     DeploymentState.STOPPING: frozenset({DeploymentState.STOPPED}),
     DeploymentState.STOPPED: frozenset[DeploymentState](),
     DeploymentState.FAILED: frozenset[DeploymentState](),
 }
+
+ROUTING = ("least-work", "least-outstanding", "round-robin")  # how the gateway may choose a replica; the default first
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,16 @@ class Deployment:
     model: str
     version: int
     model_path: str
-    replicas: int  # how many are wanted
+    replicas: int  # how many are wanted; 0: one while it is called, else none
     request: dict[str, Any]  # resources and engine arguments asked for, as JSON
     cause: str | None
     created_at: str
     ended_at: str | None
+
+    @property
+    def routing(self) -> str:
+        """One of ROUTING."""
+        return str(self.request.get("routing") or ROUTING[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,11 @@ class Replica:
     created_at: str
     ready_at: str | None
     ended_at: str | None
+    job_id: str | None = None  # its newest job's
+    waiting_reason: str | None = None  # why that job is pending, in the scheduler's words
+    expected_start_at: str | None = None  # and when the scheduler expects it to start
+    ends_at: str | None = None  # when its time limit ends the job, once that runs
+    certificate: str | None = None  # PEM: the only one that the engine may show; None: it speaks plain HTTP
 
 
 def create(
@@ -92,9 +105,11 @@ def create(
     replicas: int,
     request: dict[str, Any],
 ) -> Deployment:
-    """Raises Conflict when a deployment of this name is still wanted; one that ended is replaced."""
+    """Raises Conflict when an endpoint, or a deployment still wanted, has this name; one that ended is replaced."""
     checked_name("deployment", name)
     with transaction(db) as c:
+        if row(db, "SELECT 1 FROM endpoints WHERE name = ?", name):
+            raise Conflict(f"{name} is an endpoint; a deployment needs a name of its own")
         old = row(db, "SELECT state FROM deployments WHERE name = ?", name)
         if old and not DeploymentState(old["state"]).ended:
             raise Conflict(f"deployment {name} exists already and is {old['state']}; stop it first")
@@ -171,6 +186,23 @@ def set_replica_state(db: Database, replica_id: str, state: ReplicaState, cause:
         )
 
 
+def note_job(
+    db: Database,
+    replica_id: str,
+    *,
+    job_id: str,
+    waiting_reason: str | None = None,
+    expected_start_at: str | None = None,
+    ends_at: str | None = None,
+) -> None:
+    """What the scheduler says of a replica's job. Writes nothing when it says what it said before."""
+    says = (job_id, waiting_reason, expected_start_at, ends_at)
+    columns = "(job_id, waiting_reason, expected_start_at, ends_at)"
+    if row(db, f"SELECT 1 FROM replicas WHERE id = ? AND {columns} IS NOT (?, ?, ?, ?)", replica_id, *says):
+        with transaction(db) as c:
+            c.execute(f"UPDATE replicas SET {columns} = (?, ?, ?, ?) WHERE id = ?", (*says, replica_id))
+
+
 def replica_is_starting(db: Database, replica_id: str) -> None:
     with transaction(db) as c:
         c.execute(
@@ -180,13 +212,19 @@ def replica_is_starting(db: Database, replica_id: str) -> None:
 
 
 def replica_is_ready(
-    db: Database, replica_id: str, host: str, port: int, upstream_key: str, context_tokens: int | None = None
+    db: Database,
+    replica_id: str,
+    host: str,
+    port: int,
+    upstream_key: str,
+    context_tokens: int | None = None,
+    certificate: str | None = None,
 ) -> None:
     """From pending or starting to ready; a replica that is draining or gone stays so."""
     with transaction(db) as c:
         c.execute(
             """UPDATE replicas SET state = ?, host = ?, port = ?, upstream_key = ?, context_tokens = ?,
-               ready_at = ?
+               certificate = ?, ready_at = ?
                WHERE id = ? AND state IN (?, ?)""",
             (
                 ReplicaState.READY,
@@ -194,6 +232,7 @@ def replica_is_ready(
                 port,
                 upstream_key,
                 context_tokens,
+                certificate,
                 clock.now(),
                 replica_id,
                 ReplicaState.PENDING,
@@ -207,15 +246,20 @@ def replicas(db: Database, deployment: str | None = None) -> list[Replica]:
     return [_replica(r) for r in rows(db, f"SELECT * FROM replicas {where} ORDER BY created_at, id", *args)]
 
 
+def live_replicas(db: Database) -> dict[str, list[Replica]]:
+    """Each live deployment's name -> its own replicas that have not ended (perhaps none), ready or not."""
+    live = {d.name: d for d in everything(db) if not d.state.ended}
+    found: dict[str, list[Replica]] = {name: [] for name in live}
+    for r in rows(db, "SELECT * FROM replicas WHERE ended_at IS NULL ORDER BY created_at, id"):
+        deployment = live.get(r["deployment"])
+        if deployment and is_current(deployment, replica := _replica(r)):
+            found[deployment.name].append(replica)
+    return found
+
+
 def ready_replicas(db: Database) -> dict[str, list[Replica]]:
     """What the gateway routes to: each live deployment's name -> its ready replicas (perhaps none)."""
-    live = {d.name: d for d in everything(db) if not d.state.ended}
-    ready: dict[str, list[Replica]] = {name: [] for name in live}
-    for replica in replicas(db):
-        deployment = live.get(replica.deployment)
-        if deployment and replica.state is ReplicaState.READY and is_current(deployment, replica):
-            ready[deployment.name].append(replica)
-    return ready
+    return {name: [r for r in found if r.state is ReplicaState.READY] for name, found in live_replicas(db).items()}
 
 
 def _deployment(r: Any) -> Deployment:

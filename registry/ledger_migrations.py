@@ -39,4 +39,9 @@ def m002_journals(db: Database) -> None:
     db.conn.execute("CREATE TABLE journals (segment TEXT PRIMARY KEY, offset INTEGER NOT NULL) WITHOUT ROWID")
 
 
-MIGRATIONS = (m001_first, m002_journals)
+def m003_demand(db: Database) -> None:
+    """The controller learns from here which deployments are asked for."""
+    db.conn.execute("CREATE TABLE demand (deployment TEXT PRIMARY KEY, at TEXT NOT NULL, waiting INTEGER NOT NULL)")
+
+
+MIGRATIONS = (m001_first, m002_journals, m003_demand)

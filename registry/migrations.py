@@ -67,4 +67,37 @@ def m003_pruned_checkpoints(db: Database) -> None:
     db.conn.execute("ALTER TABLE checkpoints ADD COLUMN pruned_at TEXT")
 
 
-MIGRATIONS = (m001_first, m002_attempts, m003_pruned_checkpoints)
+def m004_certificates(db: Database) -> None:
+    """An engine may speak TLS, with a certificate of its own."""
+    db.conn.execute("ALTER TABLE replicas ADD COLUMN certificate TEXT")
+
+
+def m005_waiting(db: Database) -> None:
+    """The gateway says what a replica waits for, and sends nothing long to one that ends soon."""
+    for column in ("job_id", "waiting_reason", "expected_start_at", "ends_at"):
+        db.conn.execute(f"ALTER TABLE replicas ADD COLUMN {column} TEXT")
+
+
+def m006_key_scopes(db: Database) -> None:
+    """What a key is good for, as words with a space between. Keys of before called models, and go on doing so."""
+    db.conn.execute("ALTER TABLE keys ADD COLUMN scopes TEXT NOT NULL DEFAULT 'inference'")
+
+
+def m007_endpoints(db: Database) -> None:
+    """Stable names for clients. `targets`, `shadow` and `fallbacks` are JSON lists."""
+    db.conn.execute(
+        """CREATE TABLE endpoints (
+            name TEXT PRIMARY KEY, owner TEXT NOT NULL, targets TEXT NOT NULL, sticky TEXT, shadow TEXT NOT NULL,
+            fallbacks TEXT NOT NULL, created_at TEXT NOT NULL, changed_at TEXT NOT NULL)"""
+    )
+
+
+MIGRATIONS = (
+    m001_first,
+    m002_attempts,
+    m003_pruned_checkpoints,
+    m004_certificates,
+    m005_waiting,
+    m006_key_scopes,
+    m007_endpoints,
+)

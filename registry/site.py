@@ -7,6 +7,7 @@ Nothing is read at import; `load_site` reads once, and the frozen Site is handed
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from registry.strict_toml import (
 
 SITE_CONFIGS = Path(__file__).resolve().parent.parent / "site-configs"
 SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the final NUL
+PROVIDER_SOCKET_BYTES = 8  # of a name in `providers_dir`: two gateways of a site may run for a while
 
 _DURATION: dict[str, Any] = {"unit": "duration", "above": 0}
 
@@ -163,6 +165,8 @@ class External:
     model: str  # LiteLLM's name for it: "anthropic/claude-..."
     api_base: str | None = None
     api_key_env: str | None = None
+    # Where [prices] has none of its own for it: LiteLLM's price, which is in dollars, times this. Absent: "default".
+    credits_per_usd: float | None = field(default=None, metadata={"above": 0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +210,16 @@ class Site:
     @property
     def control_socket(self) -> Path:
         return self.state_dir / "control.sock"
+
+    @property
+    def takeover_socket(self) -> Path:
+        """Where a running gateway hands its listening socket to the one that replaces it."""
+        return self.state_dir / "gateway.sock"
+
+    @property
+    def providers_dir(self) -> Path:
+        """The socket of the process that calls other providers' models; nobody else may enter."""
+        return self.state_dir / "providers"
 
     @property
     def services_dir(self) -> Path:
@@ -291,13 +305,19 @@ def _origin(site: Site, key: str) -> str:
 
 def _problems(site: Site) -> Iterator[tuple[str, str]]:
     """What no single field can see: (key, problem)."""
-    socket = len(os.fsencode(site.control_socket))
+    longest = site.providers_dir / ("0" * PROVIDER_SOCKET_BYTES) if site.external else site.control_socket
+    socket = len(os.fsencode(longest))
     if socket > SOCKET_PATH_BYTES:
         yield (
             "state_dir",
-            f"{site.control_socket} is {socket} bytes long, and a Unix socket's path holds {SOCKET_PATH_BYTES}; "
+            f"{longest} is {socket} bytes long, and a Unix socket's path holds {SOCKET_PATH_BYTES}; "
             "choose a shorter directory",
         )
+    for network in site.gateway.metrics_from:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as e:
+            yield "gateway.metrics_from", f'{e}; write a network ("10.2.0.0/16", "fd00::/8") or one address'
     if site.scheduler.min_poll_s > site.scheduler.max_poll_s:
         lowest = f"{site.scheduler.min_poll_s:g} s (scheduler.min_poll)"
         yield "scheduler.max_poll", f"must be at least {lowest}, not {site.scheduler.max_poll_s:g} s"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import re
 import secrets
+import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from registry import clock
@@ -12,6 +15,14 @@ from registry.db import Conflict, Database, NotFound, RegistryError, row, rows, 
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 LARGEST = 2**63 - 1  # what an INTEGER of SQLite holds
+_SHOWN = "id, tenant, owner, hint, created_at, revoked_at, scopes"  # a Key's columns: never the hash
+
+
+class Scope(enum.StrEnum):
+    """What a key is good for. None implies another."""
+
+    INFERENCE = "inference"  # calling models
+    ADMIN = "admin"  # reading what concerns every tenant, such as the gateway's metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,16 @@ class Key:
     hint: str  # the first characters, to recognise it by
     created_at: str
     revoked_at: str | None
+    scopes: tuple[Scope, ...] = (Scope.INFERENCE,)  # in the order of Scope
+
+
+@dataclass(frozen=True, slots=True)
+class LiveKey:
+    """A key that may be used, as the gateway knows it."""
+
+    id: str
+    tenant: Tenant
+    scopes: frozenset[Scope]
 
 
 def checked_name(kind: str, name: str) -> str:
@@ -103,24 +124,36 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def create_key(db: Database, tenant: str, owner: str) -> tuple[Key, str]:
+def checked_scopes(words: Iterable[object]) -> tuple[Scope, ...]:
+    """Each once, in the order of Scope. Raises RegistryError for an unknown one, and for none."""
+    asked = list(words)
+    for word in asked:
+        if word not in list(Scope):
+            raise RegistryError(f"scope {word!r} is not known; allowed: {', '.join(Scope)}")
+    if not asked:
+        raise RegistryError(f"a key needs a scope; allowed: {', '.join(Scope)}")
+    return tuple(scope for scope in Scope if scope in asked)
+
+
+def create_key(db: Database, tenant: str, owner: str, scopes: Iterable[Scope] = (Scope.INFERENCE,)) -> tuple[Key, str]:
     """Returns the key's row and, this once, the key itself."""
+    good_for = checked_scopes(scopes)
     secret = "sk-hg-" + secrets.token_urlsafe(32)
     with transaction(db) as c:
         get(db, tenant)
-        key = Key("key-" + secrets.token_hex(4), tenant, owner, secret[:10], clock.now(), None)
+        key = Key("key-" + secrets.token_hex(4), tenant, owner, secret[:10], clock.now(), None, good_for)
         c.execute(
-            "INSERT INTO keys (id, tenant, owner, sha256, hint, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-            (key.id, tenant, owner, digest(secret), key.hint, key.created_at),
+            "INSERT INTO keys (id, tenant, owner, sha256, hint, created_at, scopes) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (key.id, tenant, owner, digest(secret), key.hint, key.created_at, " ".join(good_for)),
         )
     return key, secret
 
 
 def get_key(db: Database, key_id: str) -> Key:
-    found = row(db, "SELECT id, tenant, owner, hint, created_at, revoked_at FROM keys WHERE id = ?", key_id)
+    found = row(db, f"SELECT {_SHOWN} FROM keys WHERE id = ?", key_id)
     if found is None:
         raise NotFound(f"no key has the id {key_id!r}")
-    return Key(**dict(found))
+    return _key(found)
 
 
 def revoke_key(db: Database, key_id: str) -> Key:
@@ -131,16 +164,23 @@ def revoke_key(db: Database, key_id: str) -> Key:
 
 
 def keys(db: Database) -> list[Key]:
-    return [
-        Key(**dict(r))
-        for r in rows(db, "SELECT id, tenant, owner, hint, created_at, revoked_at FROM keys ORDER BY created_at")
-    ]
+    return [_key(r) for r in rows(db, f"SELECT {_SHOWN} FROM keys ORDER BY created_at")]
 
 
-def live_keys(db: Database) -> dict[str, tuple[str, Tenant]]:
-    """sha256 of each key that may be used -> (key id, its tenant): what the gateway authenticates against."""
+def live_keys(db: Database) -> dict[str, LiveKey]:
+    """By the sha256 of each key that may be used: what the gateway authenticates against."""
     tenants = {t.name: t for t in everyone(db)}
     return {
-        r["sha256"]: (r["id"], tenants[r["tenant"]])
-        for r in rows(db, "SELECT id, tenant, sha256 FROM keys WHERE revoked_at IS NULL")
+        r["sha256"]: LiveKey(r["id"], tenants[r["tenant"]], frozenset(_scopes(r["scopes"])))
+        for r in rows(db, "SELECT id, tenant, sha256, scopes FROM keys WHERE revoked_at IS NULL")
     }
+
+
+def _key(found: sqlite3.Row) -> Key:
+    values = dict(found)
+    return Key(**values | {"scopes": _scopes(values["scopes"])})
+
+
+def _scopes(stored: str) -> tuple[Scope, ...]:
+    """A scope that a newer Headgate gave and this one does not know opens nothing here."""
+    return tuple(scope for scope in Scope if scope in stored.split())

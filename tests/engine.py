@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from certificates import minted, serving
 
 PROMPT_TOKENS = 7
 
@@ -32,6 +34,8 @@ class Engine:
     split_events: bool = False  # send each event in two writes
     host: str = "127.0.0.1"
     port: int = 0
+    tls: bool = False
+    certificate: str | None = None  # PEM, once it runs with TLS
     requests: list[dict[str, Any]] = field(default_factory=list)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -134,11 +138,13 @@ def compact(value: Any) -> web.Response:
 
 
 @asynccontextmanager
-async def served(app: web.Application, host: str = "127.0.0.1") -> AsyncIterator[int]:
+async def served(
+    app: web.Application, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     """Serve an application on a free port, with clients that leave cancelling their handlers."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
-    site = web.TCPSite(runner, host, 0)
+    site = web.TCPSite(runner, host, 0, ssl_context=tls)
     await site.start()
     try:
         yield runner.addresses[0][1]
@@ -151,6 +157,8 @@ async def running(engine: Engine) -> AsyncIterator[Engine]:
     app = web.Application()
     app.router.add_post("/v1/chat/completions", engine.answer)
     app.router.add_post("/v1/completions", engine.answer)
-    async with served(app) as port:
+    shown = minted(engine.host) if engine.tls else None
+    engine.certificate = shown.certificate if shown else None
+    async with served(app, tls=serving(shown) if shown else None) as port:
         engine.port = 1 if engine.fail == "unreachable" else port  # where nothing listens
         yield engine

@@ -19,7 +19,9 @@ from aiohttp import web
 from engine import Engine, running
 from openai import AsyncOpenAI
 
-from gateway.app import make_app
+from gateway.app import backing_of, make_app, stopping
+from gateway.listener import Listener
+from gateway.serve import bind
 from registry import deployments, ledger, migrations, tenants
 from registry.db import Database, open_reader, open_writer
 from registry.deployments import ReplicaState
@@ -45,7 +47,8 @@ class Platform:
     registry: Database
     key: str
     url: str = ""
-    runner: web.AppRunner | None = None
+    app: web.Application | None = None
+    listener: Listener | None = None
     said: list[str] = field(default_factory=list)  # by a gateway process, until it listened or ended
 
     def tenant(self, name: str, **limits: int) -> str:
@@ -61,14 +64,18 @@ class Platform:
 
     def ready(self, engine: Engine, replica: str = "replica-1", deployment: str = "tiny") -> None:
         deployments.add_replica(self.registry, replica, deployment, "root", f"/runs/{replica}")
-        deployments.replica_is_ready(self.registry, replica, engine.host, engine.port, engine.key)
+        endpoint = (engine.host, engine.port, engine.key)
+        deployments.replica_is_ready(self.registry, replica, *endpoint, certificate=engine.certificate)
 
     def gone(self, replica: str = "replica-1") -> None:
         deployments.set_replica_state(self.registry, replica, ReplicaState.STOPPED)
 
     async def stop(self) -> None:
-        assert self.runner is not None
-        await self.runner.cleanup()
+        """As on SIGTERM, with little patience."""
+        if self.listener is not None and self.app is not None:
+            listener, self.listener = self.listener, None
+            stopping(self.app)
+            await listener.stop(0.5)
 
     def openai(self, key: str | None = None) -> AsyncOpenAI:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=20)
@@ -142,11 +149,15 @@ async def started(platform: Platform) -> AsyncIterator[web.Application]:
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        platform.runner = runner
-        platform.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        assert runner.server is not None
+        listening = bind("127.0.0.1", 0)
+        platform.listener = Listener(backing_of(app, runner.server), listening)
+        await platform.listener.start()
+        platform.app = app
+        platform.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         yield app
     finally:
+        await platform.stop()
         await runner.cleanup()
 
 

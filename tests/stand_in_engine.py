@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,6 +24,8 @@ def main() -> None:
     for name in ("--model", "--served-model-name", "--middleware", "--shutdown-timeout", "--host"):
         parser.add_argument(name, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--ssl-keyfile", help="with --ssl-certfile: speak TLS")
+    parser.add_argument("--ssl-certfile")
     parser.add_argument("--die", help="say this and exit with status 3")
     parser.add_argument("--no-tokens-until", type=Path, help="healthy, and generates nothing until the file is there")
     parser.add_argument("--leave-when", type=Path, help="exit with status 0 when the file is there")
@@ -64,7 +67,13 @@ def main() -> None:
             pass
 
     print(f"serving {asked.model}", flush=True)
-    ThreadingHTTPServer((asked.host, asked.port), Handler).serve_forever()
+    server = ThreadingHTTPServer((asked.host, asked.port), Handler)
+    if asked.ssl_certfile:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(asked.ssl_certfile, asked.ssl_keyfile)
+        # The handshake is left to the thread of each connection: a silent client must not hold up the others.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.serve_forever()
 
 
 def leave(words: str) -> None:

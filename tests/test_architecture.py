@@ -19,7 +19,7 @@ MAY_IMPORT = {
 }
 # Library -> the one place that may import it: a module, or a folder (ends in /).
 HOMES = {
-    "litellm": "gateway/providers.py",
+    "litellm": "gateway/provider_worker.py",
     "pyslurm": "slurm/native.py",
     "submitit": "launchers/submit.py",
     "sqlite_utils": "registry/",

@@ -1,14 +1,21 @@
-"""What benchmarks print."""
+"""What benchmarks print, and whether they would notice."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
 import subprocess
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from benchmarks.figures import Cost, cost, interleaved, show, show_costs
+from benchmarks.gateway_parts import ENGINE_KEY, Cores, Done, Programs, Router, Work, compiled, do, engine
+from benchmarks.soak_causes import Begun, Incident, Saw, Seen, Trouble, cause, slope
 
 
 def test_a_figure_is_one_json_object_with_its_peer_and_their_ratio(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,3 +60,109 @@ def test_wall_and_cpu_are_compared_with_each_peer(capsys: pytest.CaptureFixture[
         ("poll, wall", "scontrol", 0.5),
         ("poll, CPU", "scontrol", 0.5),
     ]
+
+
+CORE = min(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    return compiled(tmp_path_factory.mktemp("programs"))
+
+
+def loaded(programs: Programs, port: int, work: Work, key: str = ENGINE_KEY) -> Done:
+    return do(programs, CORE, Router("direct", port, key, os.getpid()), work)
+
+
+def test_the_scripted_engine_answers_whole_and_in_streams_only_to_its_key(programs: Programs, tmp_path: Path) -> None:
+    with engine(programs, Cores(CORE, CORE, CORE), tmp_path) as port:
+        whole = loaded(programs, port, Work(4, 40))
+        streams = loaded(programs, port, Work(4, 12, chunks=30, interval_ms=1))
+        burst = loaded(programs, port, Work(2, 8, chunks=300, interval_ms=0, ask_running_usage=True))
+        stranger = loaded(programs, port, Work(2, 6), key="another")
+    assert (whole.ok, whole.failed) == (40, 0)
+    assert (streams.ok, streams.chunks, streams.failed) == (12, 360, 0)
+    assert (burst.ok, burst.chunks, burst.failed) == (8, 2400, 0)
+    assert (stranger.ok, stranger.refused, stranger.failed) == (0, 6, 6)
+
+
+CHUNKS = [f'data: {{"content":"#{n:06d}@{1:016d}"}}\n\n' for n in (1, 2, 3)]
+DONE = "data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("events", "ok", "short", "dropped"),
+    [
+        ([*CHUNKS, DONE], 1, 0, 0),
+        ([CHUNKS[0], CHUNKS[2], DONE], 0, 1, 0),
+        ([*CHUNKS[:2], DONE], 0, 1, 0),
+        ([*CHUNKS[:2], CHUNKS[1], DONE], 0, 1, 0),
+        (CHUNKS, 0, 1, 0),
+        ([*CHUNKS, None], 0, 0, 1),
+    ],
+    ids=["whole", "a chunk missing", "too few", "one twice", "no [DONE]", "hung up"],
+)
+def test_the_load_generator_notices_a_stream_that_is_not_whole(
+    programs: Programs, events: list[str | None], ok: int, short: int, dropped: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                for event in events:
+                    if event is None:
+                        return
+                    chunk = f"{len(event):x}\r\n{event}\r\n".encode()
+                    connection.sendall(chunk[:20])  # cut anywhere, also within a mark
+                    connection.sendall(chunk[20:])
+                connection.sendall(b"0\r\n\r\n")
+                connection.recv(65536)
+
+        serving = threading.Thread(target=answer)
+        serving.start()
+        done = loaded(programs, listening.getsockname()[1], Work(1, 1, chunks=3, interval_ms=1))
+        serving.join()
+    assert (done.ok, done.short, done.dropped) == (ok, short, dropped)
+
+
+def seen(saw: Saw, status: int = 200, tokens: int = 0, tenant: str = "physics") -> Seen:
+    return Seen(1, tenant, saw, tokens, status, began=100, ended=110)
+
+
+KILLED = Incident("replica-1", Trouble.KILLED, 105, 107)
+HUNG = Incident("replica-2", Trouble.HUNG, 90, 101)
+
+
+@pytest.mark.parametrize(
+    ("what", "incidents", "explained"),
+    [
+        (seen(Saw.CUT, tokens=3), [KILLED], True),
+        (seen(Saw.CUT, tokens=3), [HUNG], False),  # another replica's
+        (seen(Saw.CUT, tokens=3), [Incident("replica-1", Trouble.DRAINED, 90, 120)], False),
+        (seen(Saw.CUT, tokens=3), [Incident("replica-1", Trouble.KILLED, 80, 90)], False),  # over by then
+        (seen(Saw.REFUSED, 502), [KILLED], False),  # the others were there
+        (seen(Saw.REFUSED, 502), [KILLED, HUNG], True),
+        (seen(Saw.REFUSED, 504), [HUNG], True),
+        (seen(Saw.REFUSED, 500), [KILLED, HUNG], False),
+        (seen(Saw.REFUSED, 429), [], False),
+        (seen(Saw.REFUSED, 429, tenant="limited"), [], True),
+        (seen(Saw.WRONG, tokens=3), [KILLED, HUNG], False),
+        (seen(Saw.WAITED, tokens=3), [KILLED, HUNG], False),
+    ],
+)
+def test_a_failure_is_explained_by_trouble_at_its_time_and_place(
+    what: Seen, incidents: list[Incident], explained: bool
+) -> None:
+    attempts = [Begun("replica-3", 99), Begun("replica-1", 100)]
+    assert (cause(what, attempts, incidents, "limited") is not None) is explained
+
+
+def test_a_slope_is_that_of_the_best_line() -> None:
+    assert slope([(0, 10), (1, 12), (2, 14)]) == pytest.approx(2)
+    assert slope([(0, 10), (1, 11), (2, 10)]) == pytest.approx(0)
+    assert slope([(0, 10)]) == 0

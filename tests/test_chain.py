@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,12 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import stranger
 from conftest import PrivateCluster
 from openai import OpenAI
 from platform_fixtures import ROOT, Platform, platform
 from waiting import wait_for
 
 from cli import pins
+from launchers.run_folder import RunFolder
+from launchers.vllm.guard import REFUSAL
 
 pytestmark = pytest.mark.chain
 RECIPE = str(ROOT / "tests" / "recipes" / "chain.toml")
@@ -181,20 +185,61 @@ def test_the_same_chain_on_slurm_and_the_report_says_what_sacct_says(slurm_clust
     assert nodes.strip() == f"2|{jobs['train']['elapsed_s']}"
 
 
-def test_a_replica_outlives_the_control_plane_and_a_client_that_leaves_is_billed(
-    laptop: Platform, first_demo: str
-) -> None:
-    """A client that leaves in mid-stream is billed for what was generated; a restarted controller keeps the replica."""
-    laptop.ok("up")
-    laptop.ok("serve", "demo@latest")
-    (replica,) = ready_replicas(laptop)
-    laptop.ok("down", "--keep-deployments")
-    laptop.ok("up")
-    assert ready_replicas(laptop) == [replica]
+@pytest.fixture(scope="module")
+def serving(laptop: Platform, first_demo: str) -> Iterator[Platform]:
+    """Another platform, whose deployment of the demo's model no other test stops."""
+    model = next((laptop.root / "shared" / "runs").glob("publish-demo-*/model"))
+    cache = f"environments.engine.env.VLLM_CACHE_ROOT={laptop.root}/state/vllm"
+    with platform("laptop.toml", cache) as made:
+        made.ok("up")
+        made.ok("serve", str(model), "--name", "demo")
+        yield made
+        made.ok("down")
+        assert made.processes() == []
 
-    laptop.ok("tenant", "create", "leaver", "--token-budget", "5000")
-    key = laptop.ok("key", "create", "leaver").strip()
-    with OpenAI(base_url=laptop.url, api_key=key, max_retries=0) as client:
+
+def test_an_engine_at_work_is_closed_to_everybody_who_has_not_its_key(serving: Platform) -> None:
+    """Over its own routes, by plain HTTP, by its files and by `ps`; nor does a client take another for it."""
+    (name,) = ready_replicas(serving)
+    replica = stranger.closed(RunFolder(serving.root / "shared" / "runs" / name))
+    asked = stranger.routes(replica)
+    assert {("POST", "/v1/chat/completions"), ("GET", "/health"), ("GET", "/metrics")} <= set(asked)
+    for key in ({}, {"authorization": "Bearer another"}):
+        answers = list(stranger.answers(replica, asked, **key))
+        assert [a for a in answers if a[1:] != (401, REFUSAL)] == []
+    for path in ("/v1/realtime", "/health"):
+        assert stranger.upgraded(replica, path).startswith(b"HTTP/1.1 403 ")
+    assert not stranger.in_the_clear(replica).startswith(b"HTTP")
+    assert stranger.refuses_another_pin(replica)
+    known = [("GET", "/health"), ("GET", "/metrics"), ("GET", "/v1/models")]
+    opened = stranger.answers(replica, known, authorization=f"Bearer {replica.key}")
+    assert [status for _, status, _ in opened] == [200, 200, 200]
+
+    lines = stranger.command_lines()
+    assert [line for line in lines if str(replica.folder.tls_key(replica.attempt)) in line]
+    assert not [line for line in lines if any(secret in line for secret in replica.secrets)]
+    holders = stranger.holders(serving.root, replica.secrets)
+    assert {replica.folder.secret, replica.folder.tls_key(replica.attempt)} <= set(holders)
+    assert [path for path, others in holders.items() if others] == []
+    assert not [path for path in holders if path.suffix == ".log"]
+    if os.getuid() == 0:
+        serving.root.chmod(0o755)  # it is a temporary directory, which alone would keep others out
+        for user, group in ((stranger.NOBODY, stranger.NOBODY), (stranger.NOBODY, os.getgid())):
+            secrets, facts = stranger.found_by(user, group, serving.root, replica.secrets)
+            assert secrets == ""
+        assert "announcements" in facts  # a group may read those
+
+
+def test_a_replica_outlives_the_control_plane_and_a_client_that_leaves_is_billed(serving: Platform) -> None:
+    """A client that leaves in mid-stream is billed for what was generated; a restarted controller keeps the replica."""
+    (replica,) = ready_replicas(serving)
+    serving.ok("down", "--keep-deployments")
+    serving.ok("up")
+    assert ready_replicas(serving) == [replica]
+
+    serving.ok("tenant", "create", "leaver", "--token-budget", "5000")
+    key = serving.ok("key", "create", "leaver").strip()
+    with OpenAI(base_url=serving.url, api_key=key, max_retries=0) as client:
         # Without max_tokens, against a budget: bounded by the gateway, within the model's short context.
         whole = client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "def"}])
         assert whole.usage and 0 < whole.usage.completion_tokens <= 256
@@ -206,12 +251,10 @@ def test_a_replica_outlives_the_control_plane_and_a_client_that_leaves_is_billed
         stream.close()
 
     def billed() -> int:
-        rows = laptop.json("report", "usage")["tokens"]
+        rows = serving.json("report", "usage")["tokens"]
         return next((r["completion_tokens"] for r in rows if r["tenant"] == "leaver"), 0)
 
     before = whole.usage.completion_tokens
     assert wait_for(lambda: billed() >= before + 3)
     assert billed() <= before + 200
-    assert laptop.json("report", "usage")["ledger_problems"] == []
-    laptop.ok("down")
-    assert laptop.processes() == []
+    assert serving.json("report", "usage")["ledger_problems"] == []

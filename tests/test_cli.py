@@ -117,6 +117,21 @@ def test_bad_input_names_the_thing_and_what_is_allowed(laptop: Platform, tmp_pat
         laptop.ok("down")
 
 
+def test_a_key_is_made_for_the_scopes_asked_for_and_listed_with_them(laptop: Platform) -> None:
+    laptop.ok("up")
+    try:
+        laptop.ok("tenant", "create", "scoped")
+        laptop.ok("key", "create", "scoped")
+        laptop.ok("key", "create", "scoped", "--scope", "admin", "--scope", "inference")
+        refused = laptop.run("key", "create", "scoped", "--scope", "root")
+        assert refused.returncode == 2 and "'root' is not one of 'inference', 'admin'" in refused.stderr
+        listed = [key["scopes"] for key in laptop.json("key", "list") if key["tenant"] == "scoped"]
+        assert listed == [["inference"], ["inference", "admin"]]
+        assert "inference,admin" in laptop.ok("key", "list")
+    finally:
+        laptop.ok("down")
+
+
 def test_a_port_that_another_headgate_holds_is_not_taken_for_ones_own(laptop: Platform) -> None:
     flags = ("environments.engine.python=/bin/sh", "environments.training.python=/bin/sh")
     with platform("laptop.toml", *flags) as other:

@@ -12,7 +12,7 @@ import pytest
 from engine import Engine
 from gateway_fixtures import HELLO, gateway, until
 
-from gateway import relay
+from gateway import app
 from registry.ledger import Outcome
 
 
@@ -92,9 +92,12 @@ async def test_a_whole_answer_may_take_longer_than_the_wait_between_two_reads(tm
 async def test_what_a_replica_was_too_slow_for_is_not_asked_again(
     tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "WHOLE_S", 0.5)
+    monkeypatch.setattr(app, "WHOLE_S", 0.5)
     engines = Engine(fail="silent"), Engine(fail="silent")
-    async with gateway(tmp_path, *engines, read_timeout_s=0.5) as platform, platform.openai() as client:
+    async with (
+        gateway(tmp_path, *engines, first_byte_timeout_s=0.5, read_timeout_s=0.5) as platform,
+        platform.openai() as client,
+    ):
         with pytest.raises(openai.InternalServerError, match="sent nothing for") as failure:
             await client.chat.completions.create(**HELLO, stream=stream)
         assert failure.value.status_code == 504

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,7 +16,8 @@ from gateway import calls, relay
 from gateway.calls import Kind
 from gateway.errors import UpstreamFailed
 from gateway.metering import StreamMeter, Usage
-from gateway.relay import Pool
+from gateway.relay import Address, Pool
+from gateway.upstream import Upstream
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -46,21 +47,34 @@ class Server:
 
 
 @asynccontextmanager
-async def reached(server: Server, **settings: float) -> AsyncIterator[tuple[Pool, relay.Address]]:
+async def reached(server: Server) -> AsyncIterator[tuple[Pool, Address]]:
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    pool = Pool(**{"connect_timeout": 5, "read_timeout": 5, **settings}, clock=time.monotonic)
+    pool = Pool(connect_timeout=5, sweep=0.02)
+    watching = asyncio.create_task(pool.watch())
     try:
-        yield pool, ("127.0.0.1", listening.sockets[0].getsockname()[1])
+        yield pool, Address("127.0.0.1", listening.sockets[0].getsockname()[1], "secret")
     finally:
+        watching.cancel()
         pool.close()
         listening.close()
         await until(lambda: all(w.is_closing() for w in server.writers))
 
 
-async def ask(pool: Pool, address: relay.Address) -> bytes:
-    async with pool.exchange(address, "/v1/x", "secret", b"{}") as upstream:
+@asynccontextmanager
+async def asked(pool: Pool, address: Address, patience: float = 5.0, fresh: bool = False) -> AsyncIterator[Upstream]:
+    upstream = await pool.connection(address, fresh=fresh)
+    try:
+        upstream.send(relay.request("POST", "/v1/x", address, b"{}"), patience)
+        yield upstream
+    finally:
+        pool.give_back(address, upstream)
+
+
+async def ask(pool: Pool, address: Address, patience: float = 5.0) -> bytes:
+    async with asked(pool, address, patience) as upstream:
+        answer = await upstream.whole()
         assert upstream.status == 200
-        return await relay.whole(upstream, 5)
+        return answer
 
 
 async def test_a_connection_is_used_again_and_carries_the_replicas_key() -> None:
@@ -80,29 +94,28 @@ async def test_as_many_connections_are_opened_as_requests_run_at_once() -> None:
     assert server.connections == 3
 
 
-async def test_an_idle_connection_that_the_replica_closed_is_not_a_failure() -> None:
-    server = Server()
-    async with reached(server) as (pool, address):
-        await ask(pool, address)
-        server.writers[0].close()
-        assert await ask(pool, address) == b"ok"
-    assert server.connections == 2
-
-
 async def test_an_answer_that_is_left_half_read_closes_its_connection() -> None:
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+    heard: list[bytes] = []
     async with reached(server) as (pool, address):
-        async with pool.exchange(address, "/", "k", b"{}") as upstream:
-            assert await upstream.read(5) == b"half"
+        async with asked(pool, address) as upstream:
+            upstream.listen(heard.append)
+            await until(lambda: heard == [b"half"])
         await until(lambda: server.writers[0].is_closing())
-        async with pool.exchange(address, "/", "k", b"{}"):
+        async with asked(pool, address):
             pass
     assert server.connections == 2
 
 
 @pytest.mark.parametrize(
     ("answer", "wrong"),
-    [(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", "closed"), (b"", "closed"), (b"garbage\r\n\r\n", "HTTP")],
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", "closed"),
+        (b"", "closed"),
+        (b"garbage\r\n\r\n", "HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nok", "encoding"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok", "compressed"),
+    ],
 )
 async def test_a_replica_that_hangs_up_or_talks_nonsense_has_failed(answer: bytes, wrong: str) -> None:
     async with reached(Server(answer, close_after=True)) as (pool, address):
@@ -110,16 +123,41 @@ async def test_a_replica_that_hangs_up_or_talks_nonsense_has_failed(answer: byte
             await ask(pool, address)
 
 
+async def test_what_an_upstream_compressed_is_unpacked() -> None:
+    packed = gzip.compress(b"hello")
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    async with reached(Server(head + packed)) as (pool, address):
+        assert await ask(pool, address) == b"hello"
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+    async with reached(Server(b"HTTP/1.1 200 OK\r\n\r\nok", close_after=True)) as (pool, address):
+        assert await ask(pool, address) == b"ok"
+
+
 async def test_a_replica_that_is_silent_or_not_there_has_failed_after_its_time() -> None:
-    async with reached(Server(b""), read_timeout=0.05) as (pool, address):
+    async with reached(Server(b"")) as (pool, address):
         with pytest.raises(UpstreamFailed, match=r"nothing for 0\.05 s"):
-            await ask(pool, address)
+            await ask(pool, address, patience=0.05)
         with pytest.raises(UpstreamFailed, match="cannot be reached"):
-            await ask(pool, ("127.0.0.1", 1))
+            await ask(pool, Address("127.0.0.1", 1))
+
+
+async def test_silence_is_not_the_replicas_while_its_client_does_not_read() -> None:
+    async with reached(Server(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")) as (pool, address):
+        async with asked(pool, address, patience=0.05) as upstream:
+            await upstream.head()
+            upstream.pause()
+            waiting = asyncio.create_task(upstream.whole())
+            await asyncio.wait([waiting], timeout=0.2)
+            assert not waiting.done()
+            upstream.resume()
+            with pytest.raises(UpstreamFailed, match="nothing for"):
+                await waiting
 
 
 async def test_a_host_that_vanished_is_noticed_however_long_an_answer_may_take() -> None:
-    async with reached(Server()) as (pool, address), pool.exchange(address, "/", "k", b"{}") as upstream:
+    async with reached(Server()) as (pool, address), asked(pool, address) as upstream:
         assert upstream._transport is not None
         connection = upstream._transport.get_extra_info("socket")
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -127,7 +165,7 @@ async def test_a_host_that_vanished_is_noticed_however_long_an_answer_may_take()
 
 
 async def test_small_writes_leave_at_once() -> None:
-    async with reached(Server()) as (pool, address), pool.exchange(address, "/", "k", b"{}") as upstream:
+    async with reached(Server()) as (pool, address), asked(pool, address) as upstream:
         assert upstream._transport is not None
         connection = upstream._transport.get_extra_info("socket")
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -288,8 +288,12 @@ async def test_models_lists_what_is_deployed(tmp_path: Path) -> None:
 
 
 async def test_a_replica_that_becomes_ready_is_routed_to_without_a_restart(tmp_path: Path) -> None:
-    async with gateway(tmp_path) as platform, platform.openai() as client, running(Engine()) as engine:
-        with pytest.raises(openai.InternalServerError, match="no replica of tiny is ready") as failure:
+    async with (
+        gateway(tmp_path, start_wait_s=0.1) as platform,
+        platform.openai() as client,
+        running(Engine()) as engine,
+    ):
+        with pytest.raises(openai.InternalServerError, match="no replica of deployment tiny is ready") as failure:
             await client.chat.completions.create(**HELLO)
         assert failure.value.status_code == 503
         assert int(failure.value.response.headers["Retry-After"]) > 0

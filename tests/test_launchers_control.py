@@ -128,11 +128,12 @@ class Platform:
         async with self.session.post(f"http://control/v1/{path}", json=body, data=data) as response:
             return Answer(response.status, await response.json())
 
-    async def deploy(self, *engine_args: str, name: str = "chat", replicas: int = 1) -> Any:
+    async def deploy(self, *engine_args: str, name: str = "chat", replicas: int = 1, routing: str | None = None) -> Any:
         model = self.site.shared_dir / "tiny"
         model.mkdir(exist_ok=True)
         (model / "config.json").write_text("{}")
         body = {"model": str(model), "name": name, "engine_args": list(engine_args), "replicas": replicas}
+        body |= {"routing": routing} if routing else {}
         made = await self.post("deployments", body)
         assert made.status == 201, made.body
         return made.body
@@ -231,12 +232,14 @@ async def platform(site: Site) -> AsyncIterator[Platform]:
 
 
 async def test_a_model_directory_is_deployed_stopped_and_its_job_is_in_the_books(platform: Platform) -> None:
-    made = await platform.deploy()
+    made = await platform.deploy(routing="round-robin")
     assert made["deployment"]["state"] == "starting"
+    assert made["deployment"]["request"]["routing"] == "round-robin"
     described = await platform.reaches("ready")
     (replica,) = described["replicas"]
     assert replica["replica"]["state"] == "ready" and replica["replica"]["port"]
     assert "upstream_key" not in replica["replica"]
+    assert replica["replica"]["certificate"].startswith("-----BEGIN CERTIFICATE-----\n")
     (model,) = await platform.get("models")
     assert (model["name"], model["version"], model["state"]) == ("chat", 1, "servable")
 
@@ -656,6 +659,15 @@ async def test_replicas_are_found_again_on_a_machine_that_was_given_another_name
         assert job["state"] == "CANCELLED" and job["cluster"] != renamed.cluster
 
 
+async def test_a_site_may_have_its_engines_speak_plain_http(site: Site) -> None:
+    plain = dataclasses.replace(site, replicas=dataclasses.replace(site.replicas, tls=False))
+    async with running(plain) as platform:
+        await platform.deploy()
+        (replica,) = (await platform.reaches("ready"))["replicas"]
+        assert replica["replica"]["certificate"] is None
+        await platform.stopped()
+
+
 async def test_a_second_controller_on_the_same_state_is_refused(platform: Platform) -> None:
     with pytest.raises(Exception, match="another process is its writer already"):
         make_app(platform.site, platform.cluster)
@@ -888,8 +900,18 @@ async def test_a_run_folder_deleted_while_it_is_watched_disturbs_nothing_else(pl
         ("deployments", {"model": "/absent", "name": "x"}, 404, "there is no config.json in it"),
         ("deployments", {}, 400, "'model' is missing"),
         ("deployments", {"model": 3}, 400, "'model' must be str, not 3"),
-        ("deployments", {"model": "m", "replicas": 0}, 400, "'replicas' must be 1 ... 256, not 0"),
-        ("deployments", {"model": "m", "replicas": 10**9}, 400, "'replicas' must be 1 ... 256"),
+        (
+            "deployments",
+            {"model": "m", "replicas": -1},
+            400,
+            "'replicas' must be 0 (one while it is called) ... 256, not -1",
+        ),
+        (
+            "deployments",
+            {"model": "m", "replicas": 10**9},
+            400,
+            "'replicas' must be 0 (one while it is called) ... 256",
+        ),
         ("deployments", {"model": "m", "replicas": True}, 400, "'replicas' must be int, not True"),
         ("deployments", {"model": "m", "engine_args": [1]}, 400, "'engine_args' must be a list of texts"),
         ("deployments", {"model": "m", "resources": {"gpus": 1}}, 400, "resources.gpus: unknown; allowed: "),
@@ -930,7 +952,14 @@ async def test_tenants_and_keys_are_made_listed_limited_and_revoked(platform: Pl
     assert (limited.body["requests_per_minute"], limited.body["token_budget"]) == (5, 10)
     key = (await platform.post("keys", {"tenant": "physics"})).body
     assert key["secret"].startswith(key["key"]["hint"])
+    assert key["key"]["scopes"] == ["inference"]
     assert await platform.get("keys") == [key["key"]]
+    for scopes in (["root"], [], "admin", {}):
+        refused = await platform.post("keys", {"tenant": "physics", "scopes": scopes})
+        assert refused.status == 400, scopes
+    assert await platform.get("keys") == [key["key"]]
+    both = (await platform.post("keys", {"tenant": "physics", "scopes": ["admin", "inference"]})).body
+    assert both["key"]["scopes"] == ["inference", "admin"]
     revoked = await platform.post(f"keys/{key['key']['id']}/revoke")
     assert revoked.status == 200 and revoked.body["revoked_at"]
 

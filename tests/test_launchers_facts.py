@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import minted
 from specs import CREATED_AT, convert, folder_of, serve, train
 
 from launchers import facts
@@ -135,7 +136,19 @@ def test_a_replica_is_ready_at_its_endpoint_and_its_model_servable(registry: Dat
     replica.ingest()
     found = replica.replica
     assert (found.state, found.host, found.port, found.upstream_key) == (ReplicaState.READY, "g1", 8000, "upstream-key")
+    assert found.certificate is None  # it speaks plain HTTP
     assert models.resolve(registry, "tiny").state is ModelState.SERVABLE
+
+
+def test_a_replicas_certificate_is_taken_in_and_what_is_none_makes_it_no_replica(replica: Subject) -> None:
+    theirs = minted("g1").certificate
+    replica.say("replica-ready", host="evil", port=8000, certificate=theirs + minted("g1").certificate)
+    replica.say("replica-ready", host="evil", port=8000, certificate="x" * 100_000)
+    assert replica.ingest() == 2
+    assert replica.replica.state is ReplicaState.PENDING
+    replica.say("replica-ready", host="g1", port=8000, certificate=theirs)
+    replica.ingest()
+    assert (replica.replica.state, replica.replica.certificate) == (ReplicaState.READY, theirs)
 
 
 @pytest.mark.parametrize(

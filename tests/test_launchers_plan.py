@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
-from launchers.plan import MAX_LOST, Action, Cancel, Drain, SetState, StartReplica, plan
+from launchers.plan import KEEP_AWAKE_S, MAX_LOST, Action, Cancel, Drain, SetState, StartReplica, awake, plan
+from registry import clock
 from registry.deployments import Deployment, DeploymentState, Replica, ReplicaState
 
 START, READY = StartReplica("chat"), SetState("chat", DeploymentState.READY)
+ASLEEP = SetState("chat", DeploymentState.ASLEEP)
 STARTING, STOPPED = SetState("chat", DeploymentState.STARTING), SetState("chat", DeploymentState.STOPPED)
 
 
@@ -17,7 +21,7 @@ def failed(cause: str) -> SetState:
 
 def deployment(state: str, wanted: int = 1) -> Deployment:
     return Deployment(
-        "chat", "ada", DeploymentState(state), "tiny", 1, "/m", wanted, {}, None, "2026-01-02T00:00:00Z", None
+        "chat", "ada", DeploymentState(state), "tiny", 1, "/m", wanted, {}, None, "2026-01-02T00:00:00.000000Z", None
     )
 
 
@@ -142,3 +146,61 @@ def test_a_former_deployments_replica_is_wound_down_and_counts_for_nothing(story
 def test_a_former_deployments_failures_are_forgotten() -> None:
     former = [replica(n, "failed", former=True) for n in range(MAX_LOST + 2)]
     assert plan(deployment("starting"), former) == [START]
+
+
+@pytest.mark.parametrize(
+    ("state", "stories", "called", "actions"),
+    [
+        ("starting", [], False, [ASLEEP]),
+        ("asleep", [], False, []),
+        ("asleep", ["was stopped"], False, []),
+        ("asleep", [], True, [START, STARTING]),
+        ("starting", ["pending"], True, []),
+        ("starting", ["ready"], True, [READY]),
+        ("ready", ["ready"], True, []),
+        ("ready", ["was lost"], True, [START, STARTING]),
+        ("ready", ["was lost"], False, [ASLEEP]),
+        # Nobody calls any more: what serves is drained, and cancelled one turn later.
+        ("ready", ["ready"], False, [Drain("r0"), ASLEEP]),
+        ("asleep", ["was draining"], False, [Cancel("r0")]),
+        # Called again while it drains: it ends all the same, beside the next one.
+        ("asleep", ["was draining"], True, [Cancel("r0"), START, STARTING]),
+        # What is still coming up goes on, or no caller whose patience is shorter than the queue would ever be served.
+        ("starting", ["pending"], False, []),
+        ("starting", ["starting"], False, []),
+        ("starting", ["failed"], True, [failed("cause 0")]),
+        ("starting", ["lost", "lost", "lost"], True, [START]),
+        ("stopping", ["ready"], True, [Drain("r0")]),
+        ("asleep", ["was stopped"] * 9, True, [START, STARTING]),
+    ],
+)
+def test_a_deployment_of_no_replicas(state: str, stories: list[str], called: bool, actions: list[Action]) -> None:
+    replicas = [replica(n, story) for n, story in enumerate(stories)]
+    assert plan(deployment(state, wanted=0), replicas, awake=called) == actions
+
+
+CREATED = datetime(2026, 1, 2, tzinfo=UTC)
+LONG = timedelta(seconds=KEEP_AWAKE_S)
+SECOND = timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("stories", "called", "now", "expected"),
+    [
+        ([], None, CREATED, False),
+        ([], CREATED, CREATED, True),
+        ([], CREATED, CREATED + LONG - SECOND, True),
+        ([], CREATED, CREATED + LONG, False),
+        # A former deployment of the name was called, not this one.
+        ([], CREATED - SECOND, CREATED, False),
+        # Slurm's queue was longer than its caller's patience: it is kept for when the caller comes again.
+        (["ready"], None, CREATED + SECOND, True),
+        (["ready"], CREATED, CREATED + LONG, False),
+        (["was lost"], None, CREATED + SECOND, False),
+    ],
+)
+def test_a_deployment_is_awake_for_a_while_after_its_last_call(
+    stories: list[str], called: datetime | None, now: datetime, expected: bool
+) -> None:
+    replicas = [replica(n, story) for n, story in enumerate(stories)]
+    assert awake(deployment("ready", 0), replicas, clock.text(called) if called else None, now) is expected

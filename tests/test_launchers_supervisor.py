@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from certificates import minted
 from conftest import ROOT
 from specs import convert, folder_of, serve, train
 from waiting import wait_for
@@ -99,10 +100,12 @@ def test_a_replica_is_ready_after_a_generated_token_and_drained_by_sigterm(start
     assert "asked for a token" in job.log()
     assert (ready.facts["host"], ready.facts["served_name"]) == ("127.0.0.1", "chat")
     # The endpoint that was announced, with the key beside it, is the engine's.
-    endpoint = server.Endpoint("127.0.0.1", ready.facts["port"], job.folder.secret.read_text())
+    key, certificate = job.folder.secret.read_text(), ready.facts["certificate"]
+    endpoint = server.Endpoint("127.0.0.1", ready.facts["port"], key, certificate)
     assert server.healthy(endpoint)
-    assert not server.healthy(server.Endpoint("127.0.0.1", endpoint.port, "another key"))
-    assert stat.S_IMODE(job.folder.secret.stat().st_mode) == 0o600
+    assert not server.healthy(server.Endpoint("127.0.0.1", endpoint.port, "another key", certificate))
+    assert not server.healthy(server.Endpoint("127.0.0.1", endpoint.port, key, minted().certificate))
+    assert not server.healthy(server.Endpoint("127.0.0.1", endpoint.port, key))  # plain HTTP
     (engine,) = psutil.Process(job.process.pid).children()
     assert endpoint.key not in " ".join(engine.cmdline())
 
@@ -112,6 +115,61 @@ def test_a_replica_is_ready_after_a_generated_token_and_drained_by_sigterm(start
     assert ended["tail"].splitlines()[-1] == "got SIGTERM"
     assert not engine.is_running() and len(job.said("replica-ready")) == 1
     assert not server.healthy(endpoint)
+
+
+def test_the_keys_of_a_replica_are_their_owners_alone_and_the_certificates_goes_with_the_attempt(
+    start: Callable[..., Job],
+) -> None:
+    job = start()
+    job.ready()
+    folder = job.folder
+    modes = {p: stat.S_IMODE(p.stat().st_mode) for p in (folder.secret, folder.tls("77.0"), folder.tls_key("77.0"))}
+    assert list(modes.values()) == [0o600, 0o700, 0o600]
+    secrets = (folder.secret.read_text(), "".join(folder.tls_key("77.0").read_text().splitlines()[1:-1]))
+    others = [Path(place, name) for place, _, names in os.walk(folder.root) for name in names]
+    others = [path for path in others if path not in modes]
+    assert {"spec.json", "77.0-0.log", "certificate.pem"} <= {path.name for path in others}
+    for path in others:
+        text = path.read_text().replace("\n", "")
+        assert not any(secret in text for secret in secrets), path
+    job.process.send_signal(signal.SIGTERM)
+    job.end()
+    assert folder.secret.exists() and folder.former_tls == []
+
+
+def test_what_a_killed_attempt_left_is_replaced_by_the_next(start: Callable[..., Job], tmp_path: Path) -> None:
+    job = start("--no-tokens-until", str(tmp_path / "never"))
+    wait_for(lambda: "asked for a token" in job.log())
+    job.process.kill()
+    job.process.wait()
+    folder, spec = job.folder, serve()
+    (left,) = folder.former_tls
+    key = folder.secret.read_text()
+    folder.secret.chmod(0o644)
+    endpoint = server.mint_endpoint(folder, spec, "77.1", 8000)
+    assert folder.former_tls == [folder.tls("77.1")] and not left.exists()
+    assert endpoint.key == folder.secret.read_text() != key
+    assert stat.S_IMODE(folder.secret.stat().st_mode) == 0o600
+    assert endpoint.certificate == folder.tls_certificate("77.1").read_text()
+
+
+def test_keys_are_not_written_through_a_link(tmp_path: Path) -> None:
+    folder = folder_of(serve(), tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "file").write_text("kept")
+    folder.secret.symlink_to(tmp_path / "file")
+    folder.tls("7.0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        server.mint_endpoint(folder, serve(), "7.0", 8000)
+    assert (tmp_path / "file").read_text() == "kept" and not folder.secret.is_symlink()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_engine_without_tls_is_ready_and_announces_no_certificate(start: Callable[..., Job]) -> None:
+    job = start(tls=False)
+    ready = job.ready()
+    assert ready.facts["certificate"] is None and job.folder.former_tls == []
+    assert server.healthy(server.Endpoint("127.0.0.1", ready.facts["port"], job.folder.secret.read_text()))
 
 
 def test_health_alone_is_not_readiness(start: Callable[..., Job], tmp_path: Path) -> None:

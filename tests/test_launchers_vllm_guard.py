@@ -53,6 +53,8 @@ WRONG = [
     [(b"authorization", f"bearer {KEY}".encode())],
     [(b"x-api-key", KEY.encode())],
     [(b"authorization", f"Bearer {KEY}".encode()), (b"authorization", b"Bearer other")],
+    [(b"authorization", b"Bearer other"), (b"authorization", f"Bearer {KEY}".encode())],
+    [(b"authorization", f"Bearer {KEY}".encode())] * 2,
     [(b"authorization", b"Bearer \xff\xfe")],
 ]
 

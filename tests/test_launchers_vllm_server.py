@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 from specs import serve
 
+from launchers.run_folder import RunFolder
 from launchers.spec import Environment
+from launchers.task import Task
 from launchers.vllm.server import argv
+
+FOLDER = RunFolder(Path("/runs/chat-1"))
+TASK = Task(rank=0, tasks=1, local_rank=0, job_id="7", restart=0, node="g1")
+KEY, CERTIFICATE = FOLDER.tls_key("7.0"), FOLDER.tls_certificate("7.0")
 
 
 @pytest.mark.parametrize(
@@ -21,13 +27,31 @@ from launchers.vllm.server import argv
 )
 def test_the_model_stands_where_the_sites_command_wants_it(start: tuple[str, ...], begins: list[str]) -> None:
     environment = Environment(kind="venv", python="/env/python", command=start)
-    command = argv(serve(environment=environment, model_path="/models/m"), 8000, Path("/code"), None)
+    command = argv(serve(environment=environment, model_path="/models/m"), 8000, FOLDER, TASK)
     assert command[: len(begins)] == begins
 
 
+def last(command: list[str], option: str) -> str:
+    """What counts for vLLM."""
+    return command[len(command) - command[::-1].index(option)]
+
+
 def test_what_is_ours_comes_after_what_was_asked_for_and_so_wins() -> None:
-    spec = serve(engine_args=("--port", "1", "--host", "0.0.0.0"))
-    command = argv(spec, 8000, Path("/code"), None)
-    last = {option: command[len(command) - 1 - command[::-1].index(option) + 1] for option in ("--port", "--host")}
-    assert last == {"--port": "8000", "--host": spec.listen}
+    theirs = ("--port", "1", "--host", "0.0.0.0", "--ssl-keyfile", "/theirs", "--ssl-certfile", "/theirs")
+    spec = serve(engine_args=theirs)
+    command = argv(spec, 8000, FOLDER, TASK)
+    assert (last(command, "--port"), last(command, "--host")) == ("8000", spec.listen)
+    assert (last(command, "--ssl-keyfile"), last(command, "--ssl-certfile")) == (str(KEY), str(CERTIFICATE))
     assert command[command.index("--middleware") + 1] == "launchers.vllm.guard.Guard"
+
+
+def test_without_tls_nothing_is_said_of_it() -> None:
+    assert not [w for w in argv(serve(tls=False), 8000, FOLDER, TASK) if "ssl" in w or "tls" in w]
+
+
+@pytest.mark.parametrize("kind", ["apptainer", "pyxis"])
+def test_a_container_sees_the_certificate_where_it_is_outside(kind: str) -> None:
+    environment = Environment(kind=kind, python="python3", image="vllm.sif")
+    mount = f"{KEY.parent}:{KEY.parent}"
+    assert mount in ",".join(argv(serve(environment=environment), 8000, FOLDER, TASK))
+    assert mount not in ",".join(argv(serve(environment=environment, tls=False), 8000, FOLDER, TASK))

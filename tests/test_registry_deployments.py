@@ -15,14 +15,18 @@ LEGAL = {
     ("starting", "ready"),
     ("starting", "stopping"),
     ("starting", "failed"),
+    ("starting", "asleep"),
     ("ready", "starting"),
     ("ready", "stopping"),
     ("ready", "failed"),
+    ("ready", "asleep"),
+    *(("asleep", state) for state in ("starting", "ready", "stopping", "failed")),
     ("stopping", "stopped"),
 }
 WAY_TO: dict[str, Sequence[str]] = {
     "starting": (),
     "ready": ("ready",),
+    "asleep": ("asleep",),
     "stopping": ("stopping",),
     "stopped": ("stopping", "stopped"),
     "failed": ("failed",),
@@ -159,3 +163,32 @@ def test_a_clock_that_was_set_back_makes_no_replica_older_than_its_deployment(
     add(registry, "r-1", ReplicaState.READY)
     assert deployments.is_current(deployment, only(registry))
     assert [r.id for r in deployments.ready_replicas(registry)["chat"]] == ["r-1"]
+
+
+def test_live_replicas_are_those_of_live_deployments_that_have_not_ended(registry: Database) -> None:
+    deploy(registry)
+    deploy(registry, "gone")
+    add(registry, "pending")
+    add(registry, "ready", ReplicaState.READY)
+    add(registry, "draining", ReplicaState.READY, ReplicaState.DRAINING)
+    add(registry, "lost", ReplicaState.LOST)
+    add(registry, "other", deployment="gone")
+    deployments.set_state(registry, "gone", DeploymentState.FAILED)
+    live = deployments.live_replicas(registry)
+    assert {name: [r.id for r in found] for name, found in live.items()} == {"chat": ["pending", "ready", "draining"]}
+    assert [r.id for r in deployments.ready_replicas(registry)["chat"]] == ["ready"]
+
+
+def test_what_the_scheduler_says_of_a_replica_is_written_when_it_changes_and_only_then(registry: Database) -> None:
+    deploy(registry)
+    add(registry, "r")
+    start = "2026-01-02T14:05:00.000000Z"
+    deployments.note_job(registry, "r", job_id="7", waiting_reason="Resources", expected_start_at=start)
+    assert (only(registry).job_id, only(registry).waiting_reason) == ("7", "Resources")
+    assert (only(registry).expected_start_at, only(registry).ends_at) == (start, None)
+    before = registry.conn.total_changes
+    deployments.note_job(registry, "r", job_id="7", waiting_reason="Resources", expected_start_at=start)
+    assert registry.conn.total_changes == before
+    deployments.note_job(registry, "r", job_id="7", ends_at=start)
+    assert (only(registry).waiting_reason, only(registry).expected_start_at) == (None, None)
+    assert only(registry).ends_at == start

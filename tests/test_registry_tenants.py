@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from registry import tenants
-from registry.db import Conflict, Database, NotFound, RegistryError, rows
+from registry.db import Conflict, Database, NotFound, RegistryError, open_writer, rows, transaction
+from registry.migrations import MIGRATIONS
+from registry.tenants import LiveKey, Scope
 
 
 def test_a_tenant_is_read_back_as_it_was_made(registry: Database) -> None:
@@ -69,7 +73,52 @@ def test_a_key_is_shown_once_and_the_file_holds_its_hash_alone(registry: Databas
     stored = [tuple(r) for r in rows(registry, "SELECT * FROM keys")]
     assert secret not in str(stored) and tenants.digest(secret) in str(stored)
     assert tenants.keys(registry) == [key]
-    assert tenants.live_keys(registry) == {tenants.digest(secret): (key.id, tenants.get(registry, "physics"))}
+    live = LiveKey(key.id, tenants.get(registry, "physics"), frozenset({Scope.INFERENCE}))
+    assert tenants.live_keys(registry) == {tenants.digest(secret): live}
+
+
+def test_a_key_has_the_scopes_it_was_made_with_and_says_so_wherever_it_is_shown(registry: Database) -> None:
+    tenants.create(registry, "physics", "root")
+    plain, _ = tenants.create_key(registry, "physics", "root")
+    both, secret = tenants.create_key(registry, "physics", "root", (Scope.ADMIN, Scope.INFERENCE, Scope.ADMIN))
+    assert (plain.scopes, both.scopes) == ((Scope.INFERENCE,), (Scope.INFERENCE, Scope.ADMIN))
+    assert tenants.keys(registry) == [plain, both] and tenants.get_key(registry, both.id) == both
+    assert tenants.live_keys(registry)[tenants.digest(secret)].scopes == {Scope.INFERENCE, Scope.ADMIN}
+
+
+@pytest.mark.parametrize("words", [["root"], ["admin", "Admin"], [1], [None], [["admin"]]])
+def test_an_unknown_scope_is_answered_with_those_there_are(words: list[object]) -> None:
+    with pytest.raises(RegistryError, match=r"scope .* is not known; allowed: inference, admin"):
+        tenants.checked_scopes(words)
+
+
+def test_a_key_without_a_scope_is_not_made(registry: Database) -> None:
+    tenants.create(registry, "physics", "root")
+    with pytest.raises(RegistryError, match="needs a scope"):
+        tenants.create_key(registry, "physics", "root", ())
+    assert tenants.keys(registry) == []
+
+
+def test_a_key_of_before_scopes_calls_models_and_nothing_more(tmp_path: Path) -> None:
+    before = [m for m in MIGRATIONS if m.__name__ != "m006_key_scopes"]
+    db = open_writer(tmp_path / "registry.db", before)
+    tenants.create(db, "physics", "root")
+    db.execute("INSERT INTO keys VALUES ('key-1', 'physics', 'root', 'hash', 'sk-hg-1234', '2026', NULL)")
+    db.conn.commit()
+    db.close()
+    db = open_writer(tmp_path / "registry.db", MIGRATIONS)
+    try:
+        assert tenants.live_keys(db)["hash"].scopes == {Scope.INFERENCE}
+    finally:
+        db.close()
+
+
+def test_a_scope_of_a_newer_release_opens_nothing(registry: Database) -> None:
+    tenants.create(registry, "physics", "root")
+    key, secret = tenants.create_key(registry, "physics", "root")
+    with transaction(registry) as c:
+        c.execute("UPDATE keys SET scopes = 'inference everything' WHERE id = ?", (key.id,))
+    assert tenants.live_keys(registry)[tenants.digest(secret)].scopes == {Scope.INFERENCE}
 
 
 def test_no_two_keys_are_alike(registry: Database) -> None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from gateway import calls
-from gateway.app_keys import GATEWAY
-from gateway.auth import authenticate
-from gateway.calls import Kind
-from gateway.dispatch import dispatch
+from gateway.calls import Call, Kind
+from gateway.dialects import OPENAI
+from gateway.metering import Meter, StreamMeter
+from gateway.surface import Surface
 
 
-async def chat_completions(request: web.Request) -> web.StreamResponse:
-    return await _answer(request, Kind.CHAT)
+def read_chat(body: bytes) -> Call:
+    """Raises BadRequest."""
+    return calls.read(Kind.CHAT, body)
 
 
-async def completions(request: web.Request) -> web.StreamResponse:
-    return await _answer(request, Kind.COMPLETION)
+def read_completion(body: bytes) -> Call:
+    """Raises BadRequest."""
+    return calls.read(Kind.COMPLETION, body)
 
 
-async def _answer(request: web.Request, kind: Kind) -> web.StreamResponse:
-    gw = request.app[GATEWAY]
-    caller = authenticate(gw.catalog, request.headers)  # before a byte of the body is read
-    body = await request.read()
-    return await dispatch(gw, request, caller, calls.read(kind, body), body)
+SURFACES = (
+    Surface(Kind.CHAT, "/v1/chat/completions", read_chat, Meter, StreamMeter, OPENAI),
+    Surface(Kind.COMPLETION, "/v1/completions", read_completion, Meter, StreamMeter, OPENAI),
+)

@@ -10,15 +10,19 @@ import http.client
 import json
 import os
 import secrets
+import shutil
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from launchers.environment import inside
+from launchers.run_folder import RunFolder
 from launchers.spec import ServeSpec
-from launchers.task import own_address
+from launchers.task import Task, own_address
 from launchers.vllm.guard import KEY_VARIABLE
 
 DEFAULT_COMMAND = ("{python}", "-m", "vllm.entrypoints.openai.api_server")
@@ -30,23 +34,52 @@ class Endpoint:
     host: str  # where others reach it
     port: int
     key: str
+    certificate: str | None = None  # PEM: the only one it may show; None: it speaks plain HTTP
 
 
-def mint_key(path: Path) -> str:
-    """A random key in a 0600 file of its own."""
+def mint_endpoint(folder: RunFolder, spec: ServeSpec, attempt: str, port: int) -> Endpoint:
+    """Mint what closes this replica to everybody else: its key and, with TLS, its certificate. Raises OSError."""
+    host = reachable_as(spec.listen)
     key = secrets.token_urlsafe(32)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as f:
-        f.write(key)
-    return key
+    whole = folder.secret.with_name(f".{folder.secret.name}.{os.getpid()}")
+    _write_private(whole, key)
+    os.rename(whole, folder.secret)  # a requeued job's: the controller may be reading the former attempt's
+    return Endpoint(host, port, key, _mint_certificate(folder, attempt, host) if spec.tls else None)
+
+
+def forget(folder: RunFolder, attempt: str) -> None:
+    """Delete the certificate's private key. The replica's key stays, for a controller that has yet to hear of it."""
+    shutil.rmtree(folder.tls(attempt), ignore_errors=True)
+
+
+def _mint_certificate(folder: RunFolder, attempt: str, host: str) -> str:
+    # Here, because only an engine's supervisor needs the library, and every job's imports this module.
+    from launchers.vllm import certificate
+
+    for left in folder.former_tls:  # by an attempt that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    minted = certificate.mint(host, datetime.now(UTC))
+    folder.tls(attempt).mkdir(mode=0o700)
+    _write_private(folder.tls_key(attempt), minted.key)
+    _write_private(folder.tls_certificate(attempt), minted.certificate)
+    return minted.certificate
+
+
+def _write_private(path: Path, text: str) -> None:
+    """A new file for its owner alone. Raises FileExistsError: another one's mode and links are not taken over."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "w", encoding="ascii") as f:
+        f.write(text)
 
 
 def reachable_as(listen: str) -> str:
     return listen if listen.startswith("127.") else own_address()
 
 
-def argv(spec: ServeSpec, port: int, code: Path, node: str | None) -> list[str]:
+def argv(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[str]:
     """The engine's command line. The replica's key travels in the environment, where `ps` does not show it."""
+    key, certificate = folder.tls_key(task.attempt), folder.tls_certificate(task.attempt)
+    tls = ("--ssl-keyfile", str(key), "--ssl-certfile", str(certificate)) if spec.tls else ()
     start = spec.environment.command or DEFAULT_COMMAND
     # `vllm serve` wants the model as its first word and is about to forget the option.
     model = (spec.model_path,) if start[-1] == "serve" else ("--model", spec.model_path)
@@ -57,9 +90,11 @@ def argv(spec: ServeSpec, port: int, code: Path, node: str | None) -> list[str]:
         *("--served-model-name", spec.name),
         *("--host", spec.listen, "--port", str(port)),
         *("--middleware", "launchers.vllm.guard.Guard"),
+        *tls,
         *("--shutdown-timeout", str(spec.shutdown_timeout_s)),
     ]
-    return inside(spec.environment, command, spec.resources, node, places=(str(code), spec.model_path))
+    places = (str(folder.code), spec.model_path, *((str(key.parent),) if spec.tls else ()))
+    return inside(spec.environment, command, spec.resources, task.node, places)
 
 
 def secret_env(key: str) -> dict[str, str]:
@@ -116,7 +151,7 @@ def context_tokens(endpoint: Endpoint, timeout_s: float = 5.0) -> int | None:
 
 
 def _call(endpoint: Endpoint, method: str, path: str, body: object, timeout_s: float) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_s)
+    connection = _connection(endpoint, timeout_s)
     headers = {"Authorization": f"Bearer {endpoint.key}", "Content-Type": "application/json"}
     try:
         connection.request(method, path, None if body is None else json.dumps(body), headers)
@@ -126,3 +161,10 @@ def _call(endpoint: Endpoint, method: str, path: str, body: object, timeout_s: f
         return 0, b""  # not listening yet, or gone: the supervisor sees which
     finally:
         connection.close()
+
+
+def _connection(endpoint: Endpoint, timeout_s: float) -> http.client.HTTPConnection:
+    if endpoint.certificate is None:
+        return http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_s)
+    only_its_own = ssl.create_default_context(cadata=endpoint.certificate)
+    return http.client.HTTPSConnection(endpoint.host, endpoint.port, timeout=timeout_s, context=only_its_own)

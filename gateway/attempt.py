@@ -1,0 +1,133 @@
+"""One attempt at one upstream: send the request, pass its answer on, know what it used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gateway import relay
+from gateway.admission import Hold
+from gateway.auth import Caller
+from gateway.billing import Bill
+from gateway.calls import Call
+from gateway.delivery import EVENTS, JSON, Stream
+from gateway.errors import GatewayError, UpstreamFailed
+from gateway.front import Front, Headers
+from gateway.metering import StreamMeter, Usage
+from gateway.relay import Address, Pool
+from gateway.surface import Surface
+from gateway.upstream import ConnectionLost, Upstream
+from registry.ledger import Outcome
+
+SHOWN = 500  # bytes of an upstream's error
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request on its way: who asked, and what has become of it. Times are the loop's, in seconds."""
+
+    front: Front
+    surface: Surface
+    caller: Caller
+    began: float
+    hold: Hold = field(init=False)  # once it is admitted
+    served_by: str = ""  # a deployment, or a provider's model
+    queued_s: float = 0.0
+    first_output: float | None = None
+    used: Usage | None = None
+    outcome: Outcome | None = None
+    error: GatewayError | None = None
+
+    @property
+    def delivered(self) -> bool:
+        """Output has reached the client: nobody else may be asked any more."""
+        return self.first_output is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds that each wait for an upstream's next bytes may take."""
+
+    first: float  # of a stream: its place in the engine's queue, and its prefill
+    between: float
+    whole: float  # an answer that does not stream is silent until it is done
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """`headers` go with the answer. `begun` is called as the first output leaves, `spoke` when the engine refuses."""
+
+    asked: Asked
+    call: Call
+    body: bytes  # as this upstream is to get it
+    address: Address
+    bill: Bill
+    headers: Headers
+    patience: Patience
+    begun: Callable[[], None]
+    spoke: Callable[[], None]
+
+
+async def ask(pool: Pool, attempt: Attempt) -> None:
+    """Answer the client from this upstream. Raises UpstreamFailed; unless `asked.delivered`, another may be tried."""
+    asked, call, address, meter = attempt.asked, attempt.call, attempt.address, attempt.bill.meter
+    request = relay.request("POST", asked.surface.path, address, attempt.body, attempt.bill.attempt.event_id)
+    wait = attempt.patience.first if call.stream else attempt.patience.whole
+    fresh = False
+    while True:
+        upstream = await pool.connection(address, fresh=fresh)
+        try:
+            upstream.send(request, wait)
+            meter.sent()
+            return await _pass_on(upstream, attempt)
+        except ConnectionLost:
+            if fresh or upstream.started or not upstream.reused:
+                raise
+            fresh = True  # it was closed at the other end just as it was taken: that says nothing about the replica
+        finally:
+            asked.front.source = None
+            pool.give_back(address, upstream)
+
+
+async def _pass_on(upstream: Upstream, attempt: Attempt) -> None:
+    asked, bill, headers = attempt.asked, attempt.bill, attempt.headers
+    meter = bill.meter
+    if not isinstance(meter, StreamMeter):
+        answer = await upstream.whole()
+        if upstream.status >= 400:
+            return _refusal(upstream, answer, attempt)
+        answer = meter.whole(answer)
+        bill.outcome = Outcome.COMPLETED
+        attempt.begun()
+        asked.front.whole(200, [JSON, *headers], answer)
+        return
+    await upstream.head()
+    if upstream.status >= 400:
+        return _refusal(upstream, await upstream.whole(), attempt)
+
+    def begun() -> None:
+        upstream.patience = attempt.patience.between
+        bill.outcome = Outcome.UPSTREAM_FAILED  # until it ended well
+        attempt.begun()
+
+    stream = Stream(asked.front, meter, upstream, [EVENTS, ("cache-control", "no-cache"), *headers], begun)
+    upstream.listen(stream.feed)
+    await upstream.whole()
+    stream.end()
+    bill.outcome = Outcome.COMPLETED
+
+
+def _refusal(upstream: Upstream, answer: bytes, attempt: Attempt) -> None:
+    """The engine's own words about a request it will not serve; the hold is released, as nothing was used."""
+    # An engine that does not know our key is our fault, and must not read as the client's.
+    if upstream.status >= 500 or upstream.status in (401, 403):
+        said = answer[:SHOWN].decode(errors="replace")
+        raise UpstreamFailed(f"the replica answered {upstream.status}: {said}")
+    front, dialect = attempt.asked.front, attempt.asked.surface.dialect
+    attempt.spoke()
+    answer = dialect.refusal(upstream.status, answer)
+    if front.started:  # with comments, while it waited: too late for a status
+        front.write(b"data: %b\n\n" % answer.replace(b"\n", b" "))
+        front.end()
+    else:
+        front.whole(upstream.status, [JSON, *attempt.headers], answer)

@@ -1,0 +1,331 @@
+"""Admission under overload: who gets a replica's next free place, and who need not wait for it.
+
+One FairQueue per deployment, with as many places as its ready replicas take together. While a place is free and nobody
+waits, a request takes it at once. Otherwise it waits in its tenant's line, and tenants take turns by the tokens they
+were given (start-time fair queueing, Goyal et al. 1996: each has a start tag, the tokens it was given so far but never
+less than the virtual time, and the lowest tag is served next). So one with 10,000 requests does not starve one with 10.
+
+A higher class goes before a lower one, but of every SHARE places given while several classes wait, one goes to the
+class that was given none for the longest time: none is starved for ever.
+
+Refused with QueueFull: who would wait longer than `wait_s`, going by the tokens ahead and the rate at which tokens
+leave; who has waited PATIENCE times as long all the same; and, when `length` are waiting, the newest request of whoever
+has the most waiting in the lowest class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import heapq
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from types import TracebackType
+
+from gateway.errors import BadRequest, QueueFull
+
+SHARE = 8
+PATIENCE = 2.0
+LONGEST_RETRY_S = 120  # SDKs give up on more
+
+
+class Priority(enum.IntEnum):
+    """Lower is served first."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+
+    @classmethod
+    def named(cls, name: str | None) -> Priority:
+        """What the header `x-headgate-priority` says; NORMAL when there is none. Raises BadRequest."""
+        if name is None:
+            return cls.NORMAL
+        found = _PRIORITIES.get(name.strip().lower())
+        if found is None:
+            raise BadRequest(f"no priority is called {name!r}; there are: {', '.join(_PRIORITIES)}")
+        return found
+
+
+_PRIORITIES = {priority.name.lower(): priority for priority in Priority}
+
+
+class Slot:
+    """A place. Leaving it, by `with` or leave(), gives it to the next; leaving it twice is leaving it once."""
+
+    __slots__ = ("_queue", "tokens", "waited_s")
+
+    def __init__(self, queue: FairQueue, tokens: int, waited_s: float) -> None:
+        self._queue: FairQueue | None = queue
+        self.tokens = tokens
+        self.waited_s = waited_s
+
+    def leave(self) -> None:
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue._left(self.tokens)
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.leave()
+
+
+class FairQueue:
+    """`length` requests wait at most, each for about `wait_s` seconds; `clock` is monotonic, in seconds."""
+
+    def __init__(self, deployment: str, *, length: int, wait_s: float, clock: Callable[[], float]) -> None:
+        self.deployment = deployment
+        self.capacity = 0
+        self.taken = 0
+        self.waiting = 0
+        self._length, self._wait_s, self._clock = length, wait_s, clock
+        self._bands = tuple(_Band() for _ in Priority)
+        self._flow = Flow(clock())
+        self._turn = 0  # places given while several classes waited
+
+    def resize(self, capacity: int) -> None:
+        """As the ready replicas change. Who has a place keeps it; new places go to whoever waits."""
+        self.capacity = capacity
+        self._hand_out()
+
+    def try_enter(self, tenant: str, tokens: int, priority: Priority) -> Slot | None:
+        """A free place, when nobody waits for one."""
+        if self.waiting or self.taken >= self.capacity:
+            return None
+        self._bands[priority].charge(tenant, tokens)
+        return self._place(tokens, 0.0)
+
+    async def enter(self, tenant: str, tokens: int, priority: Priority) -> Slot:
+        """Wait for a place. Raises QueueFull."""
+        if (slot := self.try_enter(tenant, tokens, priority)) is not None:
+            return slot
+        band = self._bands[priority]
+        if (
+            self._wait_behind(self._higher(priority) + band.tokens) > self._wait_s  # cheap, and enough as a rule
+            and (expected := self.expected_wait(tenant, priority)) > self._wait_s
+        ):
+            raise self._full(f"the wait would be {_seconds(expected)}", expected)
+        self._make_room(tenant, tokens, priority)
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(tenant, tokens, priority, self._clock(), loop.create_future())
+        band.add(waiter)
+        self.waiting += 1
+        timer = loop.call_later(PATIENCE * self._wait_s, self._give_up, waiter)
+        try:
+            return await waiter.place
+        except BaseException:  # cancelled: before it had a place, or just after; or refused
+            self._remove(waiter)
+            if waiter.place.done() and not waiter.place.cancelled() and waiter.place.exception() is None:
+                waiter.place.result().leave()
+            raise
+        finally:
+            timer.cancel()
+
+    def expected_wait(self, tenant: str, priority: Priority) -> float:
+        """Seconds until a request of this tenant that comes now would get a place; infinite when nothing leaves."""
+        if not self.waiting and self.taken < self.capacity:
+            return 0.0
+        return self._wait_behind(self._higher(priority) + self._bands[priority].ahead_of(tenant))
+
+    def _higher(self, priority: Priority) -> int:
+        return sum(band.tokens for band in self._bands[:priority])
+
+    def _wait_behind(self, tokens: int) -> float:
+        return self._flow.wait_behind(tokens, self.taken, self.capacity, self._clock())
+
+    def _place(self, tokens: int, waited_s: float) -> Slot:
+        self.taken += 1
+        self._flow.held -= self._clock()
+        return Slot(self, tokens, waited_s)
+
+    def _left(self, tokens: int) -> None:
+        self.taken -= 1
+        self._flow.leave(tokens, self.taken, self._clock())
+        if self.waiting:
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self.waiting and self.taken < self.capacity:
+            waiter = self._next_band().pop()
+            self.waiting -= 1
+            if waiter.place.done():
+                continue  # cancelled, and about to find out; it costs its tenant nothing
+            self._bands[waiter.priority].charge(waiter.tenant, waiter.tokens)
+            waiter.place.set_result(self._place(waiter.tokens, self._clock() - waiter.since))
+
+    def _next_band(self) -> _Band:
+        wanting = [band for band in self._bands if band.lines]
+        band = wanting[0]
+        if len(wanting) > 1:
+            self._turn += 1
+            if self._turn % SHARE == 0:
+                band = min(wanting, key=lambda b: b.served)
+        band.served = self._turn
+        return band
+
+    def _make_room(self, tenant: str, tokens: int, priority: Priority) -> None:
+        """Raises QueueFull unless there is room, or somebody with more waiting makes it."""
+        if self.waiting < self._length:
+            return
+        lowest = max((p for p in Priority if self._bands[p].lines), default=priority)
+        if self._length and lowest >= priority:
+            longest = max(self._bands[lowest].lines.values(), key=lambda line: line.tokens)
+            mine = self._bands[lowest].lines.get(tenant) if lowest == priority else None
+            if lowest > priority or longest.tokens > tokens + (mine.tokens if mine else 0):
+                self._refuse(longest.newest(), "others came that have less waiting")
+                return
+        raise self._full(f"{self.waiting} requests are waiting already", self.expected_wait(tenant, priority))
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        self._refuse(waiter, f"it has waited for {_seconds(self._clock() - waiter.since)}")
+
+    def _refuse(self, waiter: _Waiter, why: str) -> None:
+        if self._remove(waiter) and not waiter.place.done():
+            waiter.place.set_exception(self._full(why, self.expected_wait(waiter.tenant, waiter.priority)))
+
+    def _remove(self, waiter: _Waiter) -> bool:
+        was_waiting = self._bands[waiter.priority].remove(waiter)
+        self.waiting -= was_waiting
+        return was_waiting
+
+    def _full(self, why: str, wait_s: float) -> QueueFull:
+        seconds = math.ceil(min(max(wait_s, 1), LONGEST_RETRY_S))
+        return QueueFull(f"deployment {self.deployment} has more to do than its replicas can take: {why}", seconds)
+
+
+class Flow:
+    """How fast tokens leave. From the places that were held and the tokens that left them, not from tokens by time: so
+    a deployment with little to do is not taken for a slow one, and one with more replicas is faster at once."""
+
+    WINDOW_S = 30.0  # what is older than two of them is forgotten, unless fewer than SAMPLE left since
+    SAMPLE = 8
+
+    def __init__(self, now: float) -> None:
+        self.held = 0.0  # seconds, of all places together: less the clock when one is taken, plus the clock when left
+        self.tokens = self.count = 0  # that left
+        self._old = self._new = (0.0, 0, 0)  # held, tokens and count when the last two windows began
+        self._window_ends = now + self.WINDOW_S
+
+    def leave(self, tokens: int, taken: int, now: float) -> None:
+        """`taken`: how many places are, without the one that was left."""
+        self.held += now
+        self.tokens += tokens
+        self.count += 1
+        if now >= self._window_ends and self.count - self._new[2] >= self.SAMPLE:
+            self._window_ends = now + self.WINDOW_S
+            self._old, self._new = self._new, (self.held + taken * now, self.tokens, self.count)
+
+    def wait_behind(self, tokens: int, taken: int, capacity: int, now: float) -> float:
+        """Seconds until so many tokens have left, and one request more; 0 while nothing is known."""
+        held = self.held + taken * now - self._old[0]
+        left, count = self.tokens - self._old[1], self.count - self._old[2]
+        if count == 0 or held <= 0:
+            return 0.0
+        if capacity == 0:
+            return math.inf
+        return (tokens + left / count) * held / (capacity * max(left, 1))
+
+
+class _Waiter:
+    __slots__ = ("place", "priority", "since", "tenant", "tokens")
+
+    def __init__(self, tenant: str, tokens: int, priority: Priority, since: float, place: asyncio.Future[Slot]) -> None:
+        self.tenant, self.tokens, self.priority, self.since, self.place = tenant, tokens, priority, since, place
+
+
+class _Line:
+    """One tenant's waiters, in the order in which they came. `start` is the tag of the first."""
+
+    __slots__ = ("start", "tenant", "tokens", "waiters")
+
+    def __init__(self, tenant: str, start: int) -> None:
+        self.tenant, self.start, self.tokens = tenant, start, 0
+        self.waiters: OrderedDict[_Waiter, None] = OrderedDict()
+
+    def newest(self) -> _Waiter:
+        return next(reversed(self.waiters))
+
+
+class _Band:
+    """One class: the virtual time of its tenants, in tokens, and their lines.
+
+    A request is charged when it gets its place, so one that leaves its line before leaves no trace in anybody's tag.
+    """
+
+    def __init__(self) -> None:
+        self.lines: dict[str, _Line] = {}  # only tenants of whom somebody waits
+        self.tokens = 0  # of all that wait
+        self.served = 0  # the turn in which it was last given a place
+        self._now = 0  # the virtual time: the highest start tag that was served
+        self._finish: dict[str, int] = {}  # by tenant; there are never more than the registry has
+        self._heap: list[tuple[int, int, _Line]] = []  # lines by start tag, with those that have become empty
+        self._order = itertools.count()
+
+    def charge(self, tenant: str, tokens: int) -> None:
+        start = self._finish.get(tenant, 0)
+        if start > self._now:
+            self._now = start
+        else:
+            start = self._now
+        self._finish[tenant] = start + tokens
+
+    def add(self, waiter: _Waiter) -> None:
+        line = self.lines.get(waiter.tenant)
+        if line is None:
+            line = self.lines[waiter.tenant] = _Line(waiter.tenant, self._start(waiter.tenant))
+            self._push(line)
+        line.waiters[waiter] = None
+        line.tokens += waiter.tokens
+        self.tokens += waiter.tokens
+
+    def pop(self) -> _Waiter:
+        """The first of the line with the lowest tag, which the caller charges."""
+        while not (line := heapq.heappop(self._heap)[2]).waiters:
+            pass
+        waiter, _ = line.waiters.popitem(last=False)
+        self._less(line, waiter)
+        if line.waiters:
+            line.start = line.start + waiter.tokens
+            self._push(line)
+        return waiter
+
+    def remove(self, waiter: _Waiter) -> bool:
+        """Whether it was waiting."""
+        line = self.lines.get(waiter.tenant)
+        if line is None or waiter not in line.waiters:
+            return False
+        del line.waiters[waiter]
+        self._less(line, waiter)
+        if len(self._heap) > 2 * len(self.lines) + 64:  # mostly lines that were left
+            self._heap = [entry for entry in self._heap if entry[2].waiters]
+            heapq.heapify(self._heap)
+        return True
+
+    def ahead_of(self, tenant: str) -> int:
+        """Tokens that would be served before a request of this tenant that comes now."""
+        mine = self.lines.get(tenant)
+        tag = mine.start + mine.tokens if mine else self._start(tenant)
+        others = sum(min(max(tag - line.start, 0), line.tokens) for line in self.lines.values() if line is not mine)
+        return others + (mine.tokens if mine else 0)
+
+    def _start(self, tenant: str) -> int:
+        return max(self._now, self._finish.get(tenant, 0))
+
+    def _push(self, line: _Line) -> None:
+        heapq.heappush(self._heap, (line.start, next(self._order), line))
+
+    def _less(self, line: _Line, waiter: _Waiter) -> None:
+        line.tokens -= waiter.tokens
+        self.tokens -= waiter.tokens
+        if not line.waiters:
+            del self.lines[line.tenant]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if math.isfinite(seconds) else "for as long as nothing leaves"

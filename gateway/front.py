@@ -1,0 +1,376 @@
+"""The clients' side of the data plane: HTTP/1.1 on a raw protocol for the routes that carry traffic.
+
+A connection belongs to a Front, which parses every request (httptools: the parser that aiohttp and uvicorn use). What
+asks for one of the hot routes is answered by `answer`; anything else is written out anew, without ambiguity, for
+aiohttp's own protocol, which answers it and closes. So there is one way of reading requests, and none to smuggle past.
+
+Requests of one connection are answered in order. A client that closes, or half-closes, its connection has left: its
+request is cancelled, as nginx, uvicorn and Go do, because an engine that generates for nobody costs GPU time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Protocol, cast
+
+import httptools
+
+from gateway.errors import BadRequest, BodyTooLarge, GatewayError, HeadersTooLarge, RequestTimeout
+
+HEAD_LIMIT = 64 << 10  # bytes of a request's line and headers
+HEADERS_LIMIT = 128  # how many
+PIPELINE_LIMIT = 16  # requests that are read ahead on one connection
+BUFFER = 256 << 10  # bytes waiting for a slow client before its upstream is left unread
+IDLE_S = 75.0  # of a connection between two requests
+LINGER_S = 2.0  # for a client to read why its request was not
+BODY_S = 600.0  # for a request's body as a whole
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+REASONS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+KEPT, CLOSED = b"", b"connection: close\r\n"
+
+Headers = list[tuple[str, str]]
+
+
+class Source(Protocol):
+    """Whoever writes to a client, and is told when that is slow."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Request:
+    """As parsed; `wrong` says why it cannot be answered. Header names are lower-case."""
+
+    method: str = ""
+    path: str = ""
+    target: bytes = b""  # path and query, as sent
+    headers: dict[str, str] = field(default_factory=dict)
+    keep_alive: bool = True
+    chunks_allowed: bool = True  # HTTP/1.1
+    body: bytes = b""
+    hot: bool = False
+    wrong: GatewayError | None = None
+    context: Any = None  # what `admit` found out from the head: who is calling
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """What a Front needs of the gateway. `admit` sees a hot request's head, before a byte of its body is read."""
+
+    hot: frozenset[str]
+    admit: Callable[[Request], Any]  # raises GatewayError
+    answer: Callable[[Front], Coroutine[Any, Any, None]]
+    refuse: Callable[[Front, GatewayError], None]
+    cold: Callable[[], asyncio.Protocol]  # aiohttp's
+    max_body: int  # bytes
+    request_timeout: float  # seconds
+    client_timeout: float
+
+
+class Front(asyncio.Protocol):
+    """One connection; `request` is the one being answered."""
+
+    def __init__(self, backing: Backing, fronts: set[Front]) -> None:
+        self.request = Request()
+        self.source: Source | None = None  # paused while the client does not read
+        self.started = False  # bytes of an answer to `request` are written
+        self._backing, self._fronts = backing, fronts
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._ready: deque[Request] = deque()
+        self._reading: Request | None = None
+        self._parts: list[bytes] = []
+        self._size = 0  # of the head, then of the body
+        self._in_head = True
+        self._began = self._heard = 0.0  # the loop's time: of the request being read, of its last bytes
+        self._blocked_since: float | None = None
+        self._last = False  # the gateway stops: no request after the next answer
+        self._closing = False  # nothing is read any more
+        self._chunked = False
+        self._read_on = True
+
+    # What whoever answers calls.
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self.started = True
+        head = self._head(status, headers)
+        self._write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+
+    def start(self, status: int, headers: Headers, data: bytes) -> None:
+        """Begin an answer that comes in pieces, the first one with it."""
+        self.started = True
+        self._chunked = self.request.chunks_allowed
+        if not self._chunked:
+            self._closing = True  # where the answer ends with its connection
+            self._write(b"%b\r\n%b" % (self._head(status, headers), data))
+            return
+        head = self._head(status, headers)
+        self._write(b"%btransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (head, len(data), data))
+
+    def write(self, data: bytes) -> None:
+        self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def end(self) -> None:
+        if self._chunked:
+            self._write(b"0\r\n\r\n")
+
+    def cut(self) -> None:
+        """The answer cannot be ended well: the client sees a broken connection, not a short answer."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _head(self, status: int, headers: Headers) -> bytes:
+        text = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        last = not self.request.keep_alive or (self._closing and not self._ready)
+        close = CLOSED if last else KEPT
+        return REASONS[status] + text.encode("latin-1", "replace") + close
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:  # its client may have left in this very turn of the loop
+            self._transport.write(data)
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=BUFFER)
+        self._began = self._heard = self._loop.time()
+        self._fronts.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self._heard = self._loop.time()
+        if self._in_head:
+            if self._reading is None:
+                self._began = self._heard
+            self._size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._malformed(BadRequest("this server speaks HTTP/1.1 and upgrades to nothing else"))
+        except (httptools.HttpParserError, UnicodeDecodeError) as e:
+            self._malformed(BadRequest(f"the request is not valid HTTP/1.1: {e}"))
+        if self._in_head and self._size > HEAD_LIMIT:
+            self._malformed(HeadersTooLarge(f"a request's headers may have {HEAD_LIMIT} bytes"))
+        if len(self._ready) > PIPELINE_LIMIT and self._read_on and self._transport is not None:
+            self._read_on = False
+            self._transport.pause_reading()
+        if self._task is None and self._ready:
+            self._next()
+
+    def pause_writing(self) -> None:
+        self._blocked_since = self._loop.time()
+        if self.source is not None:
+            self.source.pause()
+
+    def resume_writing(self) -> None:
+        self._blocked_since = None
+        if self.source is not None:
+            self.source.resume()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fronts.discard(self)
+        self._closing = True
+        self._ready.clear()
+        self._transport = None
+        if self._task is not None:
+            self._task.cancel()
+
+    # httptools' side
+
+    def on_message_begin(self) -> None:
+        self._reading = Request()
+        self._parts, self._in_head = [], True
+
+    def on_url(self, url: bytes) -> None:
+        assert self._reading is not None
+        self._reading.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        request = self._reading
+        assert request is not None
+        key, text = name.decode("ascii").lower(), value.decode("latin-1")
+        if key in request.headers:
+            if key in ("content-length", "transfer-encoding", "host", "authorization", "x-api-key"):
+                request.wrong = BadRequest(f"the header {key!r} comes twice")
+            text = f"{request.headers[key]}, {text}"
+        request.headers[key] = text
+        if len(request.headers) > HEADERS_LIMIT:
+            request.wrong = HeadersTooLarge(f"a request may have {HEADERS_LIMIT} headers")
+
+    def on_headers_complete(self) -> None:
+        request = self._reading
+        assert request is not None
+        self._in_head, self._size = False, 0
+        request.method = self._parser.get_method().decode("ascii")
+        request.chunks_allowed = self._parser.get_http_version() == "1.1"
+        request.keep_alive = self._parser.should_keep_alive() and not self._last
+        request.path = request.target.partition(b"?")[0].decode("ascii")
+        request.hot = request.method == "POST" and request.path in self._backing.hot
+        headers = request.headers
+        if "transfer-encoding" in headers and ("content-length" in headers or not request.chunks_allowed):
+            request.wrong = BadRequest("a request says how long it is in one way only")
+        elif int(headers.get("content-length") or 0) > self._backing.max_body:
+            request.wrong = self._too_large()
+        if request.hot and request.wrong is None:
+            try:
+                request.context = self._backing.admit(request)
+            except GatewayError as e:
+                request.wrong = e
+        if request.wrong is not None:
+            self._malformed(request.wrong)  # its body stays unread
+        elif headers.get("expect", "").lower() == "100-continue" and not self._ready and self._task is None:
+            self._write(CONTINUE)
+
+    def on_body(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._backing.max_body:
+            self._malformed(self._too_large())
+        elif not self._closing:
+            self._parts.append(data)
+
+    def on_message_complete(self) -> None:
+        request = self._reading
+        self._reading, self._in_head, self._size = None, True, 0
+        if request is None or self._closing:
+            return
+        request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        self._ready.append(request)
+
+    def _malformed(self, error: GatewayError) -> None:
+        """Told in its turn; nothing that follows on this connection is read."""
+        if self._closing:
+            return
+        self._closing = True
+        request = self._reading or Request()
+        request.wrong, request.keep_alive, self._reading = error, False, None
+        self._parts = []
+        self._ready.append(request)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"a body may have {self._backing.max_body} bytes (the site's gateway.max_body_mb)")
+
+    # One request after the other.
+
+    def _next(self) -> None:
+        self.request = self._ready.popleft()
+        self.started, self.source, self._chunked = False, None, False
+        if self.request.wrong is not None:
+            self._backing.refuse(self, self.request.wrong)
+            self._after()
+        elif self.request.hot:
+            self._task = self._loop.create_task(self._answer())
+        else:
+            self._hand_over()
+
+    async def _answer(self) -> None:
+        try:
+            packed = self.request.headers.get("content-encoding")
+            if packed is not None:
+                self.request.body = _unpacked(packed.lower(), self.request.body, self._backing.max_body)
+            await self._backing.answer(self)
+        except GatewayError as e:
+            self._backing.refuse(self, e)
+        finally:
+            self.source = self._task = None
+            self._after()
+
+    def _after(self) -> None:
+        if self._transport is None:
+            return
+        if not self.request.keep_alive or (self._closing and not self._ready):
+            self._close()
+            return
+        self._began = self._heard = self._loop.time()
+        if not self._read_on and len(self._ready) <= PIPELINE_LIMIT // 2:
+            self._read_on = True
+            self._transport.resume_reading()
+        if self._ready:
+            self._next()
+
+    def _close(self) -> None:
+        self._closing = True
+        transport = self._transport
+        if transport is None:
+            return
+        if self.request.wrong is not None and transport.can_write_eof():
+            # Bytes that nobody read would turn the close into a reset, which may overtake the answer.
+            transport.write_eof()
+            self._loop.call_later(LINGER_S, transport.close)
+        else:
+            transport.close()
+
+    def _hand_over(self) -> None:
+        """aiohttp gets the connection, and one request on it, after which it closes."""
+        transport, request = self._transport, self.request
+        assert transport is not None
+        self._fronts.discard(self)
+        self._closing, self._transport = True, None
+        skipped = ("connection", "content-length", "transfer-encoding", "expect", "keep-alive")
+        kept = [f"{n}: {v}\r\n" for n, v in request.headers.items() if n not in skipped]
+        line = b"%b %b HTTP/1.%d\r\n" % (request.method.encode(), request.target, request.chunks_allowed)
+        end = f"connection: close\r\ncontent-length: {len(request.body)}\r\n\r\n" if request.body else (
+            "connection: close\r\n\r\n")  # fmt: skip
+        cold = self._backing.cold()
+        transport.set_protocol(cold)
+        cold.connection_made(transport)
+        cold.data_received(line + "".join([*kept, end]).encode("latin-1") + request.body)
+        if not self._read_on:
+            transport.resume_reading()
+
+    # Looked after from outside.
+
+    def look(self, now: float) -> None:
+        """End a connection whose client is too slow: to send its request, to read its answer, to ask again."""
+        patience = self._backing.request_timeout
+        if self._blocked_since is not None and now - self._blocked_since > self._backing.client_timeout:
+            self.cut()
+        elif self._task is not None or self._closing:
+            return
+        elif self._reading is not None or self._size:
+            if now - (self._began if self._in_head else self._heard) > patience or now - self._began > BODY_S:
+                self._malformed(RequestTimeout(f"the request did not arrive in time: nothing for {patience:g} s"))
+                self._next()
+        elif now - self._heard > IDLE_S and self._transport is not None:
+            self._closing = True
+            self._transport.close()
+
+    def stop(self, lingering: bool) -> None:
+        """No further request than the one that is answered; while `lingering`, an idle connection may ask once more."""
+        self._last = True
+        self.request.keep_alive = False
+        if self._task is None and not lingering and not self._closing and not self._ready:
+            self._closing = True
+            if self._transport is not None:
+                self._transport.close()
+
+    @property
+    def busy(self) -> bool:
+        return self._task is not None
+
+
+def _unpacked(encoding: str, body: bytes, limit: int) -> bytes:
+    """Raises BadRequest, or BodyTooLarge for one that grows above `limit` bytes."""
+    if encoding == "identity":
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise BadRequest(f"the body is encoded as {encoding!r}; allowed: gzip, deflate, identity")
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        unpacked = unpacker.decompress(body, limit + 1)
+    except zlib.error as e:
+        raise BadRequest(f"the body cannot be read: it is not {encoding}: {e}") from None
+    if len(unpacked) > limit:
+        raise BodyTooLarge(f"the body has more than {limit} bytes (the site's gateway.max_body_mb) once unpacked")
+    return unpacked

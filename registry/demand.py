@@ -1,0 +1,68 @@
+"""Who is asked for: the gateway writes into `ledger.db` when each deployment was last called, the controller reads it.
+
+That is what wakes a deployment of which no replica runs, and keeps one running that is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry.db import Database, StorageError, data_version, open_reader, rows, transaction
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    deployment: str
+    at: str  # when it was last called, or a request was still in flight; ISO 8601 in UTC
+    waiting: int  # requests that waited then because no replica was ready
+
+
+def note_demand(db: Database, noted: Iterable[Demand]) -> None:
+    """The gateway's writer only, in a transaction of its own making. Time never goes backwards."""
+    db.conn.executemany(
+        """INSERT INTO demand (deployment, at, waiting) VALUES (?, ?, ?)
+           ON CONFLICT (deployment) DO UPDATE SET at = max(at, excluded.at), waiting = excluded.waiting""",
+        [(d.deployment, d.at, d.waiting) for d in noted],
+    )
+
+
+def demand(db: Database) -> dict[str, Demand]:
+    """The latest of each deployment, by name."""
+    return {r["deployment"]: Demand(r["deployment"], r["at"], r["waiting"]) for r in rows(db, "SELECT * FROM demand")}
+
+
+class DemandReader:
+    """The controller's look at the gateway's file. What cannot be read now is as it was: nothing is put to sleep."""
+
+    def __init__(self, ledger_db: Path) -> None:
+        self._path = ledger_db
+        self._db: Database | None = None
+        self._version: int | None = None
+        self._latest: Mapping[str, Demand] = {}
+        self._failure: str | None = None
+
+    def latest(self) -> Mapping[str, Demand]:
+        """By the deployment's name; empty while no gateway has ever run here."""
+        if self._db is None and not self._path.exists():
+            return self._latest
+        try:
+            if self._db is None:
+                self._db = open_reader(self._path)
+            if (version := data_version(self._db)) != self._version:
+                self._latest, self._version = demand(self._db), version
+            self._failure = None
+        except (StorageError, sqlite3.Error) as e:
+            if str(e) != self._failure:
+                log.warning("which deployments are called cannot be read: %s", e)
+            self._failure = str(e)
+        return self._latest
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()

@@ -1,0 +1,84 @@
+"""The gateway's own certificate: served to clients, or refused at the start with the file's name."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from certificates import minted
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from engine import served
+
+from gateway.pins import server_context
+from registry.site import Tls
+
+OURS = minted()
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Tls:
+    made = Tls(certificate=tmp_path / "chain.pem", key=tmp_path / "key.pem")
+    made.certificate.write_text(OURS.certificate + minted().certificate)
+    made.key.touch(0o600)
+    made.key.write_text(OURS.key)
+    return made
+
+
+async def test_clients_are_shown_the_sites_certificate(tls: Tls) -> None:
+    async def hello(_: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    app = web.Application()
+    app.router.add_get("/", hello)
+    client = ssl.create_default_context(cadata=OURS.certificate)
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    async with served(app, tls=server_context(tls)) as port, aiohttp.ClientSession() as session:
+        async with session.get(f"https://127.0.0.1:{port}/", ssl=client) as response:
+            assert await response.text() == "hello"
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client)
+        chosen = writer.get_extra_info("ssl_object")
+        assert (chosen.selected_alpn_protocol(), chosen.version()) == ("http/1.1", "TLSv1.3")
+        writer.close()
+        with warnings.catch_warnings(action="ignore"):  # naming it is deprecated
+            client.minimum_version = client.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.open_connection("127.0.0.1", port, ssl=client)
+
+
+def locked(tls: Tls) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    tls.key.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"passphrase"),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda tls: tls.key.unlink(), r"gateway.tls.key: .*key\.pem: No such file"),
+        (lambda tls: tls.certificate.unlink(), r"gateway.tls.certificate: .*chain\.pem: No such file"),
+        (lambda tls: tls.certificate.write_text("no"), r"chain\.pem holds no certificate in PEM"),
+        (lambda tls: tls.key.write_text("no"), r"key\.pem holds no private key in PEM"),
+        (lambda tls: tls.key.write_text(OURS.certificate), r"key\.pem holds no private key in PEM"),
+        (lambda tls: tls.key.write_text(minted().key), r"key\.pem is not the key of the first certificate in .*chain"),
+        (locked, r"key\.pem is locked with a passphrase"),
+        (lambda tls: tls.key.chmod(0o644), r"key\.pem is readable by everybody on this host"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_the_files_name(
+    tls: Tls, spoil: Callable[[Tls], object], why: str
+) -> None:
+    spoil(tls)
+    with pytest.raises(ValueError, match=why):
+        server_context(tls)

@@ -1,0 +1,149 @@
+"""What is counted for each request, and the page that a Prometheus reads."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import timeit
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway import metrics
+from gateway.metrics import OTHER, Metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+async def page(counted: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every sample by name and labels, as Prometheus' own parser reads the page."""
+    text = (await counted.page()).decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def one(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return f"headgate_{name}", frozenset(labels.items())
+
+
+def finish(counted: Metrics, deployment: str = "tiny", tenant: str = "physics", status: int = 200) -> None:
+    outcome = "completed" if status < 400 else "no_ready_replica"
+    counted.finished(deployment, "chat", status, outcome, tenant, 100, 50, 0.25, 0.05 if status < 400 else None, 3.0)
+
+
+async def test_requests_are_counted_by_how_they_ended_and_tokens_for_deployment_and_tenant() -> None:
+    counted = Metrics()
+    finish(counted)
+    finish(counted, tenant="biology")
+    counted.finished("tiny", "chat", 503, "no_ready_replica", "physics", 0, 0, 60.0, None, 60.0)
+    samples = await page(counted)
+    of = {"deployment": "tiny", "kind": "chat"}
+    assert samples[one("requests_total", **of, status="2xx", outcome="completed")] == 2
+    assert samples[one("requests_total", **of, status="5xx", outcome="no_ready_replica")] == 1
+    assert samples[one("prompt_tokens_total", **of)] == 200 and samples[one("generation_tokens_total", **of)] == 100
+    assert samples[one("tenant_requests_total", tenant="physics")] == 2
+    assert samples[one("tenant_prompt_tokens_total", tenant="physics")] == 100
+    assert samples[one("tenant_generation_tokens_total", tenant="biology")] == 50
+
+
+async def test_times_fall_into_buckets_up_to_and_including_their_bound() -> None:
+    counted = Metrics()
+    for total in (0.01, 0.010001, 5.0, 1e6):
+        counted.finished("tiny", "chat", 200, "completed", "physics", 1, 1, 0.0, None, total)
+    samples = await page(counted)
+    of = {"deployment": "tiny", "kind": "chat"}
+    name = "e2e_request_latency_seconds"
+    at_most = {le: samples[one(f"{name}_bucket", **of, le=le)] for le in ("0.01", "0.02", "5.12", "1310.72", "+Inf")}
+    assert at_most == {"0.01": 1, "0.02": 2, "5.12": 3, "1310.72": 3, "+Inf": 4}
+    assert samples[one(f"{name}_count", **of)] == 4 and samples[one(f"{name}_sum", **of)] == 0.01 + 0.010001 + 5 + 1e6
+    assert samples[one("request_queue_time_seconds_count", **of)] == 4
+
+
+async def test_a_request_that_generated_nothing_has_no_time_to_its_first_token() -> None:
+    counted = Metrics()
+    finish(counted)
+    finish(counted, status=503)
+    samples = await page(counted)
+    of = {"deployment": "tiny", "kind": "chat"}
+    assert samples[one("time_to_first_token_seconds_count", **of)] == 1
+    assert samples[one("time_to_first_token_seconds_sum", **of)] == 0.05
+    assert samples[one("e2e_request_latency_seconds_count", **of)] == 2
+
+
+async def test_retries_ejections_and_gauges_are_on_the_page() -> None:
+    counted = Metrics()
+    running = {("tiny", "replica-1"): 3.0}
+    counted.watch("requests_in_flight", "Requests that a replica has.", ("deployment", "replica"), lambda: running)
+    counted.watch("streams_open", "Streams to clients.", (), lambda: {(): 7.0})
+    counted.retried("tiny", "upstream_failed")
+    counted.ejected("unreachable")
+    counted.ejected("unreachable")
+    samples = await page(counted)
+    assert samples[one("request_retries_total", deployment="tiny", why="upstream_failed")] == 1
+    assert samples[one("replica_ejections_total", fault="unreachable")] == 2
+    assert samples[one("requests_in_flight", deployment="tiny", replica="replica-1")] == 3
+    assert samples[one("streams_open")] == 7
+    running.clear()
+    running["tiny", "replica-2"] = 1.0
+    samples = await page(counted)
+    assert one("requests_in_flight", deployment="tiny", replica="replica-1") not in samples
+    assert samples[one("requests_in_flight", deployment="tiny", replica="replica-2")] == 1
+
+
+async def test_the_process_says_what_it_costs() -> None:
+    samples = await page(Metrics())
+    assert samples["process_resident_memory_bytes", frozenset()] > 1 << 20
+
+
+async def test_labels_are_bounded_and_nothing_is_lost_above_the_bound() -> None:
+    counted = Metrics()
+    for n in range(3 * metrics.TENANTS):
+        finish(counted, f"deployment-{n}", f"tenant-{n}")
+        counted.retried(f"deployment-{n}", "upstream_failed")
+    samples = await page(counted)
+    tenants = [v for (name, _), v in samples.items() if name == "headgate_tenant_requests_total"]
+    requests = [v for (name, _), v in samples.items() if name == "headgate_requests_total"]
+    retries = [v for (name, _), v in samples.items() if name == "headgate_request_retries_total"]
+    assert len(tenants) == metrics.TENANTS + 1 and len(requests) == len(retries) == metrics.DEPLOYMENTS + 1
+    assert sum(tenants) == sum(requests) == sum(retries) == 3 * metrics.TENANTS
+    others = samples[one("tenant_requests_total", tenant=OTHER)]
+    finish(counted, tenant="tenant-0")
+    finish(counted, tenant="tenant-500")
+    samples = await page(counted)
+    assert samples[one("tenant_requests_total", tenant="tenant-0")] == 2
+    assert samples[one("tenant_requests_total", tenant=OTHER)] == others + 1
+
+
+async def test_a_name_with_quotes_and_line_breaks_stays_one_label() -> None:
+    counted = Metrics()
+    finish(counted, 'a"\n} 1\nb\\')
+    samples = await page(counted)
+    assert samples[one("generation_tokens_total", deployment='a"\n} 1\nb\\', kind="chat")] == 50
+
+
+async def test_requests_finish_while_the_page_is_made() -> None:
+    counted = Metrics()
+    for n in range(50):
+        finish(counted, f"deployment-{n}")
+    making = asyncio.create_task(counted.page())
+    turns = 0
+    while not making.done():
+        finish(counted, f"deployment-{turns + 50}", f"tenant-{turns}")
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 5 and b"headgate_requests_total" in await making
+
+
+def test_counting_a_request_costs_under_two_microseconds() -> None:
+    counted = Metrics()
+    best = min(timeit.repeat(lambda: finish(counted), number=5_000, repeat=9)) / 5_000
+    assert best < 4e-6, f"{best * 1e6:.2f} us"  # 0.7 us on an idle machine
+
+
+def test_a_gateway_that_nobody_scrapes_does_not_load_prometheus_client() -> None:
+    code = "import sys, gateway.metrics; sys.exit('prometheus_client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

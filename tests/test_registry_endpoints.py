@@ -1,0 +1,128 @@
+"""Endpoints in the registry: what may stand behind a name, and which names are free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.routing import Policy
+from registry import deployments, endpoints
+from registry.db import Conflict, Database, NotFound, RegistryError
+from registry.deployments import DeploymentState
+
+
+def deploy(registry: Database, *names: str) -> None:
+    for name in names:
+        deployments.create(registry, name, "ada", model=name, version=1, model_path="/m", replicas=1, request={})
+
+
+def end(registry: Database, name: str) -> None:
+    deployments.set_state(registry, name, DeploymentState.FAILED)
+
+
+def test_an_endpoint_is_kept_as_it_was_asked_for(registry: Database) -> None:
+    deploy(registry, "v1", "v2", "v3", "small")
+    made = endpoints.put(
+        registry,
+        "chat",
+        "ada",
+        targets=[("v1", 95), ("v2", 5)],
+        sticky="header:X-Session",
+        shadow=[("v3", 10)],
+        fallbacks=["small", "claude"],
+        external={"claude"},
+    )
+    assert endpoints.everything(registry) == [made]
+    assert made == endpoints.get(registry, "chat")
+    assert (made.targets, made.shadow) == ((("v1", 95), ("v2", 5)), (("v3", 10),))
+    assert (made.owner, made.sticky, made.fallbacks) == ("ada", "header:x-session", ("small", "claude"))
+
+
+def test_setting_again_replaces_everything_but_the_owner(registry: Database) -> None:
+    deploy(registry, "v1", "v2")
+    first = endpoints.put(registry, "chat", "ada", targets=[("v1", 1)], sticky="key", fallbacks=["v2"])
+    second = endpoints.put(registry, "chat", "root", targets=[("v2", 1)])
+    assert (second.targets, second.sticky, second.fallbacks) == ((("v2", 1),), None, ())
+    assert (second.owner, second.created_at) == ("ada", first.created_at)
+    assert second.changed_at >= first.changed_at
+
+
+def test_a_name_is_an_endpoint_or_a_deployment_or_an_external_model(registry: Database) -> None:
+    deploy(registry, "v1")
+    with pytest.raises(Conflict, match="v1 is a deployment"):
+        endpoints.put(registry, "v1", "ada", targets=[("v1", 1)])
+    with pytest.raises(Conflict, match="claude is an external model"):
+        endpoints.put(registry, "claude", "ada", targets=[("v1", 1)], external={"claude"})
+    endpoints.put(registry, "chat", "ada", targets=[("v1", 1)])
+    with pytest.raises(Conflict, match="chat is an endpoint"):
+        deploy(registry, "chat")
+    endpoints.delete(registry, "chat")
+    deploy(registry, "chat")
+
+
+def test_the_name_of_a_deployment_that_ended_is_free(registry: Database) -> None:
+    deploy(registry, "chat", "v1")
+    end(registry, "chat")
+    endpoints.put(registry, "chat", "ada", targets=[("v1", 1)])
+    with pytest.raises(Conflict, match="chat is an endpoint"):
+        deploy(registry, "chat")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"targets": [("gone", 1)]},
+        {"targets": [("ended", 1)]},
+        {"targets": [("v1", 1)], "shadow": [("gone", 5)]},
+        {"targets": [("v1", 1)], "fallbacks": ["gone"]},
+        {"targets": [("claude", 1)]},  # an external model is for when nothing of ours answers
+        {"targets": [("other", 1)]},  # nor does an endpoint stand behind another
+    ],
+)
+def test_what_stands_behind_an_endpoint_must_exist(registry: Database, asked: dict[str, Any]) -> None:
+    deploy(registry, "v1", "ended")
+    end(registry, "ended")
+    endpoints.put(registry, "other", "ada", targets=[("v1", 1)])
+    with pytest.raises(NotFound, match=r"there are: .*v1"):
+        endpoints.put(registry, "chat", "ada", external={"claude"}, **asked)
+    assert [e.name for e in endpoints.everything(registry)] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"targets": []}, "needs a target"),
+        ({"targets": [("v1", 0)]}, "v1 has 0, not a whole number from 1 to 1000000"),
+        ({"targets": [("v1", 1), ("v1", 2)]}, "named twice"),
+        ({"targets": [("v1", 1)], "shadow": [("v1", 101)]}, "v1 has 101, not a whole number from 1 to 100"),
+        ({"targets": [("v1", 1)], "fallbacks": ["v1", "v1"]}, "named twice"),
+        ({"targets": [("v1", 1)], "sticky": "cookie"}, "allowed: 'key', 'header:NAME'"),
+        ({"targets": [("v1", 1)], "sticky": "header:a b"}, "allowed: 'key', 'header:NAME'"),
+        ({"targets": [("v1", 1)], "sticky": "header:"}, "allowed: 'key', 'header:NAME'"),
+    ],
+)
+def test_what_is_not_allowed_is_refused_in_words(registry: Database, asked: dict[str, Any], told: str) -> None:
+    deploy(registry, "v1")
+    with pytest.raises(RegistryError, match=told):
+        endpoints.put(registry, "chat", "ada", **asked)
+    assert endpoints.everything(registry) == []
+
+
+def test_deleting_what_is_not_there_says_what_is(registry: Database) -> None:
+    deploy(registry, "v1")
+    endpoints.put(registry, "chat", "ada", targets=[("v1", 1)])
+    with pytest.raises(NotFound, match="'chats'; there are: chat"):
+        endpoints.delete(registry, "chats")
+
+
+def test_a_deployment_says_how_its_replicas_are_chosen(registry: Database) -> None:
+    deploy(registry, "v1")
+    made = deployments.create(
+        registry, "v2", "ada", model="m", version=1, model_path="/m", replicas=1, request={"routing": "round-robin"}
+    )
+    assert (deployments.get(registry, "v1").routing, made.routing) == ("least-work", "round-robin")
+
+
+def test_every_policy_of_the_gateway_can_be_asked_for() -> None:
+    assert list(deployments.ROUTING) == [policy.value for policy in Policy]
