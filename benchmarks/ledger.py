@@ -148,6 +148,7 @@ def main() -> None:
     )
     peer = f"sqlite3, the same rows in batches of {BATCH}, synchronous=FULL"
     show("hold + settle, end to end", whole / costs["ours"].wall_s, "1/s", peer, PAIRS / costs["sqlite"].wall_s)
+    show("the same, a second of CPU", whole / costs["ours"].cpu_s, "1/s", peer, PAIRS / costs["sqlite"].cpu_s)
     number = int(RATE * SECONDS) // IN_FLIGHT * IN_FLIGHT
     loop_s: dict[bool, list[float]] = {True: [], False: []}
     costs = interleaved(

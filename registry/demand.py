@@ -24,12 +24,13 @@ class Demand:
 
 
 def note_demand(db: Database, noted: Iterable[Demand]) -> None:
-    """The gateway's writer only, in a transaction of its own making. Time never goes backwards."""
-    db.conn.executemany(
-        """INSERT INTO demand (deployment, at, waiting) VALUES (?, ?, ?)
-           ON CONFLICT (deployment) DO UPDATE SET at = max(at, excluded.at), waiting = excluded.waiting""",
-        [(d.deployment, d.at, d.waiting) for d in noted],
-    )
+    """The gateway's writer only. Time never goes backwards. Raises StorageError."""
+    with transaction(db) as c:
+        c.executemany(
+            """INSERT INTO demand (deployment, at, waiting) VALUES (?, ?, ?)
+               ON CONFLICT (deployment) DO UPDATE SET at = max(at, excluded.at), waiting = excluded.waiting""",
+            [(d.deployment, d.at, d.waiting) for d in noted],
+        )
 
 
 def demand(db: Database) -> dict[str, Demand]:
