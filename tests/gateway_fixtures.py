@@ -168,8 +168,8 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def gateway_process(platform: Platform) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`python -m gateway` on the platform's state, once it listens; killed at the end if it still runs."""
+async def gateway_process(platform: Platform, more: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
+    """`python -m gateway` on the platform's state, once it listens; killed at the end if it runs. `more`: TOML."""
     file = platform.site.state_dir / "site.toml"
     file.write_text(
         f"""name = "test"
@@ -182,7 +182,7 @@ kind = "local"
 [prices.default]
 prompt = 1
 completion = 2
-"""
+{more}"""
     )
     environ = {k: v for k, v in os.environ.items() if not k.startswith("HEADGATE") and k != "PYTHONDONTWRITEBYTECODE"}
     process = await asyncio.create_subprocess_exec(
@@ -193,7 +193,7 @@ completion = 2
         platform.said = []
         async for line in process.stderr:
             platform.said.append(line.decode().rstrip())
-            if b"listens on http://" in line:
+            if b" listens on http" in line:
                 platform.url = platform.said[-1].split()[-1]
                 break
         yield process

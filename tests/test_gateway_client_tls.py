@@ -14,7 +14,8 @@ from aiohttp import web
 from certificates import minted
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from engine import served
+from engine import Engine, running, served
+from gateway_fixtures import HELLO, gateway_process, prepared, site_at
 
 from gateway.pins import server_context
 from registry.site import Tls
@@ -50,6 +51,42 @@ async def test_clients_are_shown_the_sites_certificate(tls: Tls) -> None:
             client.minimum_version = client.maximum_version = ssl.TLSVersion.TLSv1_1
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await asyncio.open_connection("127.0.0.1", port, ssl=client)
+
+
+async def test_a_gateway_with_a_certificate_speaks_tls_and_nothing_else_to_its_clients(
+    tls: Tls, tmp_path: Path
+) -> None:
+    platform = prepared(site_at(tmp_path))
+    engine = Engine(tls=True)
+    settings = f'[gateway.tls]\ncertificate = "{tls.certificate}"\nkey = "{tls.key}"\n'
+    async with running(engine), gateway_process(platform, settings) as process:
+        assert platform.url.startswith("https://"), platform.said
+        platform.ready(engine)
+        async with platform.http() as http:
+            trusting = ssl.create_default_context(cadata=OURS.certificate)
+            for stream in (False, True):
+                body = HELLO | {"stream": stream}
+                async with http.post("/v1/chat/completions", json=body, ssl=trusting) as response:
+                    assert response.status == 200 and "round." in await response.text()
+            async with http.get("/health", ssl=trusting) as response:
+                assert response.status == 200
+            with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                await http.get("/health")
+            with pytest.raises(aiohttp.ClientError):
+                await http.get(platform.url.replace("https", "http") + "/health")
+        process.terminate()
+        assert await process.wait() == 0
+    platform.registry.close()
+
+
+async def test_a_gateway_whose_certificate_cannot_be_loaded_does_not_start(tls: Tls, tmp_path: Path) -> None:
+    platform = prepared(site_at(tmp_path))
+    tls.key.write_text(minted().key)
+    settings = f'[gateway.tls]\ncertificate = "{tls.certificate}"\nkey = "{tls.key}"\n'
+    async with gateway_process(platform, settings) as process:
+        assert await process.wait() == 1
+    assert "key.pem is not the key of the first certificate" in platform.said[-1]
+    platform.registry.close()
 
 
 def locked(tls: Tls) -> None:
