@@ -2,8 +2,7 @@
 
 One FairQueue per deployment, with as many places as its ready replicas take together. While a place is free and nobody
 waits, a request takes it at once. Otherwise it waits in its tenant's line, and tenants take turns by the tokens they
-were given (start-time fair queueing, Goyal et al. 1996: each has a start tag, the tokens it was given so far but never
-less than the virtual time, and the lowest tag is served next). So one with 10,000 requests does not starve one with 10.
+were given (turns.py): one with 10,000 requests does not starve one with 10.
 
 A higher class goes before a lower one, but of every SHARE places given while several classes wait, one goes to the
 class that was given none for the longest time: none is starved for ever.
@@ -17,14 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import heapq
-import itertools
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
 
 from gateway.errors import BadRequest, QueueFull
+from gateway.flow import Flow
+from gateway.turns import Band, Waiter
 
 SHARE = 8
 PATIENCE = 2.0
@@ -76,6 +74,18 @@ class Slot:
         self.leave()
 
 
+class _Waiter(Waiter):
+    __slots__ = ("place", "priority", "since")
+
+    def __init__(self, tenant: str, tokens: int, priority: Priority, since: float, place: asyncio.Future[Slot]) -> None:
+        super().__init__(tenant, tokens)
+        self.priority, self.since, self.place = priority, since, place
+
+
+class _Class(Band[_Waiter]):
+    served = 0  # the turn in which it was last given a place
+
+
 class FairQueue:
     """`length` requests wait at most, each for about `wait_s` seconds; `clock` is monotonic, in seconds."""
 
@@ -85,7 +95,7 @@ class FairQueue:
         self.taken = 0
         self.waiting = 0
         self._length, self._wait_s, self._clock = length, wait_s, clock
-        self._bands = tuple(_Band() for _ in Priority)
+        self._bands = tuple(_Class() for _ in Priority)
         self._flow = Flow(clock())
         self._turn = 0  # places given while several classes waited
 
@@ -110,7 +120,7 @@ class FairQueue:
             self._wait_behind(self._higher(priority) + band.tokens) > self._wait_s  # cheap, and enough as a rule
             and (expected := self.expected_wait(tenant, priority)) > self._wait_s
         ):
-            raise self._full(f"the wait would be {_seconds(expected)}", expected)
+            raise self._full(f"the wait would be {expected:.0f} s", expected)
         self._make_room(tenant, tokens, priority)
         loop = asyncio.get_running_loop()
         waiter = _Waiter(tenant, tokens, priority, self._clock(), loop.create_future())
@@ -128,7 +138,7 @@ class FairQueue:
             timer.cancel()
 
     def expected_wait(self, tenant: str, priority: Priority) -> float:
-        """Seconds until a request of this tenant that comes now would get a place; infinite when nothing leaves."""
+        """Seconds until a request of this tenant that comes now would get a place; 0 while nothing is known."""
         if not self.waiting and self.taken < self.capacity:
             return 0.0
         return self._wait_behind(self._higher(priority) + self._bands[priority].ahead_of(tenant))
@@ -152,14 +162,14 @@ class FairQueue:
 
     def _hand_out(self) -> None:
         while self.waiting and self.taken < self.capacity:
-            waiter = self._next_band().pop()
+            waiter = self._next_class().pop()
             self.waiting -= 1
             if waiter.place.done():
                 continue  # cancelled, and about to find out; it costs its tenant nothing
             self._bands[waiter.priority].charge(waiter.tenant, waiter.tokens)
             waiter.place.set_result(self._place(waiter.tokens, self._clock() - waiter.since))
 
-    def _next_band(self) -> _Band:
+    def _next_class(self) -> _Class:
         wanting = [band for band in self._bands if band.lines]
         band = wanting[0]
         if len(wanting) > 1:
@@ -183,7 +193,7 @@ class FairQueue:
         raise self._full(f"{self.waiting} requests are waiting already", self.expected_wait(tenant, priority))
 
     def _give_up(self, waiter: _Waiter) -> None:
-        self._refuse(waiter, f"it has waited for {_seconds(self._clock() - waiter.since)}")
+        self._refuse(waiter, f"it has waited for {self._clock() - waiter.since:.0f} s")
 
     def _refuse(self, waiter: _Waiter, why: str) -> None:
         if self._remove(waiter) and not waiter.place.done():
@@ -197,135 +207,3 @@ class FairQueue:
     def _full(self, why: str, wait_s: float) -> QueueFull:
         seconds = math.ceil(min(max(wait_s, 1), LONGEST_RETRY_S))
         return QueueFull(f"deployment {self.deployment} has more to do than its replicas can take: {why}", seconds)
-
-
-class Flow:
-    """How fast tokens leave. From the places that were held and the tokens that left them, not from tokens by time: so
-    a deployment with little to do is not taken for a slow one, and one with more replicas is faster at once."""
-
-    WINDOW_S = 30.0  # what is older than two of them is forgotten, unless fewer than SAMPLE left since
-    SAMPLE = 8
-
-    def __init__(self, now: float) -> None:
-        self.held = 0.0  # seconds, of all places together: less the clock when one is taken, plus the clock when left
-        self.tokens = self.count = 0  # that left
-        self._old = self._new = (0.0, 0, 0)  # held, tokens and count when the last two windows began
-        self._window_ends = now + self.WINDOW_S
-
-    def leave(self, tokens: int, taken: int, now: float) -> None:
-        """`taken`: how many places are, without the one that was left."""
-        self.held += now
-        self.tokens += tokens
-        self.count += 1
-        if now >= self._window_ends and self.count - self._new[2] >= self.SAMPLE:
-            self._window_ends = now + self.WINDOW_S
-            self._old, self._new = self._new, (self.held + taken * now, self.tokens, self.count)
-
-    def wait_behind(self, tokens: int, taken: int, capacity: int, now: float) -> float:
-        """Seconds until so many tokens have left, and one request more; 0 while nothing is known."""
-        held = self.held + taken * now - self._old[0]
-        left, count = self.tokens - self._old[1], self.count - self._old[2]
-        if count == 0 or held <= 0:
-            return 0.0
-        if capacity == 0:
-            return math.inf
-        return (tokens + left / count) * held / (capacity * max(left, 1))
-
-
-class _Waiter:
-    __slots__ = ("place", "priority", "since", "tenant", "tokens")
-
-    def __init__(self, tenant: str, tokens: int, priority: Priority, since: float, place: asyncio.Future[Slot]) -> None:
-        self.tenant, self.tokens, self.priority, self.since, self.place = tenant, tokens, priority, since, place
-
-
-class _Line:
-    """One tenant's waiters, in the order in which they came. `start` is the tag of the first."""
-
-    __slots__ = ("start", "tenant", "tokens", "waiters")
-
-    def __init__(self, tenant: str, start: int) -> None:
-        self.tenant, self.start, self.tokens = tenant, start, 0
-        self.waiters: OrderedDict[_Waiter, None] = OrderedDict()
-
-    def newest(self) -> _Waiter:
-        return next(reversed(self.waiters))
-
-
-class _Band:
-    """One class: the virtual time of its tenants, in tokens, and their lines.
-
-    A request is charged when it gets its place, so one that leaves its line before leaves no trace in anybody's tag.
-    """
-
-    def __init__(self) -> None:
-        self.lines: dict[str, _Line] = {}  # only tenants of whom somebody waits
-        self.tokens = 0  # of all that wait
-        self.served = 0  # the turn in which it was last given a place
-        self._now = 0  # the virtual time: the highest start tag that was served
-        self._finish: dict[str, int] = {}  # by tenant; there are never more than the registry has
-        self._heap: list[tuple[int, int, _Line]] = []  # lines by start tag, with those that have become empty
-        self._order = itertools.count()
-
-    def charge(self, tenant: str, tokens: int) -> None:
-        start = self._finish.get(tenant, 0)
-        if start > self._now:
-            self._now = start
-        else:
-            start = self._now
-        self._finish[tenant] = start + tokens
-
-    def add(self, waiter: _Waiter) -> None:
-        line = self.lines.get(waiter.tenant)
-        if line is None:
-            line = self.lines[waiter.tenant] = _Line(waiter.tenant, self._start(waiter.tenant))
-            self._push(line)
-        line.waiters[waiter] = None
-        line.tokens += waiter.tokens
-        self.tokens += waiter.tokens
-
-    def pop(self) -> _Waiter:
-        """The first of the line with the lowest tag, which the caller charges."""
-        while not (line := heapq.heappop(self._heap)[2]).waiters:
-            pass
-        waiter, _ = line.waiters.popitem(last=False)
-        self._less(line, waiter)
-        if line.waiters:
-            line.start = line.start + waiter.tokens
-            self._push(line)
-        return waiter
-
-    def remove(self, waiter: _Waiter) -> bool:
-        """Whether it was waiting."""
-        line = self.lines.get(waiter.tenant)
-        if line is None or waiter not in line.waiters:
-            return False
-        del line.waiters[waiter]
-        self._less(line, waiter)
-        if len(self._heap) > 2 * len(self.lines) + 64:  # mostly lines that were left
-            self._heap = [entry for entry in self._heap if entry[2].waiters]
-            heapq.heapify(self._heap)
-        return True
-
-    def ahead_of(self, tenant: str) -> int:
-        """Tokens that would be served before a request of this tenant that comes now."""
-        mine = self.lines.get(tenant)
-        tag = mine.start + mine.tokens if mine else self._start(tenant)
-        others = sum(min(max(tag - line.start, 0), line.tokens) for line in self.lines.values() if line is not mine)
-        return others + (mine.tokens if mine else 0)
-
-    def _start(self, tenant: str) -> int:
-        return max(self._now, self._finish.get(tenant, 0))
-
-    def _push(self, line: _Line) -> None:
-        heapq.heappush(self._heap, (line.start, next(self._order), line))
-
-    def _less(self, line: _Line, waiter: _Waiter) -> None:
-        line.tokens -= waiter.tokens
-        self.tokens -= waiter.tokens
-        if not line.waiters:
-            del self.lines[line.tenant]
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if math.isfinite(seconds) else "for as long as nothing leaves"

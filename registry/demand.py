@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.db import Database, StorageError, data_version, open_reader, rows, transaction
+from registry.db import Database, StorageError, data_version, open_reader, rows
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def demand(db: Database) -> dict[str, Demand]:
 
 
 class DemandReader:
-    """The controller's look at the gateway's file. What cannot be read now is as it was: nothing is put to sleep."""
+    """The controller's look at the gateway's file. What cannot be read now is as it was last read."""
 
     def __init__(self, ledger_db: Path) -> None:
         self._path = ledger_db

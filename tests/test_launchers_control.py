@@ -29,7 +29,7 @@ from conftest import ROOT
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
-from launchers import control_http, ended_runs
+from launchers import control_http, ended_runs, plan
 from launchers import controller as controllers
 from launchers.announce import announce
 from launchers.control import CONTROLLER, make_app, principal_of
@@ -44,6 +44,7 @@ from registry import accounting, clock, deployments, reports, runs
 from registry import site as settings
 from registry.access import Forbidden, Object, Principal, Verb
 from registry.db import open_writer
+from registry.demand import Demand, note_demand
 from registry.deployments import DeploymentState, ReplicaState
 from registry.ledger_migrations import MIGRATIONS as LEDGER_MIGRATIONS
 from registry.runs import RunState
@@ -61,6 +62,7 @@ class Cluster(LocalScheduler):
         self.silent = False
         self.silent_after_submit = False
         self.refusal: str | None = None
+        self.queued: tuple[str, datetime | None] | None = None  # why its jobs wait, and until when
         self.cancelled: list[JobRef] = []
         self.drained: list[JobRef] = []  # those of them that had begun
 
@@ -84,6 +86,9 @@ class Cluster(LocalScheduler):
 
     def states(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobStatus]:
         self._answer()
+        if self.queued is not None:
+            reason, start = self.queued
+            return {ref: JobStatus(ref, JobState.PENDING, reason, expected_start_at=start) for ref in refs}
         return super().states(refs)
 
     def cancel(self, ref: JobRef) -> None:
@@ -375,6 +380,74 @@ async def test_a_deployment_stopped_before_it_is_ready_stops(platform: Platform)
     await platform.reaches("stopped")
     (job,) = await platform.settled()
     assert job["state"] == "CANCELLED"
+
+
+async def test_a_replicas_row_says_what_it_waits_for_and_until_when_its_job_may_run(platform: Platform) -> None:
+    async def row(**said: Any) -> Any:
+        async def found() -> Any:
+            described = await platform.get("deployments/chat")
+            shown = described["replicas"][0]["replica"] if described["replicas"] else {}
+            return shown if {k: shown.get(k) for k in said} == said else None
+
+        return await eventually(found)
+
+    cluster, controller = platform.cluster, platform.controller
+    cluster.queued = ("Resources", datetime(2030, 1, 2, 14, 4, 30, tzinfo=UTC))
+    await platform.deploy("--no-tokens-until", str(platform.site.shared_dir / "never"))
+    waits = await row(waiting_reason="Resources", expected_start_at="2030-01-02T14:05:00.000000Z", ends_at=None)
+    (job,) = await _until_jobs(platform, 1)
+    assert waits["job_id"] == str(job.pid)
+    # The same again, some seconds apart, is not written again: the gateway reads the registry after every change.
+    await platform.turns()
+    before = await controller.write(lambda: controller.db.conn.total_changes)
+    cluster.queued = ("Resources", datetime(2030, 1, 2, 14, 4, 50, tzinfo=UTC))
+    await platform.turns(4)
+    assert await controller.write(lambda: controller.db.conn.total_changes) == before
+    cluster.queued = ("None", None)
+    await row(waiting_reason=None, expected_start_at=None)
+    cluster.queued = None
+    day = platform.site.defaults.serve.time_limit_s
+    ends = datetime.fromtimestamp(int(job.created_at + day), UTC)
+    await row(waiting_reason=None, expected_start_at=None, ends_at=clock.text(ends))
+    await platform.stopped()
+
+
+async def test_a_deployment_of_no_replicas_sleeps_is_wakened_by_a_call_and_goes_to_sleep_again(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_writer(platform.site.ledger_db, LEDGER_MIGRATIONS)  # the gateway's
+    await platform.deploy(replicas=0)
+    assert (await platform.reaches("asleep"))["replicas"] == []
+    await platform.turns()
+    assert platform.jobs() == []
+    note_demand(ledger, [Demand("another", clock.now(), 1)])
+    await platform.turns()
+    assert platform.jobs() == []
+
+    note_demand(ledger, [Demand("chat", clock.now(), 1)])
+    (first,) = (await platform.reaches("ready"))["replicas"]
+    await platform.turns(4)
+    assert len(platform.jobs()) == 1
+
+    monkeypatch.setattr(plan, "KEEP_AWAKE_S", 0.0)  # it is as if nobody had called for that long
+    (same,) = (await platform.reaches("asleep"))["replicas"]
+    assert same["replica"]["id"] == first["replica"]["id"]
+    await platform.settled()
+    assert (await platform.get("deployments/chat"))["replicas"][0]["replica"]["state"] == "stopped"
+    assert (await platform.get("deployments/chat"))["deployment"]["state"] == "asleep"
+
+    monkeypatch.undo()
+    note_demand(ledger, [Demand("chat", clock.now(), 1)])
+    _, second = (await platform.reaches("ready"))["replicas"]
+    assert second["replica"]["state"] == "ready"
+    await platform.stopped()
+    ledger.close()
+
+
+async def test_a_deployment_that_is_asleep_stops_at_once(platform: Platform) -> None:
+    await platform.deploy(replicas=0)
+    await platform.reaches("asleep")
+    assert (await platform.stopped())["replicas"] == []
 
 
 async def test_a_name_is_free_again_after_its_deployment_ended_and_nothing_of_the_old_one_stays(

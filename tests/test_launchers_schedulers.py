@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -224,6 +225,18 @@ def test_slurm_a_job_drained_while_it_waits_is_cancelled(slurm: Site) -> None:
 
 
 @pytest.mark.slurm
+def test_slurm_says_why_a_job_waits_when_it_is_expected_to_start_and_when_its_time_is_up(slurm: Site) -> None:
+    fills = slurm.submit("r1", "wait", partition="gpu", gpus_per_node=8, nodes=2, account="teaching")
+    runs = wait_for(lambda: s if (s := slurm.status(fills)).state is JobState.RUNNING else None)
+    assert runs.started_at is not None and runs.ends_at == runs.started_at + timedelta(seconds=600)
+    assert runs.expected_start_at is None
+    waits = slurm.submit("r2", "wait", partition="gpu", gpus_per_node=8, nodes=2, account="teaching")
+    expected = wait_for(lambda: s if (s := slurm.status(waits)).reason and s.expected_start_at else None, 90)
+    assert (expected.state, expected.reason, expected.ends_at) == (JobState.PENDING, "Resources", None)
+    assert expected.expected_start_at is not None and expected.expected_start_at >= runs.ends_at
+
+
+@pytest.mark.slurm
 def test_slurm_tasks_get_the_cpus_that_were_asked_for(slurm: Site) -> None:
     ref = slurm.submit("r1", "exit", "0", cpus_per_task=3)
     slurm.ended(ref)
@@ -386,6 +399,14 @@ def test_a_local_job_is_told_before_its_time_limit_and_ended_at_it(local: Site) 
     ref = local.submit("r1", "wait", time_limit_s=8)
     assert local.ended(ref).state is JobState.TIMEOUT
     assert local.said("r1", "attempt-ended")[0].facts["cause"] == "timeout"
+
+
+def test_a_local_job_that_runs_says_when_its_time_is_up(local: Site) -> None:
+    ref = local.submit("r1", "wait", time_limit_s=600)
+    status = local.status(ref)
+    assert status.ends_at is not None and abs((status.ends_at - ref.submitted_at).total_seconds() - 600) <= 1
+    local.scheduler.cancel(ref)
+    assert local.ended(ref).ends_at is None
 
 
 def test_local_jobs_have_one_node(local: Site) -> None:
