@@ -107,6 +107,15 @@ async def test_anthropics_sdk_streams_counts_and_lists(tmp_path: Path) -> None:
             await client.models.retrieve("large")
 
 
+async def test_anthropics_beta_calls_are_the_same_routes(tmp_path: Path) -> None:
+    """Its SDK adds `?beta=true`, which is how coding agents call."""
+    async with gateway(tmp_path, Engine()) as platform, claude(platform) as client:
+        said: Any = ASKED["/v1/messages"]
+        assert (await client.beta.messages.create(model="tiny", **said)).stop_reason == "end_turn"
+        counted = await client.beta.messages.count_tokens(model="tiny", messages=said["messages"])
+        assert counted.input_tokens == 7
+
+
 async def test_anthropics_sdk_knows_what_went_wrong(tmp_path: Path) -> None:
     engine = Engine(fail="refuse")
     async with gateway(tmp_path, engine) as platform, claude(platform) as client:
