@@ -48,6 +48,7 @@ def make_app(site: Site) -> web.Application:
     for path in SURFACES:
         app.router.add_post(path, cold.elsewhere)  # the front's; known here so that GET is told what is allowed
     app.router.add_get("/v1/models", models.models)
+    app.router.add_get("/v1/models/{model:.+}", models.model)
     app.router.add_get("/metrics", metrics.metrics)
     app.router.add_get("/health", health.health)
     app.router.add_get("/ready", health.ready)

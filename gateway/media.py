@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 LINKS = frozenset({"image_url", "audio_url", "video_url", "file_url"})
 DATA = frozenset({"input", "arguments", "metadata"})  # a tool's own: nothing in it is fetched
 # Strict, so that every parser of URLs sees the same host: no user, no backslash, nothing odd before the path.
-URL = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?(?:[/?#].*)?", re.IGNORECASE | re.DOTALL)
+URL = re.compile(
+    r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?(?:[/?#].*)?", re.ASCII | re.IGNORECASE | re.DOTALL
+)
 SHOWN = 100  # characters of a URL in an error
 
 
@@ -61,8 +63,9 @@ def _walk(nodes: list[Any]) -> list[str]:
         if type(node) is list:
             nodes.extend(item for item in node if type(item) is dict or type(item) is list)
             continue
-        if node.get("uuid") is not None and node.get("type") != "text":
-            # An engine's cache of media is keyed by it, whoever it was filled by.
+        if node.get("uuid") is not None:
+            # An engine's cache of media is keyed by it, whoever filled it; and a part that has one is read by other
+            # rules, whatever its type says.
             raise BadRequest("a content part's 'uuid' would name what other tenants sent: leave it out", "uuid")
         for name, value in node.items():
             if name in LINKS:

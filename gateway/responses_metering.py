@@ -44,13 +44,13 @@ class ResponseStreamMeter(EventMeter):
         return None
 
     def _finish(self, response: object, start: int) -> int | None:
+        fields = response if isinstance(response, dict) else {}
+        if isinstance(fields.get("usage"), dict):
+            self.count(_usage(fields["usage"]))
+        if fields.get("status") in GAVE_UP:
+            self.failure = STOPPING
+            return start
         self._ended = self.generated = True  # an answer may be empty
-        if isinstance(response, dict):
-            if isinstance(response.get("usage"), dict):
-                self.count(_usage(response["usage"]))
-            if response.get("status") in GAVE_UP:
-                self.failure = STOPPING
-                return start
         return None
 
 

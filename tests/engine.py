@@ -16,6 +16,7 @@ from typing import Any
 
 from aiohttp import web
 from certificates import minted, serving
+from engine_surfaces import ANSWERS
 
 PROMPT_TOKENS = 7
 
@@ -62,6 +63,8 @@ class Engine:
                 await self.go.wait()
             if self.heeds_max_tokens and body.get("max_tokens") is not None:
                 self.pieces = self.pieces[: body["max_tokens"]]
+            if request.path in ANSWERS:
+                return await ANSWERS[request.path](self, request, body)
             if body.get("stream"):
                 return await self.stream(request, body)
             return await self.whole(request)
@@ -155,8 +158,8 @@ async def served(
 @asynccontextmanager
 async def running(engine: Engine) -> AsyncIterator[Engine]:
     app = web.Application()
-    app.router.add_post("/v1/chat/completions", engine.answer)
-    app.router.add_post("/v1/completions", engine.answer)
+    for path in ("/v1/chat/completions", "/v1/completions", *ANSWERS):
+        app.router.add_post(path, engine.answer)
     shown = minted(engine.host) if engine.tls else None
     engine.certificate = shown.certificate if shown else None
     async with served(app, tls=serving(shown) if shown else None) as port:

@@ -87,6 +87,8 @@ def test_engines_fetch_from_allowed_hosts_only_wherever_the_link_stands(path: st
         "http://example.org.evil.net/",
         "http://127.0.0.1:8000/metrics",
         "http://[::1]/",
+        "http\u017f://example.org/",
+        "http://example.or\uff47/",
         "example.org/a.png",
         "",
     ],
@@ -123,6 +125,7 @@ def test_what_a_tool_was_given_is_not_fetched() -> None:
 
 
 def test_a_picture_cannot_be_named_after_another_tenants() -> None:
-    named = [{"role": "user", "content": [{"type": "image_url", "image_url": None, "uuid": "theirs"}]}]
-    with pytest.raises(BadRequest, match="'uuid' would name what other tenants sent"):
-        read("/v1/chat/completions", messages=named)
+    for kind in ("image_url", "text"):  # whatever it says it is: vLLM goes by what it has once there is a uuid
+        named = user({"type": kind, "text": "x", "image_url": None, "uuid": "theirs"})
+        with pytest.raises(BadRequest, match="'uuid' would name what other tenants sent"):
+            read("/v1/chat/completions", messages=named)

@@ -102,6 +102,12 @@ def test_an_engine_that_gives_up_is_noticed_and_not_passed_on(last: bytes) -> No
     assert meter.feed(END) == b""
 
 
+def test_an_engine_that_gives_up_before_its_first_token_leaves_room_for_another() -> None:
+    meter = ResponseStreamMeter(call())
+    meter.feed(b"".join(BEGIN) + event("response.completed", **response("cancelled", usage=USED)))
+    assert meter.failure and not meter.generated
+
+
 def test_a_whole_answer_is_counted_by_its_own_usage_and_no_tools() -> None:
     answer = orjson.dumps(response("completed", usage=USED, output=[])["response"])
     meter = ResponseMeter(call(stream=False))
