@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 from gateway import routing
+from gateway.engine_gauges import Gauges
 from gateway.prefix import BLOCK_BYTES, BLOCKS_PER_REPLICA, Prefixes, blocks
-from gateway.routing import Gauges, Policy, ReplicaLoad, Work
+from gateway.routing import Policy, ReplicaLoad, Work
 from registry import clock
 from registry.deployments import Replica
 
 SESSIONS = 20_000  # that are remembered, the most recent ones: some 5 MB
 LIKELY_OUTPUT_TOKENS = 1024  # at most: what a client allows is often far more than what it gets
+TOKENS_PER_BYTE = 1 / 3  # at most, in a prompt of which only the beginning is known
 NEWEST = 0.05  # what the newest request weighs in a replica's moving average
+UNKNOWN_CONTEXT = 1 << 20  # tokens
 NO_MATCH: Mapping[str, int] = {}
 
 
@@ -80,7 +83,8 @@ class Router:
     ) -> Routed | None:
         """The replica for a request, among the `ready` ones: healthy, and not failed on it before. None: there is none.
 
-        `work_tokens`: of the prompt. `completion_tokens`: expected, or else allowed. `salt`: see prefix.blocks.
+        `work_tokens`: of the prompt, of which `prompt` may be the beginning only. `completion_tokens`: expected, or
+        else allowed. `salt`: see prefix.blocks.
         `session`: what the client calls its session, made unique among tenants.
         """
         if not ready:
@@ -90,12 +94,14 @@ class Router:
             fleet = self._fleets[deployment] = _Fleet(self._blocks_per_replica)
         if fleet.ready != ready:
             self._muster(fleet, ready)
+        if work_tokens > fleet.context_tokens:
+            work_tokens = fleet.context_tokens  # a picture's bytes say little of its tokens
         hashes = blocks(prompt, salt) if policy is Policy.LEAST_WORK else ()
         matched = fleet.prefixes.matched(hashes) if hashes else NO_MATCH
         work = Work(
             work_tokens,
             completion_tokens,
-            work_tokens * BLOCK_BYTES / len(prompt) if matched else 0.0,
+            min(work_tokens / len(prompt), TOKENS_PER_BYTE) * BLOCK_BYTES if matched else 0.0,
             self._sessions.get((deployment, session)) if session is not None else None,
         )
         load = routing.pick(policy, fleet.loads, work, matched, self._monotonic())
@@ -107,14 +113,16 @@ class Router:
         if session is not None:
             self._remember((deployment, session), load.id)
         uncached = routing.uncached(work, matched.get(load.id, 0))
-        load.typical += NEWEST * (uncached - load.typical)
-        return Routed(fleet.replicas[load.id], load, uncached, min(completion_tokens, LIKELY_OUTPUT_TOKENS))
+        output = min(completion_tokens, LIKELY_OUTPUT_TOKENS)
+        load.prompt_tokens += NEWEST * (uncached - load.prompt_tokens)
+        load.output_tokens += NEWEST * (output - load.output_tokens)
+        return Routed(fleet.replicas[load.id], load, uncached, output)
 
     def gauged(self, replica_id: str, gauges: Gauges) -> None:
         """What the engine says of itself, just read."""
         load = self._load(replica_id)
         load.gauges = gauges
-        load.unknown = routing.unknown(gauges, len(load.prefilling))
+        load.others = routing.others(gauges, load)
 
     def forget(self, gone: Iterable[str]) -> None:
         """These replicas are no more, or have lost their caches. What is under way there can still be left."""
@@ -146,10 +154,10 @@ class Router:
         fleet.ready = ready[:]
         fleet.replicas = {replica.id: replica for replica in ready}
         fleet.loads = [self._load(replica.id) for replica in ready]
+        fleet.context_tokens = max(replica.context_tokens or UNKNOWN_CONTEXT for replica in ready)
         since = self._monotonic() - self._unix()
         for replica, load in zip(ready, fleet.loads, strict=True):
-            ends_at = getattr(replica, "ends_at", None)
-            load.ends_at = None if ends_at is None else clock.parse(ends_at).timestamp() + since
+            load.ends_at = None if replica.ends_at is None else clock.parse(replica.ends_at).timestamp() + since
 
     def _remember(self, session: tuple[str, str], replica_id: str) -> None:
         self._sessions[session] = replica_id
@@ -161,10 +169,11 @@ class Router:
 class _Fleet:
     """One deployment's replicas, as they were ready last time."""
 
-    __slots__ = ("loads", "prefixes", "ready", "replicas")
+    __slots__ = ("context_tokens", "loads", "prefixes", "ready", "replicas")
 
     def __init__(self, blocks_per_replica: int) -> None:
         self.prefixes = Prefixes(blocks_per_replica)
         self.ready: Sequence[Replica] = ()
         self.replicas: dict[str, Replica] = {}
         self.loads: list[ReplicaLoad] = []
+        self.context_tokens = UNKNOWN_CONTEXT
