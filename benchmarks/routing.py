@@ -66,7 +66,7 @@ def compare(requests: Sequence[Request], trace: str) -> None:
 
 
 def choice(replicas: int, prompt_bytes: int) -> dict[str, float]:
-    """Microseconds of each part of a choice, and of the whole, when every replica's list of blocks is full.
+    """CPU microseconds of each part of a choice, and of the whole, when every replica's list of blocks is full.
 
     Every prompt begins like all others, for a part of it that differs, and then goes on like none.
     """
@@ -90,7 +90,9 @@ def choice(replicas: int, prompt_bytes: int) -> dict[str, float]:
                 oldest.first_output()
 
     def rounds(of: Callable[[bytes], object]) -> float:
-        return min(_us(of, [fresh() for _ in range(CALLS)]) for _ in range(ROUNDS))  # what else goes on only adds
+        return min(
+            _us(of, [fresh() for _ in range(CALLS)]) for _ in range(ROUNDS)
+        )  # what others do to the caches only adds
 
     def known(of: Callable[[list[int]], object]) -> float:
         return min(_us(of, [blocks(fresh(), b"") for _ in range(CALLS)]) for _ in range(ROUNDS))
@@ -111,10 +113,10 @@ def choice(replicas: int, prompt_bytes: int) -> dict[str, float]:
 
 
 def _us(of: Callable[[Any], object], some: Sequence[Any]) -> float:
-    began = time.perf_counter()
+    began = time.thread_time()
     for one in some:
         of(one)
-    return (time.perf_counter() - began) / len(some) * 1e6
+    return (time.thread_time() - began) / len(some) * 1e6
 
 
 def main() -> int:
