@@ -130,7 +130,7 @@ class Router:
         for deployment, fleet in list(self._fleets.items() if gone else ()):
             for replica_id in gone:
                 fleet.prefixes.forget(replica_id)
-            fleet.ready = ()
+            fleet.ready = ()  # so that its loads are looked up again
             if not fleet.prefixes:
                 del self._fleets[deployment]
 

@@ -134,12 +134,13 @@ def test_a_session_returns_to_its_replica_while_that_is_not_much_busier(desk: De
     assert desk.route(session="s").replica.id == home  # the only one
 
 
-def test_only_so_many_sessions_are_remembered(desk: Desk) -> None:
+def test_only_so_many_sessions_are_remembered_the_most_recent_ones(desk: Desk) -> None:
     desk.policy = Policy.ROUND_ROBIN
-    for n in range(SESSIONS + 10):
-        with desk.route(session=str(n)):
+    for session in (*range(SESSIONS), 0, *range(SESSIONS, SESSIONS + 9)):
+        with desk.route(session=str(session)):
             pass
-    assert len(desk.router._sessions) == SESSIONS
+    known = {int(session) for _, session in desk.router._sessions}
+    assert len(known) == SESSIONS and known.isdisjoint(range(1, 10)) and {0, 10, SESSIONS + 8} <= known
 
 
 def test_what_waits_at_an_engine_of_others_keeps_ours_away(desk: Desk) -> None:
@@ -177,6 +178,7 @@ def test_what_is_gone_is_forgotten_and_what_runs_there_can_still_end(desk: Desk)
     assert desk.queued() == {"1": 0}
     again = desk.route(TEXT)
     assert (again.replica.id, again.uncached_tokens) == ("0", 4000)  # a new one, which knows nothing
+    assert desk.router.outstanding("0") == 1
     desk.router.forget(["0", "1"])
     assert desk.router.snapshot() == [] and not desk.router._fleets
 
