@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 from gateway import routing
-from gateway.engine_gauges import Gauges
 from gateway.prefix import BLOCK_BYTES, BLOCKS_PER_REPLICA, Prefixes, blocks
-from gateway.routing import Policy, ReplicaLoad, Work
+from gateway.routing import Gauges, Policy, ReplicaLoad, Work
 from registry import clock
 from registry.deployments import Replica
 
@@ -19,6 +18,7 @@ LIKELY_OUTPUT_TOKENS = 1024  # at most: what a client allows is often far more t
 TOKENS_PER_BYTE = 1 / 3  # at most, in a prompt of which only the beginning is known
 NEWEST = 0.05  # what the newest request weighs in a replica's moving average
 UNKNOWN_CONTEXT = 1 << 20  # tokens
+RECENT = 100  # replicas that are remembered to be gone
 NO_MATCH: Mapping[str, int] = {}
 
 
@@ -68,6 +68,7 @@ class Router:
         self._loads: dict[str, ReplicaLoad] = {}
         self._fleets: dict[str, _Fleet] = {}
         self._sessions: OrderedDict[tuple[str, str], str] = OrderedDict()  # the least recent first
+        self._gone: deque[str] = deque(maxlen=RECENT)
         self._choices = 0
 
     def route(
@@ -84,8 +85,7 @@ class Router:
         """The replica for a request, among the `ready` ones: healthy, and not failed on it before. None: there is none.
 
         `work_tokens`: of the prompt, of which `prompt` may be the beginning only. `completion_tokens`: expected, or
-        else allowed. `salt`: see prefix.blocks.
-        `session`: what the client calls its session, made unique among tenants.
+        else allowed. `salt`: see prefix.blocks. `session`: what the client calls its own, made unique among tenants.
         """
         if not ready:
             return None
@@ -120,13 +120,18 @@ class Router:
 
     def gauged(self, replica_id: str, gauges: Gauges) -> None:
         """What the engine says of itself, just read."""
-        load = self._load(replica_id)
+        load = self._loads.get(replica_id)
+        if load is None:
+            if replica_id in self._gone:
+                return  # the answer was on its way
+            load = self._loads[replica_id] = ReplicaLoad(replica_id)
         load.gauges = gauges
         load.others = routing.others(gauges, load)
 
     def forget(self, gone: Iterable[str]) -> None:
         """These replicas are no more, or have lost their caches. What is under way there can still be left."""
         gone = [replica_id for replica_id in gone if self._loads.pop(replica_id, None)]
+        self._gone.extend(gone)
         for deployment, fleet in list(self._fleets.items() if gone else ()):
             for replica_id in gone:
                 fleet.prefixes.forget(replica_id)
@@ -143,17 +148,11 @@ class Router:
         """Every replica that is known, for /metrics: to be read, and at once."""
         return list(self._loads.values())
 
-    def _load(self, replica_id: str) -> ReplicaLoad:
-        load = self._loads.get(replica_id)
-        if load is None:
-            load = self._loads[replica_id] = ReplicaLoad(replica_id)
-        return load
-
     def _muster(self, fleet: _Fleet, ready: Sequence[Replica]) -> None:
         """Other replicas than last time, or other facts about them."""
         fleet.ready = ready[:]
         fleet.replicas = {replica.id: replica for replica in ready}
-        fleet.loads = [self._load(replica.id) for replica in ready]
+        fleet.loads = [self._loads.setdefault(replica.id, ReplicaLoad(replica.id)) for replica in ready]
         fleet.context_tokens = max(replica.context_tokens or UNKNOWN_CONTEXT for replica in ready)
         since = self._monotonic() - self._unix()
         for replica, load in zip(ready, fleet.loads, strict=True):

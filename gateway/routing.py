@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from gateway.engine_gauges import Gauges
-
 # Cautious speeds of an engine: a request that takes a detour is better off than one that is cut.
 PREFILL_TOKENS_PER_S = 4000.0
 OUTPUT_TOKENS_PER_S = 20.0
@@ -27,6 +25,16 @@ class Policy(enum.StrEnum):
     LEAST_WORK = "least-work"
     LEAST_OUTSTANDING = "least-outstanding"
     ROUND_ROBIN = "round-robin"
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """An engine's own, from its /metrics."""
+
+    running: int  # requests
+    waiting: int  # requests
+    kv_usage: float  # 0 to 1
+    at: float  # monotonic seconds
 
 
 class Others(NamedTuple):

@@ -13,10 +13,9 @@ import pytest
 from benchmarks.routing_fleet import Clock, Engine, times_to_first_token
 from benchmarks.routing_rules import Ours, exact, replica
 from benchmarks.routing_trace import Request, synthetic
-from gateway.engine_gauges import Gauges
 from gateway.prefix import BLOCK_BYTES
 from gateway.router import LIKELY_OUTPUT_TOKENS, SESSIONS, Routed, Router
-from gateway.routing import SESSION_SLACK_TOKENS, Policy
+from gateway.routing import SESSION_SLACK_TOKENS, Gauges, Policy
 from registry import clock
 from registry.deployments import Replica
 
@@ -171,7 +170,10 @@ def test_a_replica_whose_job_ends_gets_no_long_request() -> None:
 
 def test_what_is_gone_is_forgotten_and_what_runs_there_can_still_end(desk: Desk) -> None:
     running = desk.route(TEXT, output=10)
+    with desk.route(TEXT[BLOCK_BYTES:]) as other:
+        assert (running.replica.id, other.replica.id) == ("0", "1")
     desk.router.forget(["0", "never known"])
+    desk.router.gauged("0", Gauges(running=1, waiting=0, kv_usage=0.1, at=0.0))  # was on its way
     assert desk.queued() == {"1": 0} and desk.router.outstanding("0") == 0
     with running:
         running.first_output()

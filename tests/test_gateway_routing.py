@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.engine_gauges import Gauges
-from gateway.routing import SESSION_SLACK_TOKENS, STALE_S, Policy, ReplicaLoad, Work, others, pick, uncached
+from gateway.routing import SESSION_SLACK_TOKENS, STALE_S, Gauges, Policy, ReplicaLoad, Work, others, pick, uncached
 
 WORK = Work(prompt_tokens=4000, completion_tokens=100, block_tokens=250.0)
 
