@@ -11,6 +11,7 @@ from pathlib import Path
 
 BLOCK_TOKENS = 512  # of a trace's blocks, and of the simulated caches
 TOKEN_BYTES = 4  # of English text
+OPENING = b'[{"role": "user", "content": "'  # so that no block of the trace is a block of the gateway's
 REQUESTS = 12_031  # of the synthetic trace, and what follows: as in Mooncake's trace of conversations
 DURATION_S = 3537
 TICK_S = 3.0  # arrivals are told in ticks, and come in bursts of ten
@@ -27,7 +28,7 @@ class Request:
     def prompt(self) -> bytes:
         """Text whose blocks are the same where the ids are, and another where they are not."""
         text = b"".join(b"%016x" % block * (BLOCK_TOKENS * TOKEN_BYTES // 16) for block in self.blocks)
-        return text[: self.input_tokens * TOKEN_BYTES]
+        return (OPENING + text)[: self.input_tokens * TOKEN_BYTES]
 
 
 def read(path: Path) -> list[Request]:

@@ -6,11 +6,10 @@ A hint, never a promise: the engine has its own cache and its own idea of what t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
-BLOCK_BYTES = 1024  # about 256 tokens of English
-MAX_BLOCKS = 512  # of a prompt; what follows (after about 128,000 tokens) counts as never seen
-BLOCKS_PER_REPLICA = 4096  # about a million tokens, what an engine on one large GPU caches; 0.2 KB of memory a block
+BLOCK_BYTES = 2048  # about 512 tokens of English: half of it would make a choice take half as long again
+MAX_BLOCKS = 512  # of a prompt; what follows (after about 256,000 tokens) counts as never seen
+BLOCKS_PER_REPLICA = 2048  # about a million tokens, what an engine on one large GPU caches; 0.15 KB of memory a block
 
 
 def blocks(prompt: bytes, salt: bytes) -> list[int]:
@@ -28,20 +27,18 @@ def blocks(prompt: bytes, salt: bytes) -> list[int]:
 
 
 class Prefixes:
-    """The blocks that each replica of one deployment has seen: the most recent ones, at most `capacity` of each.
+    """The blocks that each replica of one deployment has seen: the most recent ones, about `capacity` of each.
 
-    Of a prompt, the last block is always dropped first: a block is never known without all of those before it.
+    They are kept in two generations, because a list in the order of use takes three times as long to keep: of the older
+    one, what was not seen again while the younger one filled up is dropped at once. So a block is never known without
+    those before it.
     """
 
     def __init__(self, capacity: int = BLOCKS_PER_REPLICA) -> None:
-        self._capacity = max(capacity, 1)
-        self._kept = (
-            self._capacity - self._capacity // 32
-        )  # when some are dropped: a dict is slow to tell its first keys
-        self._seen: dict[str, dict[int, bool]] = {}  # replica -> its blocks, the least recent first
-        self._bits: dict[str, int] = {}  # replica -> its bit in the masks
-        self._replicas: dict[int, str] = {}  # and back
-        self._masks: dict[int | None, int] = {}  # block -> the replicas that have it
+        self._generation = max(capacity * 3 // 4, 1)  # blocks: so three to six quarters of the capacity are known
+        self._seen: dict[str, _Seen] = {}
+        self._replicas: dict[int, str] = {}  # bit -> replica
+        self._masks: dict[int | None, int] = {}  # block -> the bits of those that have it
 
     def matched(self, hashes: Sequence[int]) -> Mapping[str, int]:
         """Replica -> how many leading blocks it has; those with none are absent. One walk for all replicas."""
@@ -68,39 +65,51 @@ class Prefixes:
         seen = self._seen.get(replica)
         if seen is None:
             seen = self._join(replica)
-        bit, masks = self._bits[replica], self._masks
-        for block in reversed(hashes):  # so that the first block is the most recent, and the last to be dropped
-            if not seen.pop(block, False):
-                masks[block] = masks.get(block, 0) | bit
-            seen[block] = True
-        if len(seen) > self._capacity:
-            for block in list(islice(seen, len(seen) - self._kept)):
-                del seen[block]
-                self._clear(block, bit)
+        bit, masks = seen.bit, self._masks
+        for block in reversed(hashes):
+            mask = masks.get(block, 0)
+            if mask & bit:
+                break  # then it has those before, too
+            masks[block] = mask | bit
+        seen.young.update(hashes)
+        if len(seen.young) >= self._generation:
+            self._clear(seen.old - seen.young, bit)
+            seen.old, seen.young = seen.young, set()
 
     def forget(self, replica: str) -> None:
         """The replica is gone, or has lost its cache."""
         seen = self._seen.pop(replica, None)
         if seen is not None:
-            bit = self._bits.pop(replica)
-            del self._replicas[bit]
-            for block in seen:
-                self._clear(block, bit)
+            del self._replicas[seen.bit]
+            self._clear(seen.old | seen.young, seen.bit)
 
     def __len__(self) -> int:
         """How many replicas have seen anything."""
         return len(self._seen)
 
-    def _join(self, replica: str) -> dict[int, bool]:
+    def _join(self, replica: str) -> _Seen:
         bit = 1
         while bit in self._replicas:  # the lowest free one: masks stay short while replicas come and go
             bit <<= 1
-        self._bits[replica], self._replicas[bit] = bit, replica
-        self._seen[replica] = {}
-        return self._seen[replica]
+        self._replicas[bit] = replica
+        seen = self._seen[replica] = _Seen(bit)
+        return seen
 
-    def _clear(self, block: int, bit: int) -> None:
-        if mask := self._masks[block] ^ bit:
-            self._masks[block] = mask
-        else:
-            del self._masks[block]
+    def _clear(self, some: set[int], bit: int) -> None:
+        masks = self._masks
+        for block in some:
+            if mask := masks[block] ^ bit:
+                masks[block] = mask
+            else:
+                del masks[block]
+
+
+class _Seen:
+    """By one replica. `young` is the generation that grows."""
+
+    __slots__ = ("bit", "old", "young")
+
+    def __init__(self, bit: int) -> None:
+        self.bit = bit
+        self.old: set[int] = set()
+        self.young: set[int] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
@@ -15,7 +15,10 @@ from registry.deployments import Replica
 
 SESSIONS = 20_000  # that are remembered, the most recent ones: some 5 MB
 LIKELY_OUTPUT_TOKENS = 1024  # at most: what a client allows is often far more than what it gets
+TOKENS_PER_BYTE = 1 / 3  # at most, in a prompt of which only the beginning is known
 NEWEST = 0.05  # what the newest request weighs in a replica's moving average
+UNKNOWN_CONTEXT = 1 << 20  # tokens
+RECENT = 100  # replicas that are remembered to be gone
 NO_MATCH: Mapping[str, int] = {}
 
 
@@ -65,6 +68,7 @@ class Router:
         self._loads: dict[str, ReplicaLoad] = {}
         self._fleets: dict[str, _Fleet] = {}
         self._sessions: OrderedDict[tuple[str, str], str] = OrderedDict()  # the least recent first
+        self._gone: deque[str] = deque(maxlen=RECENT)
         self._choices = 0
 
     def route(
@@ -80,8 +84,8 @@ class Router:
     ) -> Routed | None:
         """The replica for a request, among the `ready` ones: healthy, and not failed on it before. None: there is none.
 
-        `work_tokens`: of the prompt. `completion_tokens`: expected, or else allowed. `salt`: see prefix.blocks.
-        `session`: what the client calls its session, made unique among tenants.
+        `work_tokens`: of the prompt, of which `prompt` may be the beginning only. `completion_tokens`: expected, or
+        else allowed. `salt`: see prefix.blocks. `session`: what the client calls its own, made unique among tenants.
         """
         if not ready:
             return None
@@ -90,12 +94,14 @@ class Router:
             fleet = self._fleets[deployment] = _Fleet(self._blocks_per_replica)
         if fleet.ready != ready:
             self._muster(fleet, ready)
+        if work_tokens > fleet.context_tokens:
+            work_tokens = fleet.context_tokens  # a picture's bytes say little of its tokens
         hashes = blocks(prompt, salt) if policy is Policy.LEAST_WORK else ()
         matched = fleet.prefixes.matched(hashes) if hashes else NO_MATCH
         work = Work(
             work_tokens,
             completion_tokens,
-            work_tokens * BLOCK_BYTES / len(prompt) if matched else 0.0,
+            min(work_tokens / len(prompt), TOKENS_PER_BYTE) * BLOCK_BYTES if matched else 0.0,
             self._sessions.get((deployment, session)) if session is not None else None,
         )
         load = routing.pick(policy, fleet.loads, work, matched, self._monotonic())
@@ -107,22 +113,29 @@ class Router:
         if session is not None:
             self._remember((deployment, session), load.id)
         uncached = routing.uncached(work, matched.get(load.id, 0))
-        load.typical += NEWEST * (uncached - load.typical)
-        return Routed(fleet.replicas[load.id], load, uncached, min(completion_tokens, LIKELY_OUTPUT_TOKENS))
+        output = min(completion_tokens, LIKELY_OUTPUT_TOKENS)
+        load.prompt_tokens += NEWEST * (uncached - load.prompt_tokens)
+        load.output_tokens += NEWEST * (output - load.output_tokens)
+        return Routed(fleet.replicas[load.id], load, uncached, output)
 
     def gauged(self, replica_id: str, gauges: Gauges) -> None:
         """What the engine says of itself, just read."""
-        load = self._load(replica_id)
+        load = self._loads.get(replica_id)
+        if load is None:
+            if replica_id in self._gone:
+                return  # the answer was on its way
+            load = self._loads[replica_id] = ReplicaLoad(replica_id)
         load.gauges = gauges
-        load.unknown = routing.unknown(gauges, len(load.prefilling))
+        load.others = routing.others(gauges, load)
 
     def forget(self, gone: Iterable[str]) -> None:
         """These replicas are no more, or have lost their caches. What is under way there can still be left."""
         gone = [replica_id for replica_id in gone if self._loads.pop(replica_id, None)]
+        self._gone.extend(gone)
         for deployment, fleet in list(self._fleets.items() if gone else ()):
             for replica_id in gone:
                 fleet.prefixes.forget(replica_id)
-            fleet.ready = ()
+            fleet.ready = ()  # so that its loads are looked up again
             if not fleet.prefixes:
                 del self._fleets[deployment]
 
@@ -135,21 +148,15 @@ class Router:
         """Every replica that is known, for /metrics: to be read, and at once."""
         return list(self._loads.values())
 
-    def _load(self, replica_id: str) -> ReplicaLoad:
-        load = self._loads.get(replica_id)
-        if load is None:
-            load = self._loads[replica_id] = ReplicaLoad(replica_id)
-        return load
-
     def _muster(self, fleet: _Fleet, ready: Sequence[Replica]) -> None:
         """Other replicas than last time, or other facts about them."""
         fleet.ready = ready[:]
         fleet.replicas = {replica.id: replica for replica in ready}
-        fleet.loads = [self._load(replica.id) for replica in ready]
+        fleet.loads = [self._loads.setdefault(replica.id, ReplicaLoad(replica.id)) for replica in ready]
+        fleet.context_tokens = max(replica.context_tokens or UNKNOWN_CONTEXT for replica in ready)
         since = self._monotonic() - self._unix()
         for replica, load in zip(ready, fleet.loads, strict=True):
-            ends_at = getattr(replica, "ends_at", None)
-            load.ends_at = None if ends_at is None else clock.parse(ends_at).timestamp() + since
+            load.ends_at = None if replica.ends_at is None else clock.parse(replica.ends_at).timestamp() + since
 
     def _remember(self, session: tuple[str, str], replica_id: str) -> None:
         self._sessions[session] = replica_id
@@ -161,10 +168,11 @@ class Router:
 class _Fleet:
     """One deployment's replicas, as they were ready last time."""
 
-    __slots__ = ("loads", "prefixes", "ready", "replicas")
+    __slots__ = ("context_tokens", "loads", "prefixes", "ready", "replicas")
 
     def __init__(self, blocks_per_replica: int) -> None:
         self.prefixes = Prefixes(blocks_per_replica)
         self.ready: Sequence[Replica] = ()
         self.replicas: dict[str, Replica] = {}
         self.loads: list[ReplicaLoad] = []
+        self.context_tokens = UNKNOWN_CONTEXT

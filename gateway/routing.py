@@ -1,8 +1,7 @@
 """Which replica takes a request: pure functions over a snapshot. The state is router.py's.
 
 least-work, the default: the least of `tokens queued there + tokens of this prompt that are not cached there`, both in
-tokens because an engine's prefill is what a request waits for. An engine's own gauges add what waits there and is not
-ours: another gateway's, or what this one's predecessor sent.
+tokens because an engine's prefill is what a request waits for. An engine's own gauges add what is there and not ours.
 """
 
 from __future__ import annotations
@@ -38,6 +37,17 @@ class Gauges:
     at: float  # monotonic seconds
 
 
+class Others(NamedTuple):
+    """Requests at an engine that are not ours, as they are estimated: another gateway's, or a former one's."""
+
+    requests: int
+    tokens: int  # queued for them
+    at: float  # monotonic seconds
+
+
+NOBODY = Others(0, 0, 0.0)
+
+
 @dataclass(slots=True)
 class ReplicaLoad:
     """What is known of one replica's work. Router keeps it; here it is only read. Every time is monotonic seconds."""
@@ -47,8 +57,9 @@ class ReplicaLoad:
     queued: int = 0  # tokens of theirs: of the prompt what is uncached, until the first output; of the output all
     prefilling: dict[object, int] = field(default_factory=dict)  # the former, of each request, in the order sent
     gauges: Gauges | None = None
-    unknown: int = 0  # of `unknown` below, when the gauges were read
-    typical: float = 1000.0  # tokens queued for one request: a moving average of ours
+    others: Others = NOBODY
+    prompt_tokens: float = 1000.0  # uncached ones of a request, and of its output: moving averages of ours
+    output_tokens: float = 250.0
     ends_at: float | None = None  # when its job ends
     last_chosen: int = 0  # grows with every choice of any replica; 0 is never
 
@@ -74,7 +85,7 @@ def pick(
     if policy is Policy.LEAST_WORK:
         return _least_work(loads, work, matched, now)
     if policy is Policy.LEAST_OUTSTANDING:
-        return min(loads, key=lambda load: (load.outstanding + _unknown(load, now), load.last_chosen))
+        return min(loads, key=lambda load: (_requests(load, now), load.last_chosen))
     return min(loads, key=lambda load: load.last_chosen)
 
 
@@ -83,12 +94,20 @@ def uncached(work: Work, matched_blocks: int) -> int:
     return max(work.prompt_tokens - int(matched_blocks * work.block_tokens), 1)
 
 
-def unknown(gauges: Gauges, prefilling: int) -> int:
-    """Requests that wait at an engine and are none of the `prefilling` ones of ours, which have no output yet.
+def others(gauges: Gauges, load: ReplicaLoad) -> Others:
+    """What an engine has beside our requests, by its gauges and the load when they were read.
 
-    An engine whose KV cache is full makes the next request wait for another to end: it counts as one more.
+    Of ours any that has no output yet may wait there. The others are taken to be as long as ours are. A few are not
+    counted, as gauges are some milliseconds older than our own count. An engine whose KV cache is full makes the next
+    request wait for another to end, so it counts as if one more waited.
     """
-    return max(0, gauges.waiting - prefilling) + (gauges.kv_usage >= FULL)
+    waiting = max(0, gauges.waiting - len(load.prefilling))
+    running = max(0, gauges.running + gauges.waiting - load.outstanding - waiting - load.outstanding // 8)
+    waiting += gauges.kv_usage >= FULL
+    if not waiting + running:
+        return NOBODY
+    tokens = waiting * load.prompt_tokens + (waiting + running) * load.output_tokens
+    return Others(waiting + running, round(tokens), gauges.at)
 
 
 def _least_work(loads: Sequence[ReplicaLoad], work: Work, matched: Mapping[str, int], now: float) -> ReplicaLoad:
@@ -98,8 +117,8 @@ def _least_work(loads: Sequence[ReplicaLoad], work: Work, matched: Mapping[str, 
     cached, block_tokens, session_replica = matched.get, work.block_tokens, work.session_replica
     for load in loads:
         tokens = load.queued - cached(load.id, 0) * block_tokens  # and the prompt, which is everywhere as long
-        if load.unknown:
-            tokens += _unknown(load, now) * load.typical
+        if load.others is not NOBODY and now - load.others.at <= STALE_S:
+            tokens += load.others.tokens
         if tokens < least or (tokens == least and load.last_chosen < chosen.last_chosen):
             chosen, least = load, tokens
         if load.id == session_replica:
@@ -107,8 +126,8 @@ def _least_work(loads: Sequence[ReplicaLoad], work: Work, matched: Mapping[str, 
     return own if own_tokens <= least + SESSION_SLACK_TOKENS else chosen
 
 
-def _unknown(load: ReplicaLoad, now: float) -> int:
-    return load.unknown if load.gauges and now - load.gauges.at <= STALE_S else 0
+def _requests(load: ReplicaLoad, now: float) -> int:
+    return load.outstanding + (load.others.requests if now - load.others.at <= STALE_S else 0)
 
 
 def _lasting(loads: Sequence[ReplicaLoad], work: Work, now: float) -> Sequence[ReplicaLoad]:
@@ -118,5 +137,5 @@ def _lasting(loads: Sequence[ReplicaLoad], work: Work, now: float) -> Sequence[R
         return loads
     needed = now + work.prompt_tokens / PREFILL_TOKENS_PER_S + work.completion_tokens / OUTPUT_TOKENS_PER_S
     latest = max(math.inf if end is None else end for end in ends)
-    limit = min(needed, latest - NEAR_S)
+    limit = needed if latest >= needed else latest - NEAR_S
     return [load for load, end in zip(loads, ends, strict=True) if end is None or end >= limit]

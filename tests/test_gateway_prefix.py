@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections import OrderedDict
 
 from gateway.prefix import BLOCK_BYTES, MAX_BLOCKS, Prefixes, blocks
 
@@ -47,21 +46,11 @@ def test_one_walk_says_of_every_replica_how_far_it_knows_a_prompt() -> None:
     assert len(prefixes) == 5
 
 
-def test_the_end_of_the_oldest_prompt_is_dropped_first() -> None:
-    prefixes = Prefixes(capacity=6)
-    prefixes.note("a", [1, 2, 3])
-    prefixes.note("a", [4, 5, 6])
-    prefixes.note("a", [1, 2, 3])  # now the more recent one
-    prefixes.note("a", [7, 8])
-
-    def known() -> list[int]:
-        return [prefixes.matched(some).get("a", 0) for some in ([1, 2, 3], [4, 5, 6], [7, 8])]
-
-    assert known() == [3, 1, 2]
-    prefixes.note("a", [9])
-    assert known() == [3, 0, 2]
-    prefixes.note("a", [10])
-    assert known() == [2, 0, 2]
+def test_what_is_not_seen_again_while_others_are_is_dropped() -> None:
+    prefixes = Prefixes(capacity=8)  # generations of six
+    for prompt in ([1, 2, 3], [4, 5, 6], [1, 2, 3], [7, 8, 9]):
+        prefixes.note("a", prompt)
+    assert [prefixes.matched(prompt).get("a", 0) for prompt in ([1, 2, 3], [4, 5, 6], [7, 8, 9])] == [3, 0, 3]
 
 
 def test_a_replica_that_is_gone_knows_nothing_and_costs_nothing() -> None:
@@ -78,26 +67,29 @@ def test_a_replica_that_is_gone_knows_nothing_and_costs_nothing() -> None:
     assert not prefixes.matched([1, 2]) and not len(prefixes) and not prefixes._masks
 
 
-def test_it_is_as_if_each_replica_kept_a_list_of_its_own() -> None:
-    """Against a plain model, with a capacity that every note can pass, and replicas that come and go."""
+def test_what_is_recent_is_known_what_never_was_is_not_and_not_much_more_than_the_capacity_is_kept() -> None:
+    """With capacities that one prompt can pass, and replicas that come and go."""
     chance = random.Random(4)
-    for _ in range(40):
-        capacity = chance.randint(1, 30)
-        prefixes, model = Prefixes(capacity), dict[str, OrderedDict[int, None]]()
-        for _ in range(120):
-            depth, at = chance.randint(1, 12), 1
-            prompt = [at := at * 3 + chance.randint(0, 1) for _ in range(depth)]  # a path in a tree
-            name = chance.choice("abcde")
-            if chance.random() < 0.05:
+    for _ in range(30):
+        capacity = chance.randint(1, 60)
+        prefixes, noted = Prefixes(capacity), dict[str, list[list[int]]]()
+        for _ in range(150):
+            at, name = 1, chance.choice("abcde")
+            prompt = [at := at * 3 + chance.randint(0, 1) for _ in range(chance.randint(1, 12))]  # a path in a tree
+            if chance.random() < 0.02:
                 prefixes.forget(name)
-                model.pop(name, None)
-                continue
-            prefixes.note(name, prompt)
-            seen = model.setdefault(name, OrderedDict())
-            for block in reversed(prompt):
-                seen[block] = None
-                seen.move_to_end(block)
-            while len(seen) > capacity:
-                seen.popitem(last=False)
-            known = {n: next((i for i, b in enumerate(prompt) if b not in s), depth) for n, s in model.items()}
-            assert prefixes.matched(prompt) == {n: count for n, count in known.items() if count}
+                noted.pop(name, None)
+            else:
+                prefixes.note(name, prompt)
+                noted.setdefault(name, []).append(prompt)
+            for name, prompts in noted.items():
+                ever = {block for other in prompts for block in other}
+                most = next((n for n, block in enumerate(prompt) if block not in ever), len(prompt))
+                assert prefixes.matched(prompt).get(name, 0) <= most
+                recent: set[int] = set()
+                for other in reversed(prompts):
+                    recent |= set(other)
+                    if len(recent) > capacity * 3 // 4 and other is not prompts[-1]:
+                        break
+                    assert prefixes.matched(other)[name] == len(other)
+            assert sum(mask.bit_count() for mask in prefixes._masks.values()) <= len(noted) * (capacity * 1.5 + 12)

@@ -6,7 +6,7 @@ import os
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -83,6 +83,17 @@ def test_a_client_that_allows_a_very_long_answer_is_not_believed(desk: Desk) -> 
         assert desk.queued()["0"] == 1 + LIKELY_OUTPUT_TOKENS
 
 
+def test_a_prompt_is_never_longer_than_an_engine_takes(desk: Desk) -> None:
+    desk.ready = [replace(replica(0), context_tokens=8192)]
+    assert desk.route(tokens=3_000_000).uncached_tokens == 8192  # a large picture
+
+
+def test_what_follows_a_long_beginning_counts_as_never_seen(desk: Desk) -> None:
+    desk.ready = [replica(0)]
+    desk.route(TEXT, tokens=40_000)
+    assert desk.route(TEXT, tokens=40_000).uncached_tokens == 40_000 - int(len(TEXT) / 3)
+
+
 def test_a_conversation_goes_where_its_beginning_was(desk: Desk) -> None:
     first = desk.route(TEXT[: 8 * BLOCK_BYTES], tokens=2000)
     other = desk.route(tokens=10)
@@ -122,19 +133,20 @@ def test_a_session_returns_to_its_replica_while_that_is_not_much_busier(desk: De
     assert desk.route(session="s").replica.id == home  # the only one
 
 
-def test_only_so_many_sessions_are_remembered(desk: Desk) -> None:
+def test_only_so_many_sessions_are_remembered_the_most_recent_ones(desk: Desk) -> None:
     desk.policy = Policy.ROUND_ROBIN
-    for n in range(SESSIONS + 10):
-        with desk.route(session=str(n)):
+    for session in (*range(SESSIONS), 0, *range(SESSIONS, SESSIONS + 9)):
+        with desk.route(session=str(session)):
             pass
-    assert len(desk.router._sessions) == SESSIONS
+    known = {int(session) for _, session in desk.router._sessions}
+    assert len(known) == SESSIONS and known.isdisjoint(range(1, 10)) and {0, 10, SESSIONS + 8} <= known
 
 
 def test_what_waits_at_an_engine_of_others_keeps_ours_away(desk: Desk) -> None:
     now = desk.router._monotonic()
     desk.router.gauged("0", Gauges(running=4, waiting=9, kv_usage=0.9, at=now))
     assert [desk.route(tokens=10).replica.id for _ in range(3)] == ["1", "1", "1"]
-    desk.router.gauged("0", Gauges(running=4, waiting=0, kv_usage=0.9, at=now))
+    desk.router.gauged("0", Gauges(running=0, waiting=0, kv_usage=0.9, at=now))
     assert desk.route(tokens=10).replica.id == "0"
 
 
@@ -143,12 +155,12 @@ def test_our_own_waiting_requests_are_not_taken_for_others(desk: Desk) -> None:
     for _ in range(3):
         desk.route(tokens=10)
     desk.router.gauged("0", Gauges(running=1, waiting=2, kv_usage=0.1, at=desk.router._monotonic()))
-    assert [load.unknown for load in desk.router.snapshot()] == [0]
+    assert [load.others.requests for load in desk.router.snapshot()] == [0]
 
 
 def test_a_replica_whose_job_ends_gets_no_long_request() -> None:
     router = Router(monotonic=lambda: 5000.0, unix=lambda: clock.parse("2026-05-01T12:00:00Z").timestamp())
-    ending = _Ending(*(getattr(replica(0), name) for name in Replica.__dataclass_fields__))
+    ending = replace(replica(0), ends_at="2026-05-01T12:00:30.000000Z")
     desk = Desk([ending, replica(1)], router)
     assert [desk.route(output=20).replica.id for _ in range(2)] == ["0", "1"]
     assert [desk.route(output=2000).replica.id for _ in range(3)] == ["1", "1", "1"]
@@ -156,19 +168,19 @@ def test_a_replica_whose_job_ends_gets_no_long_request() -> None:
     assert desk.route(output=2000).replica.id == "0"
 
 
-class _Ending(Replica):
-    ends_at = "2026-05-01T12:00:30.000000Z"
-
-
 def test_what_is_gone_is_forgotten_and_what_runs_there_can_still_end(desk: Desk) -> None:
     running = desk.route(TEXT, output=10)
+    with desk.route(TEXT[BLOCK_BYTES:]) as other:
+        assert (running.replica.id, other.replica.id) == ("0", "1")
     desk.router.forget(["0", "never known"])
+    desk.router.gauged("0", Gauges(running=1, waiting=0, kv_usage=0.1, at=0.0))  # was on its way
     assert desk.queued() == {"1": 0} and desk.router.outstanding("0") == 0
     with running:
         running.first_output()
     assert desk.queued() == {"1": 0}
     again = desk.route(TEXT)
     assert (again.replica.id, again.uncached_tokens) == ("0", 4000)  # a new one, which knows nothing
+    assert desk.router.outstanding("0") == 1
     desk.router.forget(["0", "1"])
     assert desk.router.snapshot() == [] and not desk.router._fleets
 

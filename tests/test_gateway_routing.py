@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.routing import SESSION_SLACK_TOKENS, STALE_S, Gauges, Policy, ReplicaLoad, Work, pick, uncached, unknown
+from gateway.routing import SESSION_SLACK_TOKENS, STALE_S, Gauges, Policy, ReplicaLoad, Work, others, pick, uncached
 
 WORK = Work(prompt_tokens=4000, completion_tokens=100, block_tokens=250.0)
 
@@ -48,23 +48,39 @@ def test_equals_take_turns(policy: Policy) -> None:
     assert turns == ["a", "b", "c", "a", "b", "c"]
 
 
-def test_what_waits_at_an_engine_and_is_not_ours_counts_as_requests_of_usual_size() -> None:
-    waits = Gauges(running=9, waiting=3, kv_usage=0.5, at=100.0)
-    busy = ReplicaLoad("a", gauges=waits, unknown=unknown(waits, prefilling=1), typical=3000.0)
-    assert busy.unknown == 2
-    assert best(busy, ReplicaLoad("b", queued=5000), now=101.0) == "b"
-    assert best(busy, ReplicaLoad("b", queued=7000), now=101.0) == "a"
-    assert best(busy, ReplicaLoad("b", queued=5000), now=101.0 + STALE_S) == "a"  # gauges this old say nothing
-    few = ReplicaLoad("b", outstanding=1)
-    assert best(busy, few, policy=Policy.LEAST_OUTSTANDING, now=101.0) == "b"
+def gauged(load: ReplicaLoad, running: int, waiting: int, kv_usage: float = 0.5) -> ReplicaLoad:
+    load.others = others(Gauges(running, waiting, kv_usage, at=100.0), load)
+    return load
 
 
-def test_what_waits_at_an_engine_and_is_ours_counts_once() -> None:
-    assert unknown(Gauges(running=2, waiting=5, kv_usage=0.5, at=0.0), prefilling=6) == 0
+def test_what_waits_at_an_engine_and_is_not_ours_counts_as_requests_like_ours() -> None:
+    ours = ReplicaLoad("a", outstanding=9, prefilling={1: 0}, prompt_tokens=3000.0, output_tokens=100.0)
+    busy = gauged(ours, running=8, waiting=3)
+    assert busy.others[:2] == (2, 6200)
+    assert best(busy, ReplicaLoad("b", queued=6000), now=101.0) == "b"
+    assert best(busy, ReplicaLoad("b", queued=6300), now=101.0) == "a"
+    assert best(busy, ReplicaLoad("b", queued=6000), now=101.0 + STALE_S) == "a"  # gauges this old say nothing
+    more = ReplicaLoad("b", outstanding=10)
+    assert best(busy, more, policy=Policy.LEAST_OUTSTANDING, now=101.0) == "b"
+    assert best(busy, more, policy=Policy.LEAST_OUTSTANDING, now=101.0 + STALE_S) == "a"
+
+
+def test_what_runs_at_an_engine_and_is_not_ours_counts_with_its_output() -> None:
+    assert gauged(ReplicaLoad("a", outstanding=2, output_tokens=100.0), running=12, waiting=0).others[:2] == (10, 1000)
+
+
+@pytest.mark.parametrize(("running", "waiting"), [(2, 5), (7, 0), (3, 0), (0, 0), (8, 0)])
+def test_what_is_at_an_engine_and_ours_counts_once(running: int, waiting: int) -> None:
+    ours = ReplicaLoad("a", outstanding=8, prefilling=dict.fromkeys(range(6), 0))
+    assert gauged(ours, running, waiting).others.requests == 0
+
+
+def test_a_request_that_ended_since_the_gauges_were_read_is_nobodys() -> None:
+    assert gauged(ReplicaLoad("a", outstanding=80), running=90, waiting=0).others.requests == 0
 
 
 def test_an_engine_whose_kv_cache_is_full_makes_one_wait() -> None:
-    assert unknown(Gauges(running=20, waiting=0, kv_usage=0.995, at=0.0), prefilling=0) == 1
+    assert gauged(ReplicaLoad("a", outstanding=20), running=20, waiting=0, kv_usage=0.995).others.requests == 1
 
 
 def test_a_session_stays_unless_its_replica_is_much_busier() -> None:
@@ -78,7 +94,9 @@ def test_a_session_stays_unless_its_replica_is_much_busier() -> None:
 def test_a_long_request_does_not_go_where_it_would_be_cut(policy: Policy) -> None:
     ending, lasting = ReplicaLoad("a", ends_at=1060.0), ReplicaLoad("b", outstanding=50, queued=50_000, last_chosen=9)
     long = WORK._replace(completion_tokens=2000)
+    just = ReplicaLoad("c", ends_at=1110.0)  # within a minute of the other's end, and late enough
     assert best(ending, lasting, work=WORK, policy=policy, now=1000.0) == "a"
+    assert best(ending, just, work=long, policy=policy, now=1000.0) == "c"
     assert best(ending, lasting, work=long, policy=policy, now=1000.0) == "b"
     assert best(ending, lasting, work=long._replace(session_replica="a"), policy=policy, now=1000.0) == "b"
 
