@@ -12,6 +12,7 @@ from gateway import calls, relay
 from gateway.calls import Kind
 from gateway.errors import BadRequest, UpstreamFailed
 from gateway.providers import Providers
+from gateway.surfaces import anthropic
 from registry.site import External, Gateway, Price, Scheduler, Site
 
 ASK = {"model": "claude", "messages": [{"role": "user", "content": "What is gravity?"}], "max_tokens": 50}
@@ -94,8 +95,31 @@ def test_only_tools_that_the_client_runs_itself_may_be_sent() -> None:
             sent(tools=tools)
 
 
+def message(**fields: Any) -> Any:
+    call = anthropic.read(json.dumps({**ASK, **fields}).encode())
+    return json.loads(providers().request(CLAUDE, call))
+
+
+def test_of_anthropics_messages_only_what_they_need_is_sent() -> None:
+    mine = {"name": "f", "input_schema": {"type": "object"}}
+    fields = {"tools": [mine, {**mine, "type": "custom"}], "metadata": {"user_id": "u"}, "system": "short", "top_k": 3}
+    body = message(stream=True, **fields)
+    assert body.pop("headgate")["timeout_s"] == 30.0
+    assert body == {**ASK, **fields, "stream": True}
+    for refused in (
+        {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+        {"mcp_servers": []},
+        {"metadata": {"user_api_key": "x"}},
+        {"metadata": "u"},
+        {"api_base": "http://127.0.0.1:1"},
+        {"stream_options": 1, "response_format": {}},
+    ):
+        with pytest.raises(BadRequest):
+            message(**refused)
+
+
 def test_what_no_provider_is_asked_for_is_refused_with_what_is() -> None:
-    with pytest.raises(BadRequest, match="answers /v1/chat/completions and /v1/embeddings only"):
+    with pytest.raises(BadRequest, match="answers /v1/chat/completions, /v1/messages, /v1/embeddings only"):
         call = calls.read(Kind.COMPLETION, b'{"model": "claude", "prompt": "gravity"}')
         providers().request(CLAUDE, call)
 
