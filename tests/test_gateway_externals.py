@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
+from anthropic import AsyncAnthropic
 from engine import served
 from gateway_fixtures import HELLO, Platform, gateway, until
 from provider_fixtures import TEXT, Provider
@@ -123,3 +125,19 @@ async def test_what_cannot_be_sent_reaches_nobody(tmp_path: Path, monkeypatch: p
             await client.chat.completions.create(**ASK)
         assert provider.requests == []
         await platform.settled(0)
+
+
+async def test_an_external_model_answers_anthropics_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Provider()
+    async with platform_with(provider, tmp_path, monkeypatch) as platform:
+        client = AsyncAnthropic(base_url=platform.url, api_key=platform.key, max_retries=0, timeout=20)
+        async with client:
+            answer = await client.messages.create(**ASK)
+            assert (answer.content[0].text, answer.model) == ("Apples fall down.", "claude")
+            async with client.messages.stream(**ASK) as stream:
+                assert "".join([text async for text in stream.text_stream]) == "Apples fall down."
+            provider.fail = 429
+            with pytest.raises(anthropic.RateLimitError, match="the provider says no"):
+                await client.messages.create(**ASK)
+        counts = [(event.prompt_tokens, event.completion_tokens) for event in await platform.settled(2)]
+        assert counts == [(12, 5), (12, 5)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from gateway import calls, relay
 from gateway.calls import Kind
@@ -122,6 +125,12 @@ def test_what_no_provider_is_asked_for_is_refused_with_what_is() -> None:
     with pytest.raises(BadRequest, match="answers /v1/chat/completions, /v1/messages, /v1/embeddings only"):
         call = calls.read(Kind.COMPLETION, b'{"model": "claude", "prompt": "gravity"}')
         providers().request(CLAUDE, call)
+
+
+def test_the_gateway_itself_never_imports_litellm() -> None:
+    program = "import sys, gateway.app, gateway.providers; print('litellm' in sys.modules, 'openai' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert said.stdout.split() == ["False", "False"]
 
 
 # -- prices -----------------------------------------------------------------------------------------------------------
