@@ -39,6 +39,7 @@ RETRY_AFTER_S = 10  # told where a provider says that it has too many requests
 class Library:
     litellm: Any
     messages: Callable[..., Awaitable[Any]]  # Anthropic's Messages, of any provider
+    responses: Callable[..., Awaitable[Any]]  # OpenAI's Responses, of any provider
     failures: type[Exception]  # what every error of LiteLLM derives from
 
 
@@ -60,6 +61,7 @@ def make_app(library: Library) -> web.Application:
     app[LIBRARY] = library
     app.router.add_post("/v1/chat/completions", chat_completions)
     app.router.add_post("/v1/messages", messages)
+    app.router.add_post("/v1/responses", responses)
     app.router.add_post("/v1/embeddings", embeddings)
     return app
 
@@ -87,6 +89,24 @@ async def messages(request: web.Request) -> web.StreamResponse:
         if not fields.get("stream"):
             return _json({**answer, "model": envelope.name})
         return await _stream(request, library, envelope, message_events(answer, envelope), b"event: error\n")
+    except GatewayError as e:
+        return refusal(e)
+
+
+async def responses(request: web.Request) -> web.StreamResponse:
+    library = request.app[LIBRARY]
+    envelope, fields = await _read(request)
+    asked: dict[str, Any] = {"input": fields.pop("input", None), "stream": bool(fields.pop("stream", False))}
+    try:
+        try:
+            model, provider = library.litellm.get_llm_provider(envelope.model)[:2]
+        except library.failures as e:
+            raise failure(envelope.model, e) from e
+        asked |= {"custom_llm_provider": provider, "responses_api_request": fields, "_is_async": True}
+        answer = await _answer(library, envelope, library.responses, _arguments(envelope) | {"model": model} | asked)
+        if not asked["stream"]:
+            return _json({**answer.model_dump(mode="json"), "model": envelope.name})
+        return await _stream(request, library, envelope, response_events(answer, envelope), b"event: error\n")
     except GatewayError as e:
         return refusal(e)
 
@@ -203,6 +223,19 @@ async def message_events(said: Any, envelope: Envelope) -> AsyncGenerator[bytes,
             yield b"event: message_start\n" + _event(start)
 
 
+async def response_events(said: Any, envelope: Envelope) -> AsyncGenerator[bytes, None]:
+    number = 0
+    try:
+        async for event in said:
+            shown = {**event.model_dump(mode="json"), "sequence_number": number}
+            if isinstance(shown.get("response"), dict):
+                shown["response"]["model"] = envelope.name
+            number += 1
+            yield b"event: " + shown["type"].encode() + b"\n" + _event(shown)
+    finally:
+        await said.litellm_custom_stream_wrapper.aclose()
+
+
 def failure(model: str, error: Exception) -> GatewayError:
     """A provider's refusal of our key is not the client's 401; what the client can mend, it is told."""
     status = getattr(error, "status_code", None)
@@ -283,12 +316,17 @@ def _load() -> Library:
     import litellm
     import openai
 
-    # Not `litellm.anthropic_messages`: its streams want packages of LiteLLM's proxy, which we do not install.
+    # Not `litellm.anthropic_messages` and `aresponses`: they want packages of LiteLLM's proxy that we do not install.
     from litellm.llms.anthropic.pass_through.adapters.handler import LiteLLMMessagesToCompletionTransformationHandler
+    from litellm.responses.litellm_completion_transformation.handler import LiteLLMCompletionTransformationHandler
 
     litellm.suppress_debug_info = True  # it prints advertisements on errors
-    messages = LiteLLMMessagesToCompletionTransformationHandler.async_anthropic_messages_handler
-    return Library(litellm, messages, openai.OpenAIError)
+    return Library(
+        litellm,
+        LiteLLMMessagesToCompletionTransformationHandler.async_anthropic_messages_handler,
+        LiteLLMCompletionTransformationHandler().response_api_handler,
+        openai.OpenAIError,
+    )
 
 
 async def _serve(path: Path, library: Library, listening: Callable[[], None]) -> None:

@@ -141,3 +141,14 @@ async def test_an_external_model_answers_anthropics_messages(tmp_path: Path, mon
                 await client.messages.create(**ASK)
         counts = [(event.prompt_tokens, event.completion_tokens) for event in await platform.settled(2)]
         assert counts == [(12, 5), (12, 5)]
+
+
+async def test_an_external_model_answers_openais_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"model": "claude", "input": "What is gravity?", "max_output_tokens": 50, "store": False}
+    async with platform_with(Provider(), tmp_path, monkeypatch) as platform, platform.openai() as client:
+        answer = await client.responses.create(**asked)
+        assert (answer.output_text, answer.model) == ("Apples fall down.", "claude")
+        events = [event async for event in await client.responses.create(**asked, stream=True)]
+        assert events[-1].response.output_text == "Apples fall down."
+        counts = [(event.prompt_tokens, event.completion_tokens) for event in await platform.settled(2)]
+        assert counts == [(12, 5), (12, 5)]

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from gateway.calls import Call, Kind
 from gateway.metering import Usage
 from gateway.provider_worker import prices
 from gateway.providers import Providers
+from gateway.responses_metering import ResponseMeter, ResponseStreamMeter
 from gateway.surfaces.table import SURFACES
 from registry.site import External, Gateway, Scheduler, Site
 
@@ -269,11 +270,69 @@ async def test_a_stream_of_messages_that_a_provider_breaks_off_says_so(worker: W
         assert meter.usage == Usage(call.prompt_tokens, 2)
 
 
+def response_call(asking: Asking, **fields: Any) -> tuple[Call, bytes]:
+    asked = {"model": "claude", "input": "What is gravity?", "max_output_tokens": 50, **fields}
+    call = SURFACES["/v1/responses"].read(json.dumps(asked).encode())
+    return call, asking.providers.request(asking.external, call)
+
+
+async def test_openais_responses_are_answered_and_counted(asking: Asking) -> None:
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+    call, body = response_call(asking, tools=[tool], instructions="Be short.")
+    answer = await asking.post("/v1/responses", call, body)
+    assert (answer.status, answer.json["model"], answer.json["status"]) == (200, "claude", "completed")
+    assert answer.json["output"][0]["content"][0]["text"] == "Apples fall down."
+    meter = ResponseMeter(call)
+    meter.whole(answer.body)
+    assert meter.usage == Usage(12, 5)
+    (asked,) = asking.provider.requests
+    assert (asked["max_tokens"], asked["tools"][0]["name"]) == (50, "f")
+    assert "Be short." in json.dumps(asked["system"])
+
+
+async def test_a_stream_of_a_response_names_the_model_and_is_counted(asking: Asking) -> None:
+    call, body = response_call(asking, stream=True)
+    answer = await asking.post("/v1/responses", call, body)
+    meter = ResponseStreamMeter(call)
+    shown = (meter.feed(answer.body) + meter.rest()).decode()
+    assert meter.failure is None
+    assert meter.usage == Usage(12, 5)
+    said = [json.loads(event.partition("\ndata: ")[2]) for event in shown.removesuffix("\n\n").split("\n\n")]
+    assert [event["sequence_number"] for event in said] == list(range(len(said)))
+    assert {event["response"]["model"] for event in said if "response" in event} == {"claude"}
+    assert "".join(e["delta"] for e in said if e["type"] == "response.output_text.delta") == "Apples fall down."
+    assert (said[0]["type"], said[-1]["type"]) == ("response.created", "response.completed")
+
+
+async def test_a_stream_of_a_response_that_is_left_ends_the_providers(worker: Worker, tmp_path: Path) -> None:
+    async with asking_with(Provider(hold_after=1), worker, tmp_path) as asking:
+        call, body = response_call(asking, stream=True)
+        meter = ResponseStreamMeter(call)
+        async with asking.session.post("http://providers/v1/responses", data=body) as response:
+            while not (meter.usage and meter.usage.completion_tokens):
+                meter.feed(await response.content.readany())
+        await asyncio.wait_for(asking.provider.left.wait(), 10)
+
+
+async def test_a_stream_of_a_response_that_a_provider_breaks_off_says_so(worker: Worker, tmp_path: Path) -> None:
+    async with asking_with(Provider(hold_after=2, die=True), worker, tmp_path) as asking:
+        call, body = response_call(asking, stream=True)
+        answer = await asking.post("/v1/responses", call, body)
+        meter = ResponseStreamMeter(call)
+        meter.feed(answer.body)
+        assert meter.failure
+        assert meter.usage is not None and meter.usage.completion_tokens == 2
+
+
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_error_of_messages_has_our_status(worker: Worker, tmp_path: Path, stream: bool) -> None:
+@pytest.mark.parametrize("call_of", [message_call, response_call])
+async def test_an_error_of_another_surface_has_our_status(
+    worker: Worker, tmp_path: Path, stream: bool, call_of: Callable[..., tuple[Call, bytes]]
+) -> None:
     for theirs, ours in ((400, 400), (401, 502), (429, 429)):
         async with asking_with(Provider(fail=theirs), worker, tmp_path) as asking:
-            answer = await asking.post("/v1/messages", *message_call(asking, stream=stream))
+            call, body = call_of(asking, stream=stream)
+            answer = await asking.post(calls.PATHS[call.kind], call, body)
             assert answer.status == ours
             assert "the provider says no" in answer.json["error"]["message"]
 
