@@ -63,6 +63,7 @@ class ProviderProcess:
         """The path of its socket, once it listens. Raises UpstreamFailed while it cannot be started."""
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
+            self._keeper.add_done_callback(self._kept)
         while self._path is None:
             if self._failure is not None:
                 raise UpstreamFailed(f"providers cannot be called: {self._failure}")
@@ -72,8 +73,14 @@ class ProviderProcess:
     async def close(self) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+            await asyncio.wait([self._keeper])
+
+    def _kept(self, keeper: asyncio.Task[None]) -> None:
+        """Nobody starts it any more: callers must not wait."""
+        if not keeper.cancelled():
+            log.critical("the process that calls providers is not looked after", exc_info=keeper.exception())
+        self._failure = "the gateway is stopping" if keeper.cancelled() else "the gateway has a bug; its log says where"
+        self._decided.set()
 
     async def _keep(self) -> None:
         """Runs until cancelled."""
@@ -125,7 +132,7 @@ class ProviderProcess:
             self._decided.clear()
             if process is not None:
                 await _end(process)
-            path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
 async def _end(process: Process) -> None:

@@ -1,4 +1,4 @@
-"""`python -m gateway.provider_worker SOCKET [MODEL...]`: models that others serve, in OpenAI's shape on a Unix socket.
+"""`python -m gateway.provider_worker SOCKET [MODEL...]`: models that others serve, as an engine on a Unix socket.
 
 The only module that imports LiteLLM, which takes 3 CPU-seconds and 180 MiB, and milliseconds of pure Python a call:
 in a process of its own these stall no stream of the gateway's. To the gateway it is one more upstream, that streams
@@ -38,6 +38,8 @@ RETRY_AFTER_S = 10  # told where a provider says that it has too many requests
 @dataclass(frozen=True, slots=True)
 class Library:
     litellm: Any
+    messages: Callable[..., Awaitable[Any]]  # Anthropic's Messages, of any provider
+    responses: Callable[..., Awaitable[Any]]  # OpenAI's Responses, of any provider
     failures: type[Exception]  # what every error of LiteLLM derives from
 
 
@@ -58,6 +60,8 @@ def make_app(library: Library) -> web.Application:
     app = web.Application(client_max_size=0)  # the gateway has seen to it
     app[LIBRARY] = library
     app.router.add_post("/v1/chat/completions", chat_completions)
+    app.router.add_post("/v1/messages", messages)
+    app.router.add_post("/v1/responses", responses)
     app.router.add_post("/v1/embeddings", embeddings)
     return app
 
@@ -72,7 +76,37 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         answer = await _answer(library, envelope, library.litellm.acompletion, asked)
         if not stream:
             return _json({**answer.model_dump(exclude_none=True), "model": envelope.name})
-        return await _stream(request, library, envelope, events(answer, envelope, options))
+        return await _stream(request, library, envelope, events(answer, envelope, options), b"")
+    except GatewayError as e:
+        return refusal(e)
+
+
+async def messages(request: web.Request) -> web.StreamResponse:
+    library = request.app[LIBRARY]
+    envelope, fields = await _read(request)
+    try:
+        answer = await _answer(library, envelope, library.messages, _arguments(envelope) | fields)
+        if not fields.get("stream"):
+            return _json({**answer, "model": envelope.name})
+        return await _stream(request, library, envelope, message_events(answer, envelope), b"event: error\n")
+    except GatewayError as e:
+        return refusal(e)
+
+
+async def responses(request: web.Request) -> web.StreamResponse:
+    library = request.app[LIBRARY]
+    envelope, fields = await _read(request)
+    asked: dict[str, Any] = {"input": fields.pop("input", None), "stream": bool(fields.pop("stream", False))}
+    try:
+        try:
+            model, provider = library.litellm.get_llm_provider(envelope.model)[:2]
+        except library.failures as e:
+            raise failure(envelope.model, e) from e
+        asked |= {"custom_llm_provider": provider, "responses_api_request": fields, "_is_async": True}
+        answer = await _answer(library, envelope, library.responses, _arguments(envelope) | {"model": model} | asked)
+        if not asked["stream"]:
+            return _json({**answer.model_dump(mode="json"), "model": envelope.name})
+        return await _stream(request, library, envelope, response_events(answer, envelope), b"event: error\n")
     except GatewayError as e:
         return refusal(e)
 
@@ -117,28 +151,27 @@ async def _answer(
 
 
 async def _stream(
-    request: web.Request, library: Library, envelope: Envelope, stream: AsyncGenerator[dict[str, Any], None]
+    request: web.Request, library: Library, envelope: Envelope, stream: AsyncGenerator[bytes, None], error_name: bytes
 ) -> web.StreamResponse:
-    """Raises GatewayError before the first event; later it is the last event."""
+    """Raises GatewayError before the first event; later it is the last event, with this line before it."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
     async with contextlib.aclosing(stream):
         try:
-            event: dict[str, Any] | None = await anext(stream, None)  # until then the status is open
+            event = await anext(stream, b"")  # until then the status is open
             await response.prepare(request)
-            while event is not None:
-                await response.write(_event(event))
-                event = await anext(stream, None)
-            await response.write(b"data: [DONE]\n\n")
+            while event:
+                await response.write(event)
+                event = await anext(stream, b"")
         except library.failures as e:
             error = failure(envelope.model, e)
             if not response.prepared:
                 raise error from e
-            await response.write(_event(shape(error)))
+            await response.write(error_name + _event(shape(error)))
     await response.write_eof()
     return response
 
 
-async def events(chunks: Any, envelope: Envelope, options: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+async def events(chunks: Any, envelope: Envelope, options: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
     """A provider's stream as vLLM would send it, a choice an event.
 
     Providers count at the end. Until then the counts are an estimate from the text that came so far, so that a stream
@@ -165,13 +198,42 @@ async def events(chunks: Any, envelope: Envelope, options: Mapping[str, Any]) ->
                 said = {**event, **head, "choices": [{"index": index, **choice}]}
                 if running:
                     said["usage"] = _usage(envelope.prompt_tokens, sizes[index] // BYTES_PER_TOKEN)
-                yield said
+                yield _event(said)
     finally:
         await chunks.aclose()
     if counting:
         estimate = sum(size // BYTES_PER_TOKEN for size in sizes.values())
         used = (total["prompt_tokens"], total["completion_tokens"]) if total else (envelope.prompt_tokens, estimate)
-        yield {**head, "choices": [], "usage": _usage(*used)}
+        yield _event({**head, "choices": [], "usage": _usage(*used)})
+    yield b"data: [DONE]\n\n"
+
+
+async def message_events(said: Any, envelope: Envelope) -> AsyncGenerator[bytes, None]:
+    """LiteLLM's events as they are, but for the first: it knows neither the name nor a count of the prompt."""
+    begun = False
+    async with contextlib.aclosing(said):
+        async for event in said:
+            if begun:
+                yield event
+                continue
+            begun = True
+            start = orjson.loads(event.partition(b"data:")[2])
+            start["message"]["model"] = envelope.name
+            start["message"]["usage"]["input_tokens"] = envelope.prompt_tokens
+            yield b"event: message_start\n" + _event(start)
+
+
+async def response_events(said: Any, envelope: Envelope) -> AsyncGenerator[bytes, None]:
+    number = 0
+    try:
+        async for event in said:
+            shown = {**event.model_dump(mode="json"), "sequence_number": number}
+            if isinstance(shown.get("response"), dict):
+                shown["response"]["model"] = envelope.name
+            number += 1
+            yield b"event: " + shown["type"].encode() + b"\n" + _event(shown)
+    finally:
+        await said.litellm_custom_stream_wrapper.aclose()
 
 
 def failure(model: str, error: Exception) -> GatewayError:
@@ -254,8 +316,17 @@ def _load() -> Library:
     import litellm
     import openai
 
+    # Not `litellm.anthropic_messages` and `aresponses`: they want packages of LiteLLM's proxy that we do not install.
+    from litellm.llms.anthropic.pass_through.adapters.handler import LiteLLMMessagesToCompletionTransformationHandler
+    from litellm.responses.litellm_completion_transformation.handler import LiteLLMCompletionTransformationHandler
+
     litellm.suppress_debug_info = True  # it prints advertisements on errors
-    return Library(litellm, openai.OpenAIError)
+    return Library(
+        litellm,
+        LiteLLMMessagesToCompletionTransformationHandler.async_anthropic_messages_handler,
+        LiteLLMCompletionTransformationHandler().response_api_handler,
+        openai.OpenAIError,
+    )
 
 
 async def _serve(path: Path, library: Library, listening: Callable[[], None]) -> None:

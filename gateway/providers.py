@@ -13,6 +13,7 @@ import orjson
 from gateway import calls, relay
 from gateway.calls import Call
 from gateway.errors import BadRequest, UpstreamFailed
+from gateway.media import DATA
 from gateway.provider_process import Prices, ProviderProcess
 from gateway.provider_worker import ENVELOPE, Envelope
 from registry.site import External, Price, Site
@@ -20,6 +21,10 @@ from registry.site import External, Price, Site
 log = logging.getLogger(__name__)
 
 OURS = frozenset({"model", "stream", "stream_options"})  # read by the gateway, and sent in its own words
+MESSAGES = ("messages", "system", "input")
+# With it a client would read the files of everybody who calls this provider with the site's key. And LiteLLM takes a
+# URL for one, too, and fetches it from inside the cluster.
+FILE = "file_id"
 COUNTING = {"include_usage": True, "continuous_usage_stats": True}
 
 
@@ -31,6 +36,8 @@ class Route:
     """
 
     passed_on: frozenset[str]
+    tools: tuple[str | None, ...] = ()  # types of tools that run at the client
+    counts_aloud: bool = False  # a stream must be asked to count
 
 
 ROUTES = {  # by path
@@ -39,7 +46,23 @@ ROUTES = {  # by path
             "frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens messages n "
             "parallel_tool_calls presence_penalty reasoning_effort response_format seed stop temperature tool_choice "
             "tools top_logprobs top_p user verbosity".split()
-        )
+        ),
+        tools=("function",),
+        counts_aloud=True,
+    ),
+    "/v1/messages": Route(
+        frozenset(
+            "max_tokens messages metadata stop_sequences system temperature thinking tool_choice tools top_k "
+            "top_p".split()
+        ),
+        tools=("custom", None),
+    ),
+    "/v1/responses": Route(
+        frozenset(
+            "input instructions max_output_tokens parallel_tool_calls reasoning store temperature text tool_choice "
+            "tools top_p user".split()
+        ),
+        tools=("function",),
     ),
     "/v1/embeddings": Route(frozenset("dimensions encoding_format input user".split())),
 }
@@ -72,9 +95,7 @@ class Providers:
         path = calls.PATHS[call.kind]
         route = ROUTES.get(path)
         if route is None:
-            raise BadRequest(
-                f"{call.model} is served by a provider, which answers {' and '.join(ROUTES)} only", "model"
-            )
+            raise BadRequest(f"{call.model} is served by a provider, which answers {', '.join(ROUTES)} only", "model")
         _check(call, route)
         key = None
         if external.api_key_env is not None:
@@ -92,7 +113,7 @@ class Providers:
         body: dict[str, Any] = {name: value for name, value in call.fields.items() if name in route.passed_on}
         body |= {"model": call.model, ENVELOPE: dataclasses.asdict(envelope)}
         if call.stream:
-            body |= {"stream": True, "stream_options": COUNTING}
+            body |= {"stream": True} | ({"stream_options": COUNTING} if route.counts_aloud else {})
         return orjson.dumps(body)
 
     async def close(self) -> None:
@@ -117,5 +138,28 @@ def _check(call: Call, route: Route) -> None:
         raise BadRequest(f"{name!r} cannot be sent to {call.model}, which a provider serves; allowed: {allowed}", name)
     # A provider runs tools of its own (search, code) at its own price, and LiteLLM reaches out for some.
     tools = call.fields.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(t, dict) and t.get("type") == "function" for t in tools):
-        raise BadRequest(f"'tools' of {call.model}, which a provider serves, must be of type 'function'", "tools")
+    if not isinstance(tools, list) or not all(isinstance(t, dict) and t.get("type") in route.tools for t in tools):
+        allowed = " or ".join(f"{kind!r}" for kind in route.tools if kind)
+        raise BadRequest(f"'tools' of {call.model}, which a provider serves, must be of type {allowed}", "tools")
+    if any(_names_a_file([call.fields.get(name)]) for name in MESSAGES):
+        raise BadRequest(
+            f"'file_id' cannot be sent to {call.model}, which a provider serves: files there are the site's, not "
+            "yours; send the data itself"
+        )
+    # Who the client's own user is, for the provider; LiteLLM has settings of its own in the same place.
+    metadata = call.fields.get("metadata") or {}
+    if not isinstance(metadata, dict) or metadata.keys() - {"user_id"}:
+        raise BadRequest(f"'metadata' of {call.model}, which a provider serves, may have a 'user_id' only", "metadata")
+
+
+def _names_a_file(nodes: list[Any]) -> bool:
+    """With a stack of its own: JSON nests deeper than Python may recurse."""
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, list):
+            nodes.extend(node)
+        elif isinstance(node, dict):
+            if FILE in node:
+                return True
+            nodes.extend(value for name, value in node.items() if name not in DATA)
+    return False

@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
+from anthropic import AsyncAnthropic
 from engine import served
 from gateway_fixtures import HELLO, Platform, gateway, until
 from provider_fixtures import TEXT, Provider
@@ -42,7 +44,7 @@ async def test_an_external_model_answers_and_is_billed_at_its_price(
         assert answer.model == "claude"
         (event,) = await platform.settled()
         assert (event.prompt_tokens, event.completion_tokens) == (12, 5)
-        assert event.cost == 12 * 3 + 5 * 15
+        assert event.microcredits == 12 * 3 + 5 * 15
         assert provider.keys == ["provider-secret"]
         assert {m.id for m in (await client.models.list()).data} == {"tiny", "claude"}
 
@@ -113,9 +115,7 @@ async def test_a_providers_error_reaches_the_client_in_our_terms_and_is_free(
         await platform.settled(0)
 
 
-async def test_what_cannot_be_sent_reaches_nobody_and_starts_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_cannot_be_sent_reaches_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     provider = Provider()
     async with platform_with(provider, tmp_path, monkeypatch) as platform, platform.openai() as client:
         with pytest.raises(openai.BadRequestError, match="'api_base' cannot be sent"):
@@ -124,5 +124,31 @@ async def test_what_cannot_be_sent_reaches_nobody_and_starts_nothing(
         with pytest.raises(openai.InternalServerError, match="CLAUDE_KEY"):
             await client.chat.completions.create(**ASK)
         assert provider.requests == []
-        assert not platform.site.providers_dir.exists()
         await platform.settled(0)
+
+
+async def test_an_external_model_answers_anthropics_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Provider()
+    async with platform_with(provider, tmp_path, monkeypatch) as platform:
+        client = AsyncAnthropic(base_url=platform.url, api_key=platform.key, max_retries=0, timeout=20)
+        async with client:
+            answer = await client.messages.create(**ASK)
+            assert (answer.content[0].text, answer.model) == ("Apples fall down.", "claude")
+            async with client.messages.stream(**ASK) as stream:
+                assert "".join([text async for text in stream.text_stream]) == "Apples fall down."
+            provider.fail = 429
+            with pytest.raises(anthropic.RateLimitError, match="the provider says no"):
+                await client.messages.create(**ASK)
+        counts = [(event.prompt_tokens, event.completion_tokens) for event in await platform.settled(2)]
+        assert counts == [(12, 5), (12, 5)]
+
+
+async def test_an_external_model_answers_openais_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"model": "claude", "input": "What is gravity?", "max_output_tokens": 50, "store": False}
+    async with platform_with(Provider(), tmp_path, monkeypatch) as platform, platform.openai() as client:
+        answer = await client.responses.create(**asked)
+        assert (answer.output_text, answer.model) == ("Apples fall down.", "claude")
+        events = [event async for event in await client.responses.create(**asked, stream=True)]
+        assert events[-1].response.output_text == "Apples fall down."
+        counts = [(event.prompt_tokens, event.completion_tokens) for event in await platform.settled(2)]
+        assert counts == [(12, 5), (12, 5)]

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +144,20 @@ async def test_one_that_cannot_be_started_is_an_error_that_says_why(root: Path) 
     await asked.close()
 
 
+async def test_a_bug_in_looking_after_it_leaves_no_caller_waiting(root: Path) -> None:
+    asked = process(root, "print('no JSON', flush=True)")
+    with pytest.raises(UpstreamFailed, match="the gateway has a bug"):
+        await asked.address()
+    await asked.close()
+
+
 async def test_closing_ends_one_that_has_not_listened_yet(root: Path) -> None:
     program = 'import os, sys; open(os.environ["NOTES"], "a").write(f"{os.getpid()}\\n"); sys.stdin.read()'
     asked = process(root, program)
     caller = asyncio.create_task(asked.address())
     await until(lambda: (root / "notes").exists() and notes(root))
     await asked.close()
-    caller.cancel()
-    with suppress(asyncio.CancelledError):
+    with pytest.raises(UpstreamFailed, match="the gateway is stopping"):
         await caller
     assert not psutil.pid_exists(pids(root)[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,13 @@ from gateway_answers import Answer, counted
 from provider_fixtures import TEXT, Provider
 
 from gateway import calls
+from gateway.anthropic_metering import MessageMeter, MessageStreamMeter
 from gateway.calls import Call, Kind
+from gateway.metering import Usage
 from gateway.provider_worker import prices
 from gateway.providers import Providers
+from gateway.responses_metering import ResponseMeter, ResponseStreamMeter
+from gateway.surfaces.table import SURFACES
 from registry.site import External, Gateway, Scheduler, Site
 
 HELLO = {"model": "claude", "messages": [{"role": "user", "content": "What is gravity?"}], "max_tokens": 50}
@@ -161,7 +166,7 @@ async def test_a_stream_arrives_as_it_comes_and_one_that_is_left_ends_the_provid
             came = b""
             while b"Apples" not in came:
                 came += await response.content.readany()
-        await asking.provider.left.wait()
+        await asyncio.wait_for(asking.provider.left.wait(), 10)
 
 
 async def test_a_stream_that_a_provider_breaks_off_ends_with_an_error_and_no_done(
@@ -212,16 +217,137 @@ async def test_a_provider_that_cannot_be_reached_is_502(asking: Asking) -> None:
     assert answer.status == 502
 
 
-async def test_embeddings_are_asked_for(asking: Asking) -> None:
-    call = calls.read(Kind.CHAT, json.dumps(HELLO).encode())
-    envelope = json.loads(asking.providers.request(asking.external, call))["headgate"]
-    envelope |= {"model": "openai/text-embedding-3-small", "api_base": f"{asking.external.api_base}/v1"}
-    body = {"model": "small", "input": "gravity", "headgate": envelope}
-    answer = await asking.post("/v1/embeddings", call, json.dumps(body).encode())
+def message_call(asking: Asking, **fields: Any) -> tuple[Call, bytes]:
+    call = SURFACES["/v1/messages"].read(json.dumps({**HELLO, **fields}).encode())
+    return call, asking.providers.request(asking.external, call)
+
+
+async def test_anthropics_messages_are_answered_and_counted(asking: Asking) -> None:
+    mine = {"name": "f", "input_schema": {"type": "object", "properties": {}}}
+    call, body = message_call(asking, tools=[mine], metadata={"user_id": "u"}, system="Be short.")
+    answer = await asking.post("/v1/messages", call, body)
     assert (answer.status, answer.json["model"]) == (200, "claude")
+    assert answer.json["content"] == [{"type": "text", "text": "Apples fall down."}]
+    meter = MessageMeter(call)
+    meter.whole(answer.body)
+    assert meter.usage == Usage(12, 5)
+    (asked,) = asking.provider.requests
+    assert (asked["metadata"], asked["tools"][0]["name"]) == ({"user_id": "u"}, "f")
+    assert "Be short." in json.dumps(asked["system"])
+
+
+async def test_a_stream_of_messages_names_the_model_and_is_counted(asking: Asking) -> None:
+    call, body = message_call(asking, stream=True)
+    answer = await asking.post("/v1/messages", call, body)
+    meter = MessageStreamMeter(call)
+    shown = (meter.feed(answer.body) + meter.rest()).decode()
+    assert meter.failure is None
+    assert meter.usage == Usage(12, 5)
+    assert shown.startswith("event: message_start\n") and '"model":"claude"' in shown
+    assert shown.count("text_delta") == 3
+
+
+async def test_a_stream_of_messages_that_is_left_ends_the_providers_and_is_not_free(
+    worker: Worker, tmp_path: Path
+) -> None:
+    async with asking_with(Provider(hold_after=1), worker, tmp_path) as asking:
+        call, body = message_call(asking, stream=True)
+        meter = MessageStreamMeter(call)
+        async with asking.session.post("http://providers/v1/messages", data=body) as response:
+            while not (meter.usage and meter.usage.completion_tokens):
+                meter.feed(await response.content.readany())
+        assert meter.usage == Usage(call.prompt_tokens, 1)
+        await asyncio.wait_for(asking.provider.left.wait(), 10)
+
+
+async def test_a_stream_of_messages_that_a_provider_breaks_off_says_so(worker: Worker, tmp_path: Path) -> None:
+    async with asking_with(Provider(hold_after=2, die=True), worker, tmp_path) as asking:
+        call, body = message_call(asking, stream=True)
+        answer = await asking.post("/v1/messages", call, body)
+        meter = MessageStreamMeter(call)
+        meter.feed(answer.body)
+        assert meter.failure
+        assert meter.usage == Usage(call.prompt_tokens, 2)
+
+
+def response_call(asking: Asking, **fields: Any) -> tuple[Call, bytes]:
+    asked = {"model": "claude", "input": "What is gravity?", "max_output_tokens": 50, **fields}
+    call = SURFACES["/v1/responses"].read(json.dumps(asked).encode())
+    return call, asking.providers.request(asking.external, call)
+
+
+async def test_openais_responses_are_answered_and_counted(asking: Asking) -> None:
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+    call, body = response_call(asking, tools=[tool], instructions="Be short.")
+    answer = await asking.post("/v1/responses", call, body)
+    assert (answer.status, answer.json["model"], answer.json["status"]) == (200, "claude", "completed")
+    assert answer.json["output"][0]["content"][0]["text"] == "Apples fall down."
+    meter = ResponseMeter(call)
+    meter.whole(answer.body)
+    assert meter.usage == Usage(12, 5)
+    (asked,) = asking.provider.requests
+    assert (asked["max_tokens"], asked["tools"][0]["name"]) == (50, "f")
+    assert "Be short." in json.dumps(asked["system"])
+
+
+async def test_a_stream_of_a_response_names_the_model_and_is_counted(asking: Asking) -> None:
+    call, body = response_call(asking, stream=True)
+    answer = await asking.post("/v1/responses", call, body)
+    meter = ResponseStreamMeter(call)
+    shown = (meter.feed(answer.body) + meter.rest()).decode()
+    assert meter.failure is None
+    assert meter.usage == Usage(12, 5)
+    said = [json.loads(event.partition("\ndata: ")[2]) for event in shown.removesuffix("\n\n").split("\n\n")]
+    assert [event["sequence_number"] for event in said] == list(range(len(said)))
+    assert {event["response"]["model"] for event in said if "response" in event} == {"claude"}
+    assert "".join(e["delta"] for e in said if e["type"] == "response.output_text.delta") == "Apples fall down."
+    assert (said[0]["type"], said[-1]["type"]) == ("response.created", "response.completed")
+
+
+async def test_a_stream_of_a_response_that_is_left_ends_the_providers(worker: Worker, tmp_path: Path) -> None:
+    async with asking_with(Provider(hold_after=1), worker, tmp_path) as asking:
+        call, body = response_call(asking, stream=True)
+        meter = ResponseStreamMeter(call)
+        async with asking.session.post("http://providers/v1/responses", data=body) as response:
+            while not (meter.usage and meter.usage.completion_tokens):
+                meter.feed(await response.content.readany())
+        await asyncio.wait_for(asking.provider.left.wait(), 10)
+
+
+async def test_a_stream_of_a_response_that_a_provider_breaks_off_says_so(worker: Worker, tmp_path: Path) -> None:
+    async with asking_with(Provider(hold_after=2, die=True), worker, tmp_path) as asking:
+        call, body = response_call(asking, stream=True)
+        answer = await asking.post("/v1/responses", call, body)
+        meter = ResponseStreamMeter(call)
+        meter.feed(answer.body)
+        assert meter.failure
+        assert meter.usage is not None and meter.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("call_of", [message_call, response_call])
+async def test_an_error_of_another_surface_has_our_status(
+    worker: Worker, tmp_path: Path, stream: bool, call_of: Callable[..., tuple[Call, bytes]]
+) -> None:
+    for theirs, ours in ((400, 400), (401, 502), (429, 429)):
+        async with asking_with(Provider(fail=theirs), worker, tmp_path) as asking:
+            call, body = call_of(asking, stream=stream)
+            answer = await asking.post(calls.PATHS[call.kind], call, body)
+            assert answer.status == ours
+            assert "the provider says no" in answer.json["error"]["message"]
+
+
+async def test_embeddings_are_asked_for(asking: Asking) -> None:
+    external = External(
+        model="openai/text-embedding-3-small", api_base=f"{asking.external.api_base}/v1", api_key_env="CLAUDE_KEY"
+    )
+    call = SURFACES["/v1/embeddings"].read(b'{"model": "small", "input": "gravity"}')
+    answer = await asking.post("/v1/embeddings", call, asking.providers.request(external, call))
+    assert (answer.status, answer.json["model"]) == (200, "small")
     assert answer.json["data"][0]["embedding"] == [0.5, 0.25]
     assert answer.json["usage"]["prompt_tokens"] == 4
     assert asking.provider.keys == ["Bearer provider-secret"]
+    assert asking.provider.requests[0]["model"] == "text-embedding-3-small"
 
 
 async def test_a_tool_of_the_clients_own_reaches_the_provider(asking: Asking) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from gateway import calls, relay
 from gateway.calls import Kind
 from gateway.errors import BadRequest, UpstreamFailed
 from gateway.providers import Providers
+from gateway.surfaces.table import SURFACES
 from registry.site import External, Gateway, Price, Scheduler, Site
 
 ASK = {"model": "claude", "messages": [{"role": "user", "content": "What is gravity?"}], "max_tokens": 50}
@@ -94,10 +98,71 @@ def test_only_tools_that_the_client_runs_itself_may_be_sent() -> None:
             sent(tools=tools)
 
 
+def message(**fields: Any) -> Any:
+    call = SURFACES["/v1/messages"].read(json.dumps({**ASK, **fields}).encode())
+    return json.loads(providers().request(CLAUDE, call))
+
+
+def test_of_anthropics_messages_only_what_they_need_is_sent() -> None:
+    mine = {"name": "f", "input_schema": {"type": "object"}}
+    fields = {"tools": [mine, {**mine, "type": "custom"}], "metadata": {"user_id": "u"}, "system": "short", "top_k": 3}
+    body = message(stream=True, **fields)
+    assert body.pop("headgate")["timeout_s"] == 30.0
+    assert body == {**ASK, **fields, "stream": True}
+    for refused in (
+        {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+        {"mcp_servers": []},
+        {"metadata": {"user_api_key": "x"}},
+        {"metadata": "u"},
+        {"api_base": "http://127.0.0.1:1"},
+        {"stream_options": 1, "response_format": {}},
+    ):
+        with pytest.raises(BadRequest):
+            message(**refused)
+
+
+def test_no_file_of_the_provider_account_is_named_and_no_link_is_passed_off_as_one() -> None:
+    for part in (
+        {"type": "file", "file": {"file_id": "file-of-somebody-else"}},
+        {"type": "file", "file": {"file_id": "http://10.0.0.1/"}},
+        {"type": "image", "source": {"type": "file", "file_id": "file_1"}},
+        {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image", "source": {"file_id": "file_1"}}]},
+    ):
+        for asked in (sent, message):
+            with pytest.raises(BadRequest, match="send the data itself"):
+                asked(messages=[{"role": "user", "content": [part]}])
+    own = {"type": "tool_use", "id": "t", "name": "f", "input": {"file_id": "the tool's own affair"}}
+    assert message(messages=[{"role": "assistant", "content": [own]}])["messages"][0]["content"] == [own]
+
+
+def test_of_openais_responses_nothing_is_sent_that_lives_with_the_provider() -> None:
+    def response(**fields: Any) -> Any:
+        asked = {"model": "claude", "input": "What is gravity?", **fields}
+        call = SURFACES["/v1/responses"].read(json.dumps(asked).encode())
+        return json.loads(providers().request(CLAUDE, call))
+
+    assert response(instructions="short", stream=True)["instructions"] == "short"
+    for name, value in (("previous_response_id", "r"), ("conversation", "c"), ("background", True), ("prompt", {})):
+        with pytest.raises(BadRequest, match=f"'{name}'"):
+            response(**{name: value})
+    with pytest.raises(BadRequest, match="'tools'"):
+        response(tools=[{"type": "web_search"}])
+    with pytest.raises(BadRequest, match="send the data itself"):
+        response(input=[{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}])
+
+
 def test_what_no_provider_is_asked_for_is_refused_with_what_is() -> None:
-    with pytest.raises(BadRequest, match="answers /v1/chat/completions and /v1/embeddings only"):
+    with pytest.raises(
+        BadRequest, match="answers /v1/chat/completions, /v1/messages, /v1/responses, /v1/embeddings only"
+    ):
         call = calls.read(Kind.COMPLETION, b'{"model": "claude", "prompt": "gravity"}')
         providers().request(CLAUDE, call)
+
+
+def test_the_gateway_itself_never_imports_litellm() -> None:
+    program = "import sys, gateway.app, gateway.providers; print('litellm' in sys.modules, 'openai' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert said.stdout.split() == ["False", "False"]
 
 
 # -- prices -----------------------------------------------------------------------------------------------------------
