@@ -185,6 +185,8 @@ def shown(result: Soak) -> bool:
     settled = result.memory[int(len(result.memory) * WARM_UP) :]
     print(table(counts), file=sys.stderr)
     print(table(Counter(f"replicas {i.trouble}" for i in result.incidents)), file=sys.stderr)
+    quarters = [result.memory[(len(result.memory) - 1) * n // 4][1] for n in range(5)]
+    print(f"memory at each quarter, MiB: {', '.join(f'{mib:.1f}' for mib in quarters)}", file=sys.stderr)
     for line in (*unexplained[:20], *billed[:20], *result.books.wrong[:20]):
         print(line, file=sys.stderr)
     ended_well = sum(event.completion_tokens for event in done)
