@@ -30,7 +30,7 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class Missing(Exception):
-    """Something that the benchmark needs is not on this machine; the text says what to install."""
+    """Something that the benchmark needs is not there: a program (the text says what to install), or one that ended."""
 
 
 @dataclass(frozen=True, slots=True)

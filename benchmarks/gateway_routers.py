@@ -36,10 +36,12 @@ from registry.db import Database, open_writer
 
 OURS = "headgate"
 VLLM_ROUTER = "vllm-router, round robin"  # its cheapest policy: it looks at no prompt
-VLLM_ROUTER_CACHE_AWARE = "vllm-router, as it comes"  # cache-aware: it asks every replica to render every chat
+VLLM_ROUTER_AS_IT_COMES = "vllm-router, as it comes"  # cache-aware: it has every replica render every chat, by a call
+VLLM_ROUTER_ONE = "vllm-router, as it comes, one replica"  # so it makes one such call for each chat
+VLLM_ROUTERS = (VLLM_ROUTER, VLLM_ROUTER_AS_IT_COMES, VLLM_ROUTER_ONE)
 NGINX = "nginx"
 LITELLM = "LiteLLM's proxy"
-PEERS = (VLLM_ROUTER, VLLM_ROUTER_CACHE_AWARE, NGINX, LITELLM)
+PEERS = (*VLLM_ROUTERS, NGINX, LITELLM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,8 @@ def peer(name: str, at: Cores, folder: Path, upstream: Upstream) -> Iterator[Rou
     log = folder / f"{name.partition(' ')[0]}-{port}.log"
     key, env = ENGINE_KEY, environ()
     words: list[str | Path]
-    if name in (VLLM_ROUTER, VLLM_ROUTER_CACHE_AWARE):
+    if name in VLLM_ROUTERS:
+        urls = urls[:1] if name == VLLM_ROUTER_ONE else urls
         words = [installed("vllm-router") / "bin" / "vllm-router", "--worker-urls", *urls, "--port", str(port)]
         words += ["--prometheus-port", str(port + 1), "--log-level", "warning"]
         words += ["--policy", "round_robin"] if name == VLLM_ROUTER else []

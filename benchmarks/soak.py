@@ -61,7 +61,7 @@ class Books:
 class Soak:
     seen: list[Seen]
     begun: Mapping[int, list[Begun]]
-    answered: Mapping[int, list[Begun]]
+    made: Mapping[int, int]  # tokens, by request, of those that an engine answered to the end
     incidents: list[Incident]
     memory: list[tuple[float, float]]  # hours since the start, MiB
     books: Books
@@ -88,7 +88,7 @@ async def soak(seconds: float, seed: int, folder: Path) -> Soak:
     reader = open_reader(folder / "ledger.db")
     with contextlib.closing(reader):
         books = Books(ledger.check(reader), ledger.open_holds(reader), ledger.usage_events(reader))
-    return Soak(clients.seen, replicas.begun(), replicas.answered(), replicas.incidents, memory, books)
+    return Soak(clients.seen, replicas.begun(), replicas.made(), replicas.incidents, memory, books)
 
 
 def key_of(registry: Database, tenant: str, requests_per_minute: int = 10**9) -> str:
@@ -178,16 +178,18 @@ def shown(result: Soak) -> bool:
         if event.outcome is not Outcome.UPSTREAM_FAILED and event.prompt_tokens - PROMPT_BASE in whole
     ]
     hung_up = sum(event.outcome is Outcome.CLIENT_LEFT for event in done)
-    made = sum(PROMPT_BASE + nonce + whole[nonce].tokens for nonce in whole if nonce in result.answered)
+    made = sum(result.made.get(nonce, 0) for nonce in whole)
     billed = billed_wrongly(result.seen, result.books.events)
     wrong = [seen for seen in result.seen if seen.saw is Saw.WRONG]
     failed = len(result.seen) - len(whole) - counts[LEFT]
     settled = result.memory[int(len(result.memory) * WARM_UP) :]
     print(table(counts), file=sys.stderr)
     print(table(Counter(f"replicas {i.trouble}" for i in result.incidents)), file=sys.stderr)
+    quarters = [result.memory[(len(result.memory) - 1) * n // 4][1] for n in range(5)]
+    print(f"memory at each quarter, MiB: {', '.join(f'{mib:.1f}' for mib in quarters)}", file=sys.stderr)
     for line in (*unexplained[:20], *billed[:20], *result.books.wrong[:20]):
         print(line, file=sys.stderr)
-    ended_well = sum(e.prompt_tokens + e.completion_tokens for e in done)
+    ended_well = sum(event.completion_tokens for event in done)
     show("requests", len(result.seen), "requests")
     show("answered whole", len(whole), "requests")
     show("of these in the ledger as left by the client, who hung up on [DONE]", hung_up, "requests")
@@ -196,7 +198,7 @@ def shown(result: Soak) -> bool:
     show("failures that nothing explains", len(unexplained), "requests")
     show("answers with a part missing, doubled or another's", len(wrong), "requests")
     show("billed wrongly", len(billed), "requests")
-    show("tokens in the ledger of what was answered", ended_well, "tokens", "what the engines made of it", made)
+    show("tokens generated for whole answers, by the ledger", ended_well, "tokens", "by the engines", made)
     show("ledger does not add up", len(result.books.wrong), "findings")
     show("held at the end", result.books.holds, "holds")
     show("memory at the end", result.memory[-1][1], "MiB")
@@ -205,7 +207,7 @@ def shown(result: Soak) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make bench-soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make bench-soak", description="Half an hour of everything at once")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="a directory that is not there yet, for the logs and databases")

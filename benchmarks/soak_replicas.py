@@ -14,7 +14,7 @@ import sys
 import time
 from asyncio.subprocess import Process
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,20 +82,18 @@ class Replicas:
         await asyncio.gather(*self._tasks)
 
     def begun(self) -> Mapping[int, list[Begun]]:
-        """Each request's attempts by its nonce, in order, from the engines' logs."""
-        return self._logged("begin")
-
-    def answered(self) -> Mapping[int, list[Begun]]:
-        return self._logged("end")
-
-    def _logged(self, what: str) -> Mapping[int, list[Begun]]:
+        """Each request's attempts by its nonce, in order, as the engines wrote them down."""
         found: dict[int, list[Begun]] = defaultdict(list)
         for replica, log in self._logs.items():
-            for line in log.read_text().splitlines():
-                said, nonce, _, at = line.split()
-                if said == what:
+            for said, nonce, _, at in _lines(log):
+                if said == "begin":
                     found[int(nonce)].append(Begun(replica, float(at)))
         return {nonce: sorted(some, key=lambda begun: begun.at) for nonce, some in found.items()}
+
+    def made(self) -> Mapping[int, int]:
+        """Each request's tokens by its nonce, of those that an engine answered to the end."""
+        ends = (line for log in self._logs.values() for line in _lines(log) if line[0] == "end")
+        return {int(nonce): int(tokens) for _, nonce, tokens, _ in ends}
 
     async def _start(self, slot: int) -> None:
         self._started += 1
@@ -164,6 +162,10 @@ class Replicas:
         self.incidents[self.incidents.index(incident)] = Incident(
             incident.replica, incident.trouble, incident.began, time.time()
         )
+
+
+def _lines(log: Path) -> Iterator[list[str]]:
+    yield from (line.split() for line in log.read_text().splitlines())
 
 
 async def _listens(port: int) -> bool:
