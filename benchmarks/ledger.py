@@ -26,7 +26,6 @@ import uvloop
 from benchmarks.figures import interleaved, show
 from gateway import calls
 from gateway.admission import Admission
-from gateway.auth import Caller
 from gateway.billing import Bill, Billing
 from gateway.calls import Kind
 from gateway.ledger_writer import LedgerWriter
@@ -35,7 +34,7 @@ from registry import ledger
 from registry.db import open_reader
 from registry.ledger import Attempt, Hold, Outcome, UsageEvent
 from registry.site import Price
-from registry.tenants import Tenant
+from registry.tenants import LiveKey, Tenant
 
 PAIRS = 50_000
 IN_FLIGHT = 32
@@ -43,7 +42,7 @@ RATE = 5000  # requests a second of the gateway
 SECONDS = 4.0
 BATCH = 100  # pairs in a transaction of the peer
 AT = "2026-01-01T12:00:00.000000Z"
-CALLER = Caller("key-0123456789ab", Tenant("physics", "root", None, None, None, ""))
+CALLER = LiveKey("key-0123456789ab", Tenant("physics", "root", None, None, None, ""), frozenset())
 CALL = calls.read(Kind.CHAT, b'{"model":"llama-3-8b","messages":[{"role":"user","content":"x"}],"max_tokens":50}')
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+from collections import ChainMap
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
@@ -62,6 +63,7 @@ def make_app(site: Site) -> web.Application:
         replicas = ReplicaHealth(loop.time, ejected=lambda _, fault: counted.ejected(fault))
         pool = Pool(connect_timeout=settings.connect_timeout_s, sweep=min(SWEEP_S, settings.read_timeout_s / 4))
         called = Called()
+        providers = Providers(site, os.environ)
         gw = app[GATEWAY] = Gateway(
             site=site,
             catalog=catalog,
@@ -69,7 +71,7 @@ def make_app(site: Site) -> web.Application:
             admission=Admission(ledger.tokens_by_tenant(), loop.time),
             queues=Queues(settings, loop.time),
             room=WaitingRoom(
-                lambda name: Standing(catalog.view.deployments.get(name), catalog.view.live.get(name, ())),
+                lambda name: Standing(catalog.deployment(name), catalog.view.live.get(name, ())),
                 heartbeat_s=settings.heartbeat_s,
                 asked=called.urge,
                 monotonic=loop.time,
@@ -79,8 +81,8 @@ def make_app(site: Site) -> web.Application:
             health=replicas,
             pool=pool,
             ledger=ledger,
-            billing=Billing(ledger, site.prices),
-            providers=Providers(site, os.environ),
+            billing=Billing(ledger, ChainMap(dict(site.prices), providers.prices)),
+            providers=providers,
             shadow=Shadow(catalog, pool, lambda name, call: dispatch.route(gw, name, call)),
             metrics=counted,
             patience=Patience(settings.first_byte_timeout_s, settings.read_timeout_s, WHOLE_S),

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from gateway import relay
 from gateway.admission import Hold
-from gateway.auth import Caller
 from gateway.billing import Bill
 from gateway.calls import Call
 from gateway.delivery import EVENTS, JSON, Stream
@@ -18,6 +17,7 @@ from gateway.relay import Address, Pool
 from gateway.surface import Surface
 from gateway.upstream import ConnectionLost, Upstream
 from registry.ledger import Outcome
+from registry.tenants import LiveKey
 
 SHOWN = 500  # bytes of an upstream's error
 
@@ -28,7 +28,7 @@ class Asked:
 
     front: Front
     surface: Surface
-    caller: Caller
+    caller: LiveKey
     began: float
     hold: Hold = field(init=False)  # once it is admitted
     served_by: str = ""  # a deployment, or a provider's model
@@ -130,4 +130,5 @@ def _refusal(upstream: Upstream, answer: bytes, attempt: Attempt) -> None:
         front.write(b"data: %b\n\n" % answer.replace(b"\n", b" "))
         front.end()
     else:
-        front.whole(upstream.status, [JSON, *attempt.headers], answer)
+        again = [("retry-after", seconds.decode())] if (seconds := upstream.header(b"retry-after")) else []
+        front.whole(upstream.status, [JSON, *again, *attempt.headers], answer)

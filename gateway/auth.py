@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from gateway.catalog import Catalog
 from gateway.errors import Refused, WrongKey
-from registry.tenants import Scope, Tenant, digest
+from registry.tenants import LiveKey, Scope, digest
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    key_id: str
-    tenant: Tenant
-    scopes: frozenset[Scope] = frozenset({Scope.INFERENCE})
-
-
-def authenticate(catalog: Catalog, headers: Mapping[str, str], needs: Scope = Scope.INFERENCE) -> Caller:
+def authenticate(catalog: Catalog, headers: Mapping[str, str], needs: Scope = Scope.INFERENCE) -> LiveKey:
     """Raises WrongKey when there is no key, or none that may be used; Refused (403) when it lacks the scope."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
@@ -32,4 +24,4 @@ def authenticate(catalog: Catalog, headers: Mapping[str, str], needs: Scope = Sc
     if needs not in found.scopes:
         has = ", ".join(sorted(found.scopes)) or "none"
         raise Refused(f"this needs a key of scope {needs}; this one's: {has}", 403)
-    return Caller(found.id, found.tenant, found.scopes)
+    return found

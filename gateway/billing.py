@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from gateway.admission import Hold
-from gateway.auth import Caller
 from gateway.calls import Call
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
@@ -17,6 +16,7 @@ from registry import ledger
 from registry.clock import Stamps
 from registry.ledger import Attempt, Note, Outcome, Release, UsageEvent
 from registry.steps import mint
+from registry.tenants import LiveKey
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +98,11 @@ class Billing:
         self._now = now
         self._stamps = Stamps()
 
-    def attempt(self, caller: Caller, call: Call, replica: str, hold: Hold, meter: Meter) -> Bill:
+    def attempt(self, caller: LiveKey, call: Call, replica: str, hold: Hold, meter: Meter) -> Bill:
         """The bill of an attempt that is about to begin; entering it holds, leaving it settles or releases."""
         ns = self._now()
         attempt = Attempt(
-            mint(ns), caller.tenant.name, caller.key_id, call.model, replica, call.kind, self._stamps.text(ns)
+            mint(ns), caller.tenant.name, caller.id, call.model, replica, call.kind, self._stamps.text(ns)
         )
         return Bill(self, attempt, call, hold, meter, ledger.price_of(self._prices, call.model))
 

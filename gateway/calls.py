@@ -223,10 +223,12 @@ def bounded(call: Call, context_tokens: int | None = None) -> Call:
         each = min(UNBOUNDED[call.kind], context_tokens or UNBOUNDED[call.kind])
     else:
         bound, each = call.bound, call.fields[call.bound]
+    held = each * call.choices * call.prompts
     others = {name for name in BOUNDS[call.kind] if name != bound}  # engines differ in which of two they heed
+    if call.bound is not None and held == call.completion_tokens and others.isdisjoint(call.fields):
+        return call
     fields = {**{name: value for name, value in call.fields.items() if name not in others}, bound: each}
     changed = fields != call.fields
-    held = each * call.choices * call.prompts
     return replace(call, completion_tokens=held, fields=fields, rewritten=call.rewritten or changed)
 
 

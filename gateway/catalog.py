@@ -33,6 +33,7 @@ POLL_S = 0.25
 class View:
     keys: Mapping[str, LiveKey] = field(default_factory=dict)  # by the key's sha256
     deployments: Mapping[str, Deployment] = field(default_factory=dict)  # live ones, by name
+    ended: Mapping[str, Deployment] = field(default_factory=dict)  # the others
     live: Mapping[str, list[Replica]] = field(default_factory=dict)  # replicas that have not ended, by deployment
     replicas: Mapping[str, list[Replica]] = field(default_factory=dict)  # of these, the ready ones
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
@@ -53,6 +54,10 @@ class Catalog:
     def ready(self, deployment: str) -> Sequence[Replica]:
         """Its ready replicas; the registry is read again when there seem to be none."""
         return self.view.replicas.get(deployment) or self.find(lambda view: view.replicas.get(deployment)) or ()
+
+    def deployment(self, name: str) -> Deployment | None:
+        """One that has ended, too."""
+        return self.view.deployments.get(name) or self.view.ended.get(name)
 
     def every_ready(self) -> list[Replica]:
         return [replica for ready in self.view.replicas.values() for replica in ready]
@@ -111,11 +116,13 @@ class Catalog:
 
 def _read(db: Database) -> View:
     with snapshot(db):
-        wanted = {d.name: d for d in deployments.everything(db) if not d.state.ended}
+        known = deployments.everything(db)
+        wanted = {d.name: d for d in known if not d.state.ended}
         live = deployments.live_replicas(db)
         return View(
             keys=tenants.live_keys(db),
             deployments=wanted,
+            ended={d.name: d for d in known if d.state.ended},
             live=live,
             replicas={name: [r for r in all_ if r.state is ReplicaState.READY] for name, all_ in live.items()},
             endpoints={e.name: e for e in endpoints.everything(db)},

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from gateway import attempt, calls, delivery, media, replies
 from gateway.admission import Admission
 from gateway.attempt import Asked, Attempt, Patience
-from gateway.auth import Caller, authenticate
+from gateway.auth import authenticate
 from gateway.billing import Billing
 from gateway.calls import Call, renamed
 from gateway.catalog import Catalog
@@ -36,6 +36,7 @@ from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import WaitingRoom
 from registry.ledger import Outcome
 from registry.site import Site
+from registry.tenants import LiveKey
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Gateway:
     clock: Callable[[], float]
 
 
-def admit(gw: Gateway, request: Request) -> Caller:
+def admit(gw: Gateway, request: Request) -> LiveKey:
     """Who is calling, from a request's head alone. Raises WrongKey."""
     return authenticate(gw.catalog, request.headers)
 
@@ -96,7 +97,7 @@ async def answer(gw: Gateway, asked: Asked) -> None:
     request, caller = asked.front.request, asked.caller
     call = asked.surface.read(request.body)
     media.check(call, gw.site.gateway.media_hosts)
-    chosen = gw.names.choose(call.model, caller.key_id, request.headers)
+    chosen = gw.names.choose(call.model, caller.id, request.headers)
     if caller.tenant.token_budget is not None:
         call = calls.bounded(call, gw.catalog.context(chosen.chain[0]))
     with gw.admission.admit(caller.tenant, call.tokens) as asked.hold:
@@ -155,7 +156,10 @@ async def _wait_for_replica(gw: Gateway, asked: Asked, call: Call) -> None:
 
 
 def _route(gw: Gateway, asked: Asked, call: Call, failed: Container[str]) -> Routed | None:
-    return route(gw, asked.served_by, call, failed, asked.front.request.headers.get(SESSION))
+    session = asked.front.request.headers.get(SESSION)
+    if session is not None:
+        session = f"{asked.caller.tenant.name}/{session}"  # tenants may choose alike
+    return route(gw, asked.served_by, call, failed, session)
 
 
 def route(
@@ -198,8 +202,8 @@ async def _on_replica(gw: Gateway, asked: Asked, call: Call, routed: Routed) -> 
 async def _from_provider(gw: Gateway, asked: Asked, call: Call) -> None:
     """Through LiteLLM, in a process of its own that is just another upstream."""
     external = gw.site.external[asked.served_by]
+    body = gw.providers.request(external, call)  # first: a bad request starts nothing
     address = Address("provider", 0, unix=await gw.providers.address())
-    body = gw.providers.request(external, call)
     await _attempt(gw, asked, call, body, external.model, address)
 
 

@@ -31,6 +31,13 @@ LINGER_S = 2.0  # for a client to read why its request was not
 BODY_S = 600.0  # for a request's body as a whole
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 REASONS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+# As clients spell them: those of nearly every request.
+KNOWN = {
+    spelled.encode(): name
+    for name in ("accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host",
+                 "user-agent", "x-api-key", "x-request-id")
+    for spelled in (name, name.title())
+}  # fmt: skip
 KEPT, CLOSED = b"", b"connection: close\r\n"
 
 Headers = list[tuple[str, str]]
@@ -199,14 +206,13 @@ class Front(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         request = self._reading
         assert request is not None
-        key, text = name.decode("ascii").lower(), value.decode("latin-1")
+        key = KNOWN.get(name) or name.decode("ascii").lower()
+        text = value.decode("latin-1")
         if key in request.headers:
             if key in ("content-length", "transfer-encoding", "host", "authorization", "x-api-key"):
                 request.wrong = BadRequest(f"the header {key!r} comes twice")
             text = f"{request.headers[key]}, {text}"
         request.headers[key] = text
-        if len(request.headers) > HEADERS_LIMIT:
-            request.wrong = HeadersTooLarge(f"a request may have {HEADERS_LIMIT} headers")
 
     def on_headers_complete(self) -> None:
         request = self._reading
@@ -218,7 +224,9 @@ class Front(asyncio.Protocol):
         request.path = request.target.partition(b"?")[0].decode("ascii")
         request.hot = request.method == "POST" and request.path in self._backing.hot
         headers = request.headers
-        if "transfer-encoding" in headers and ("content-length" in headers or not request.chunks_allowed):
+        if len(headers) > HEADERS_LIMIT:
+            request.wrong = HeadersTooLarge(f"a request may have {HEADERS_LIMIT} headers")
+        elif "transfer-encoding" in headers and ("content-length" in headers or not request.chunks_allowed):
             request.wrong = BadRequest("a request says how long it is in one way only")
         elif int(headers.get("content-length") or 0) > self._backing.max_body:
             request.wrong = self._too_large()

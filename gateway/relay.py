@@ -18,6 +18,7 @@ from registry.deployments import Replica
 
 WHOLE_S = 6 * 3600.0  # for an answer that does not stream; a host that vanished is noticed by TCP long before
 IDLE_S = 4.0  # uvicorn closes an idle connection after 5 s; taking one later would race with that
+TRUSTED = 1000  # certificates whose contexts are kept
 SWEEP_S = 0.5  # between two looks for silent upstreams, at most
 
 
@@ -140,6 +141,8 @@ class Pool:
         if certificate is None:
             return None
         if certificate not in self._trusted:
+            if len(self._trusted) >= TRUSTED:
+                self._trusted.clear()  # replicas come and go
             self._trusted[certificate] = pinned(certificate)
         return self._trusted[certificate]
 

@@ -25,6 +25,7 @@ from registry.site import Site
 
 log = logging.getLogger(__name__)
 
+SWITCH_S = 0.0005  # the loop waits no longer than this for the thread that writes the ledger
 STOP_S = 30.0  # streams may go on this long after SIGTERM
 LINGER_S = 6.0  # after a takeover: longer than clients keep an idle connection that they may be about to use
 
@@ -35,6 +36,7 @@ def run(site: Site, stop_s: float = STOP_S, *, take_over: bool = False) -> int:
     Failing to start is one line on stderr and 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    sys.setswitchinterval(SWITCH_S)
     where = f"{site.gateway.host}:{site.gateway.port}"
     heir: Heir | None = None
     try:

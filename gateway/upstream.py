@@ -18,7 +18,7 @@ from gateway.errors import UpstreamFailed
 
 WHOLE_LIMIT = 256 << 20  # bytes of an answer that is read whole
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # seconds, seconds, probes: gone after 2 min
-PACKED = frozenset({"gzip", "x-gzip", "deflate"})  # what an engine, or a proxy before it, may use unasked
+PACKED = frozenset({b"gzip", b"x-gzip", b"deflate"})  # what an engine, or a proxy before it, may use unasked
 
 
 class ConnectionLost(UpstreamFailed):
@@ -38,12 +38,12 @@ class Upstream(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._parser = httptools.HttpResponseParser(self)  # one answer after the other, as long as all is well
         self._begin()
 
     def _begin(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self.status = 0
-        self.headers: dict[str, str] = {}
+        self._headers: list[tuple[bytes, bytes]] = []
         self.complete = False
         self.started = False  # a byte of the answer arrived
         self._waits_for_head = False
@@ -179,22 +179,27 @@ class Upstream(asyncio.Protocol):
 
     @property
     def _framed(self) -> bool:
-        return "content-length" in self.headers or "chunked" in self.headers.get("transfer-encoding", "").lower()
+        return self.header(b"content-length") is not None or b"chunked" in (self.header(b"transfer-encoding") or b"")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._headers.append((name, value))
+
+    def header(self, name: bytes) -> bytes | None:
+        """The last one of this (lower-case) name, in lower case. Few are ever asked for, so none is made ready."""
+        found = [v for n, v in self._headers if len(n) == len(name) and n.lower() == name]
+        return found[-1].lower() if found else None
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:  # 1xx is not the answer yet
-            self.headers = {}
+            self._headers = []
             return
         self.status = status
-        encoding = self.headers.pop("content-encoding", "identity").lower()
+        encoding = self.header(b"content-encoding")
         if encoding in PACKED:
             self._unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        elif encoding != "identity":
-            self.fail(UpstreamFailed(f"the replica answered in an encoding that nobody asked for: {encoding}"))
+        elif encoding not in (None, b"identity"):
+            self.fail(UpstreamFailed(f"the replica answered in an encoding that nobody asked for: {encoding!r}"))
 
     def on_body(self, data: bytes) -> None:
         if self._unpack is not None:

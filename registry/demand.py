@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.db import Database, StorageError, data_version, open_reader, rows
+from registry.db import Database, StorageError, data_version, open_reader, rows, transaction
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from gateway_fixtures import ROOT, prepared, site_at, until
 
 from gateway import calls, projector
 from gateway.admission import Admission
-from gateway.auth import Caller
 from gateway.billing import Billing
 from gateway.calls import Kind
 from gateway.errors import BadRequest, LedgerUnwritable
@@ -29,7 +28,7 @@ from registry.db import Database, StorageError, open_reader, transaction
 from registry.ledger import Attempt, Hold, Note, Outcome, UsageEvent
 from registry.projection import Projection
 from registry.site import Price
-from registry.tenants import Tenant
+from registry.tenants import LiveKey, Tenant
 
 
 @pytest.fixture
@@ -277,7 +276,7 @@ async def test_a_directory_that_cannot_be_written_is_told_at_the_start(path: Pat
 async def test_an_attempt_is_billed_by_how_it_ended(
     path: Path, outcome: Outcome | None, usage: Usage | None, tokens: int | None
 ) -> None:
-    caller = Caller("key-1", Tenant("physics", "root", None, None, None, ""))
+    caller = LiveKey("key-1", Tenant("physics", "root", None, None, None, ""), frozenset())
     call = calls.read(Kind.COMPLETION, b'{"model":"tiny","prompt":"x","max_tokens":9}')
     admission = Admission({}, lambda: 0.0)
     async with writing(path) as writer:
