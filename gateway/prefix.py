@@ -98,10 +98,10 @@ class Prefixes:
     def _clear(self, some: set[int], bit: int) -> None:
         masks = self._masks
         for block in some:
-            if mask := masks[block] ^ bit:
+            if mask := masks.get(block, 0) & ~bit:
                 masks[block] = mask
             else:
-                del masks[block]
+                masks.pop(block, None)  # one that is not there: two prompts whose hashes were the same by accident
 
 
 class _Seen:

@@ -67,6 +67,14 @@ def test_a_replica_that_is_gone_knows_nothing_and_costs_nothing() -> None:
     assert not prefixes.matched([1, 2]) and not len(prefixes) and not prefixes._masks
 
 
+def test_hashes_that_are_the_same_by_accident_break_nothing() -> None:
+    prefixes, chance = Prefixes(capacity=20), random.Random(2)
+    for _ in range(500):
+        prefixes.note("a", [chance.randrange(60) for _ in range(8)])
+    prefixes.forget("a")
+    assert not prefixes._masks
+
+
 def test_what_is_recent_is_known_what_never_was_is_not_and_not_much_more_than_the_capacity_is_kept() -> None:
     """With capacities that one prompt can pass, and replicas that come and go."""
     chance = random.Random(4)
