@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import random
-from collections import ChainMap
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
@@ -81,7 +80,7 @@ def make_app(site: Site) -> web.Application:
             health=replicas,
             pool=pool,
             ledger=ledger,
-            billing=Billing(ledger, ChainMap(dict(site.prices), providers.prices)),
+            billing=Billing(ledger, providers.prices),
             providers=providers,
             shadow=Shadow(catalog, pool, lambda name, call: dispatch.route(gw, name, call)),
             metrics=counted,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from gateway import relay
 from gateway.admission import Hold
@@ -12,7 +13,7 @@ from gateway.calls import Call
 from gateway.delivery import EVENTS, JSON, Stream
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.front import Front, Headers
-from gateway.metering import StreamMeter, Usage
+from gateway.metering import Meter, StreamMeter, Usage
 from gateway.relay import Address, Pool
 from gateway.surface import Surface
 from gateway.upstream import ConnectionLost, Upstream
@@ -77,8 +78,8 @@ async def ask(pool: Pool, attempt: Attempt) -> None:
     while True:
         upstream = await pool.connection(address, fresh=fresh)
         try:
-            upstream.send(request, wait)
-            meter.sent()
+            upstream.begin(wait)
+            attempt.bill.when_held(partial(_send, upstream, request, meter), upstream.fail)
             return await _pass_on(upstream, attempt)
         except ConnectionLost:
             if fresh or upstream.started or not upstream.reused:
@@ -87,6 +88,11 @@ async def ask(pool: Pool, attempt: Attempt) -> None:
         finally:
             asked.front.source = None
             pool.give_back(address, upstream)
+
+
+def _send(upstream: Upstream, request: bytes, meter: Meter) -> None:
+    upstream.send(request)
+    meter.sent()
 
 
 async def _pass_on(upstream: Upstream, attempt: Attempt) -> None:

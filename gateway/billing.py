@@ -10,6 +10,7 @@ from types import TracebackType
 
 from gateway.admission import Hold
 from gateway.calls import Call
+from gateway.errors import LedgerUnwritable
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
 from registry import ledger
@@ -46,7 +47,7 @@ class Bill:
         self.outcome: Outcome | None = None
 
     def __enter__(self) -> Bill:
-        """Raises LedgerUnwritable or BadRequest: nothing may be sent."""
+        """Raises LedgerUnwritable or BadRequest. Nothing may be sent before `when_held`."""
         prompt, completion = self._call.prompt_tokens, self._call.completion_tokens
         billing = self._billing
         billing.writer.hold(
@@ -67,6 +68,10 @@ class Bill:
         self.microcredits = cost = ledger.cost(self._price, prompt, completion)
         self._hold.used += prompt + completion
         billing.writer.record(UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp()))
+
+    def when_held(self, then: Callable[[], object], failed: Callable[[LedgerUnwritable], object]) -> None:
+        """Dispatch in `then`: the hold is journaled by now."""
+        self._billing.writer.when_journaled(then, failed)
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> int:
         """Micro-credits."""

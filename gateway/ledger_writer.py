@@ -1,8 +1,8 @@
 """The gateway's end of the ledger: steps go into a journal on the event loop, and from there into SQLite by a thread.
 
-A hold is in the journal when `hold` returns, before its request is dispatched, with one write() that costs about a
-microsecond and survives kill -9. The rest is written with the next hold, or at the end of the event loop's turn. What
-is owed to the ledger (settlements and releases) survives a failed write: it is tried again, first, until it is written.
+All steps of one turn of the loop go out in one write(), which survives kill -9; requests whose holds are among them are
+dispatched after it. What is owed to the ledger (settlements and releases) survives a failed write: it is tried again,
+first, until it is written.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class LedgerWriter:
         self._loop = loop
         self._died = died
         self._pending: list[bytes] = []
+        self._waiting: list[tuple[Callable[[], object], Callable[[LedgerUnwritable], object]]] = []
         self._scheduled = False
         self._retry: asyncio.TimerHandle | None = None
         self._failure: str | None = None  # of the journal
@@ -65,31 +66,35 @@ class LedgerWriter:
             db.close()
 
     def hold(self, hold: Hold) -> None:
-        """Returns once the hold is journaled. Raises LedgerUnwritable or BadRequest: then nothing may be sent."""
+        """To be journaled at the end of this turn of the loop. Raises LedgerUnwritable or BadRequest."""
         if self._closed or self._projector.failure is not None:
             raise LedgerUnwritable(self._projector.failure or STOPPED)
         try:
-            line = journal.line(encode(hold))
+            self._pending.append(journal.line(encode(hold)))
         except TooMuch as e:
             raise BadRequest(f"this request asks for too much: {e}") from e
-        pending = self._pending
-        pending.append(line)
-        try:
-            self._journal.write(pending)
-        except OSError as e:
-            pending.pop()  # the last, so not written
-            self._failed(e)
-            raise LedgerUnwritable(str(self._failure)) from e
-        if self._failure is not None:
-            self._failure = None
+        self._schedule()
+
+    def when_journaled(self, then: Callable[[], object], failed: Callable[[LedgerUnwritable], object]) -> None:
+        """Call `then` once all holds so far are journaled, or `failed` when they cannot be: nothing may be sent.
+
+        So all requests that arrive in one turn of the loop are dispatched after one write.
+        """
+        if self._pending:
+            self._waiting.append((then, failed))
+        else:
+            then()
 
     def record(self, step: Note | UsageEvent | Release) -> None:
-        """Journaled with the next hold or at the end of this turn of the loop, whichever comes first."""
+        """To be journaled at the end of this turn of the loop."""
         try:
             self._pending.append(journal.line(encode(step)))
         except TooMuch as e:
             log.error("the ledger refused a step: %s", e)
             return
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self.flush)
@@ -128,19 +133,24 @@ class LedgerWriter:
         self._projector.stop()
 
     def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
         try:
             self._journal.write(self._pending)
         except OSError as e:
             self._failed(e)
+            for _, failed in waiting:
+                failed(LedgerUnwritable(str(self._failure)))
         else:
             self._failure = None
+            for then, _ in waiting:
+                then()
 
     def _failed(self, error: OSError) -> None:
         if self._failure is None:
             log.error("the journal cannot be written: %s", error)
         self._failure = f"the journal cannot be written: {error.strerror or error}"
-        # Running counts come again; what is owed does not.
-        self._pending = [line for line in self._pending if not journal.is_note(line)]
+        # Running counts come again, and what is held for is not dispatched; what is owed does not come again.
+        self._pending = [line for line in self._pending if not journal.may_be_lost(line)]
         if self._retry is None and not self._closed:
             self._retry = self._loop.call_later(RETRY_S, self._try_again)
 

@@ -71,12 +71,13 @@ ROUTES = {  # by path
 class Providers:
     """`environ` holds the providers' keys.
 
-    `prices` fills once `address` has returned: by the name clients call, of those external models that are priced in
-    dollars. A model without a price in the site file is billed by it.
+    `prices` are the site's; once `address` has returned, also those of external models that are priced in dollars and
+    have no price of their own in the site file.
     """
 
     def __init__(self, site: Site, environ: Mapping[str, str]) -> None:
-        self.prices: dict[str, Price] = {}
+        self.prices: dict[str, Price] = dict(site.prices)
+        self._priced = frozenset(site.prices)
         self._environ = environ
         self._read_timeout = site.gateway.read_timeout_s
         self._external = site.external
@@ -123,7 +124,7 @@ class Providers:
     def _listens(self, dollars: Prices) -> None:
         for name, external in self._external.items():
             rate, cost = external.credits_per_usd, dollars.get(external.model)
-            if rate is None:
+            if rate is None or name in self._priced:
                 continue
             if cost is None:
                 log.warning("LiteLLM knows no price of %s (external.%s)", external.model, name)

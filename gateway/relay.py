@@ -67,7 +67,8 @@ class Pool:
         """The status and the body. Raises UpstreamFailed."""
         upstream = await self.connection(address, fresh=True)
         try:
-            upstream.send(request("GET", path, address, b""), patience)
+            upstream.begin(patience)
+            upstream.send(request("GET", path, address, b""))
             body = await upstream.whole()
             return upstream.status, body
         finally:

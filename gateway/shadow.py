@@ -48,7 +48,8 @@ class Shadow:
             try:
                 upstream = await self._pool.connection(address)
                 try:
-                    upstream.send(relay.request("POST", path, address, body), COPY_S)
+                    upstream.begin(COPY_S)
+                    upstream.send(relay.request("POST", path, address, body))
                     upstream.listen(lambda _: None)
                     await upstream.whole()
                 finally:

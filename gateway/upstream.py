@@ -59,12 +59,15 @@ class Upstream(asyncio.Protocol):
         """Nothing of this exchange is left on the connection, and the other end keeps it open."""
         return self.complete and self._keep_alive and not self.lost and self._error is None and not self.paused
 
-    def send(self, request: bytes, patience: float) -> None:
-        assert self._transport is not None
+    def begin(self, patience: float) -> None:
+        """A new exchange; its request may follow later."""
         self._begin()
         self.patience = patience
         self.heard_at = self._loop.time()
-        self._transport.write(request)
+
+    def send(self, request: bytes) -> None:
+        if self._transport is not None and self._error is None and not self.lost:
+            self._transport.write(request)
 
     def abort(self) -> None:
         if self._transport is not None:

@@ -22,7 +22,7 @@ from zlib import crc32
 
 import orjson
 
-from registry.steps import NOTE, Record
+from registry.steps import HOLD, NOTE, Record
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +36,12 @@ def line(body: bytes) -> bytes:
     return b"%08x %b\n" % (crc32(body), body)
 
 
-def is_note(text: bytes) -> bool:
-    """Whether a line is a running count, which the next one replaces."""
-    return text[9:].startswith(_NOTE)
+def may_be_lost(text: bytes) -> bool:
+    """Whether a line that could not be written need not be: a running count, which the next one replaces, or a hold."""
+    return text[9:].startswith(_PASSING)
 
 
-_NOTE = f'["{NOTE}"'.encode()
+_PASSING = (f'["{NOTE}"'.encode(), f'["{HOLD}"'.encode())
 BLANK = line(b"[]")  # a record of nothing, to try whether the disk takes writes again
 
 

@@ -63,6 +63,16 @@ def books(path: Path) -> tuple[list[str], int]:
         reader.close()
 
 
+def held(writer: LedgerWriter, hold: Hold) -> None:
+    """Returns once the hold is journaled; raises what it could not be journaled for."""
+    writer.hold(hold)
+    failures: list[LedgerUnwritable] = []
+    writer.when_journaled(lambda: None, failures.append)
+    writer.flush()
+    if failures:
+        raise failures[0]
+
+
 def journals(path: Path) -> list[Path]:
     return sorted((path.parent / "journal").iterdir())
 
@@ -80,7 +90,7 @@ def broken_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 async def test_a_hold_is_in_the_journal_when_it_returns_and_in_the_ledger_soon(path: Path) -> None:
     async with writing(path) as writer:
-        writer.hold(hold("one"))
+        held(writer, hold("one"))
         assert b'"one"' in journals(path)[0].read_bytes()
         writer.record(event("one"))
         assert b'["s"' not in journals(path)[0].read_bytes()
@@ -93,7 +103,7 @@ async def test_what_is_recorded_goes_out_with_the_next_hold_in_one_write(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with writing(path) as writer:
-        writer.hold(hold("one"))
+        held(writer, hold("one"))
         writes: list[int] = []
         real = journal.Journal.write
 
@@ -103,7 +113,7 @@ async def test_what_is_recorded_goes_out_with_the_next_hold_in_one_write(
 
         monkeypatch.setattr(journal.Journal, "write", write)
         writer.record(event("one"))
-        writer.hold(hold("two"))
+        held(writer, hold("two"))
         await asyncio.sleep(0)
         assert writes == [2]
 
@@ -111,23 +121,23 @@ async def test_what_is_recorded_goes_out_with_the_next_hold_in_one_write(
 async def test_what_is_recorded_is_written_before_the_ledger_closes_and_no_journal_is_left(path: Path) -> None:
     async with writing(path) as writer:
         for n in range(50):
-            writer.hold(hold(f"{n:02}"))
+            held(writer, hold(f"{n:02}"))
         for n in range(50):
             writer.record(event(f"{n:02}"))
     assert books(path) == ([f"{n:02}" for n in range(50)], 0)
     assert journals(path) == []
     with pytest.raises(LedgerUnwritable, match="stopped"):
-        writer.hold(hold("late"))
+        held(writer, hold("late"))
 
 
 async def test_an_amount_that_cannot_be_one_fails_its_own_request_only(path: Path) -> None:
     async with writing(path) as writer:
         for absurd in (2**53 + 1, 2**63, 10**30, -1):
             with pytest.raises(BadRequest, match=str(absurd)):
-                writer.hold(hold(f"bad-{absurd}", absurd))
-            writer.hold(hold(f"good-{absurd}"))
+                held(writer, hold(f"bad-{absurd}", absurd))
+            held(writer, hold(f"good-{absurd}"))
         writer.record(Note("good--1", 2**64, 1, 1))  # an engine may count nonsense
-        writer.hold(hold("last"))
+        held(writer, hold("last"))
         assert writer.failure is None
         await until(lambda: books(path) == ([], 5))
 
@@ -136,19 +146,19 @@ async def test_a_full_journal_refuses_holds_and_keeps_settlements_until_there_is
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with writing(path) as writer:
-        writer.hold(hold("one"))
+        held(writer, hold("one"))
         repair = broken_disk(monkeypatch)
         with pytest.raises(LedgerUnwritable, match="No space left"):
-            writer.hold(hold("refused"))
+            held(writer, hold("refused"))
         writer.record(event("one"))
         writer.record(Note("one", 1, 1, 1))
         with pytest.raises(LedgerUnwritable):
-            writer.hold(hold("refused too"))
+            held(writer, hold("refused too"))
         assert writer.failure is not None and "No space left" in writer.failure
         repair()
         await until(lambda: writer.failure is None)  # by itself: nobody asks a gateway that says it is not ready
         await until(lambda: books(path) == (["one"], 0))
-        writer.hold(hold("two"))
+        held(writer, hold("two"))
         await until(lambda: books(path) == (["one"], 1))
 
 
@@ -158,7 +168,7 @@ async def test_a_full_journal_with_nothing_owed_finds_out_by_itself_that_there_i
     async with writing(path) as writer:
         repair = broken_disk(monkeypatch)
         with pytest.raises(LedgerUnwritable):
-            writer.hold(hold("refused"))
+            held(writer, hold("refused"))
         repair()
         await until(lambda: writer.failure is None)
     assert books(path) == ([], 0)
@@ -170,7 +180,7 @@ async def test_a_ledger_that_cannot_be_written_refuses_holds_until_it_can(
 ) -> None:
     monkeypatch.setattr(projector, "LOCKED_MS", 50)
     async with writing(path) as writer:
-        writer.hold(hold("one"))
+        held(writer, hold("one"))
         await until(lambda: books(path) == ([], 1))
         other = sqlite3.connect(path, isolation_level=None)
         if how == "full":
@@ -180,7 +190,7 @@ async def test_a_ledger_that_cannot_be_written_refuses_holds_until_it_can(
         served = 0
         with pytest.raises(LedgerUnwritable, match=how):
             for n in range(100_000):
-                writer.hold(hold(f"more {n}"))
+                held(writer, hold(f"more {n}"))
                 served += 1
                 await asyncio.sleep(0.001)
         writer.record(event("one"))  # what runs already is billed
@@ -192,25 +202,25 @@ async def test_a_ledger_that_cannot_be_written_refuses_holds_until_it_can(
             other.execute("ROLLBACK")
         other.close()
         await until(lambda: writer.failure is None)
-        writer.hold(hold("last"))
+        held(writer, hold("last"))
         await until(lambda: books(path) == (["one"], served + 1))
 
 
 async def test_a_second_gateway_journals_at_once_and_projects_once_the_first_lets_go(path: Path) -> None:
     async with writing(path) as old:
-        old.hold(hold("old 1"))
-        old.hold(hold("old 2"))
+        held(old, hold("old 1"))
+        held(old, hold("old 2"))
         async with writing(path) as new:
-            new.hold(hold("new 1"))
+            held(new, hold("new 1"))
             new.record(event("new 1"))
             assert new.failure is None
             assert new.tokens_by_tenant() == {}
             await until(lambda: books(path) == (["new 1"], 2))  # by the first
             await old.stop_projecting()
-            new.hold(hold("new 2"))
+            held(new, hold("new 2"))
             await until(lambda: books(path) == (["new 1"], 3))  # by the second; the first lives, and so do its holds
             old.record(event("old 1"))
-            old.hold(hold("old 3"))
+            held(old, hold("old 3"))
             await until(lambda: books(path) == (["new 1", "old 1"], 3))
             old.record(event("old 3"))
             await old.close()  # with "old 2" still open, as after a stream that never ended
@@ -222,7 +232,7 @@ async def test_a_second_gateway_journals_at_once_and_projects_once_the_first_let
 
 async def test_what_a_dead_gateway_left_is_settled_before_a_budget_is_looked_at(path: Path) -> None:
     async with writing(path) as writer:
-        writer.hold(hold("one"))
+        held(writer, hold("one"))
         writer.record(event("one"))
         writer.flush()
         data = journals(path)[0].read_bytes()
@@ -314,7 +324,7 @@ async def test_a_projector_that_broke_refuses_holds(path: Path, monkeypatch: pyt
         monkeypatch.setattr(Projection, "turn", broken)
         await until(died.is_set)
         with pytest.raises(LedgerUnwritable, match="stopped"):
-            writer.hold(hold("one"))
+            held(writer, hold("one"))
         assert writer.failure is not None
 
 

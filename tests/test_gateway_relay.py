@@ -64,7 +64,8 @@ async def reached(server: Server) -> AsyncIterator[tuple[Pool, Address]]:
 async def asked(pool: Pool, address: Address, patience: float = 5.0, fresh: bool = False) -> AsyncIterator[Upstream]:
     upstream = await pool.connection(address, fresh=fresh)
     try:
-        upstream.send(relay.request("POST", "/v1/x", address, b"{}"), patience)
+        upstream.begin(patience)
+        upstream.send(relay.request("POST", "/v1/x", address, b"{}"))
         yield upstream
     finally:
         pool.give_back(address, upstream)
