@@ -7,7 +7,7 @@
  *   max_tokens               how many chunks a stream has
  *   seed                     milliseconds between two of them; it is the one field that every router lets through
  *   continuous_usage_stats   running counts in every chunk; with --plain the ask is ignored, as older engines do
- * Whole answers are always the same, and come at once. Every chunk of a stream is written on its own.
+ * Whole answers are always the same, and come at once; so does what a router asks for a prompt's tokens (render). Every chunk of a stream is written on its own.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,7 +26,6 @@
 
 #define REQUEST_LIMIT (256 * 1024)
 #define WHEEL_MS 4096 /* longer than any time between two chunks */
-#define MAX_PORTS 64
 #define PROMPT_TOKENS 25
 #define STREAM_ID "{\"id\":\"chatcmpl-0123456789abcdef\",\"object\":\"chat.completion.chunk\",\"created\":1700000000," \
                   "\"model\":\"tiny\",\"choices\":["
@@ -35,8 +34,9 @@
                      "\"The quick brown fox jumps over the lazy dog. The quick brown fox jumps over the lazy dog. " \
                      "The quick brown fox.\"},\"logprobs\":null,\"finish_reason\":\"stop\"}]," \
                      "\"usage\":{\"prompt_tokens\":25,\"total_tokens\":57,\"completion_tokens\":32}}"
-#define RENDERED "{\"request_id\":\"0123456789abcdef\",\"token_ids\":[151644,8948,198,2610,525,264,10950,17847,13,151645,198," \
-                 "151644,872,198,14582,220,15,25,1128,1558,264,9931,13291,653,30,151645,198]}"
+#define RENDERED "{\"request_id\":\"0123456789abcdef\",\"token_ids\":[151644,8948,198,2610,525,264,10950,17847,13,151645," \
+                 "198,151644,872,198,14582,220,15,25,1128,1558,264,9931,13291,653,30,151645,198]}"
+#define NOT_FOUND "{\"detail\":\"Not Found\"}"
 #define MODELS "{\"object\":\"list\",\"data\":[{\"id\":\"tiny\",\"object\":\"model\",\"owned_by\":\"vllm\"}]}"
 #define STREAM_HEAD "HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n" \
                     "transfer-encoding: chunked\r\n\r\n"
@@ -273,7 +273,7 @@ static bool handle(Connection *c, const char *head, const char *body) {
     if (!has_key(head)) return answer(c, "401 Unauthorized", "{\"error\":\"Unauthorized\"}");
     if (strncmp(head, "POST ", 5)) return answer(c, "200 OK", MODELS);
     if (!strncmp(head, "POST /v1/chat/completions/render ", 33)) return answer(c, "200 OK", RENDERED);
-    if (strncmp(head, "POST /v1/chat/completions ", 26)) return answer(c, "404 Not Found", "{\"detail\":\"Not Found\"}");
+    if (strncmp(head, "POST /v1/chat/completions ", 26)) return answer(c, "404 Not Found", NOT_FOUND);
     if (!is_true(body, "\"stream\"")) return answer(c, "200 OK", WHOLE_ANSWER);
     c->chunks = number(body, "\"max_tokens\"", 64);
     c->interval_ms = number(body, "\"seed\"", 0) % WHEEL_MS;

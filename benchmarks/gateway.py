@@ -65,7 +65,7 @@ from benchmarks.gateway_routers import (
 us_per_request = attrgetter("us_per_request")
 us_per_chunk = attrgetter("us_per_chunk")
 ASKS_FOR_PROMPTS = (VLLM_ROUTER_AS_IT_COMES, VLLM_ROUTER_ONE)  # before a stream; its chunks then cost the same
-SLOW_SHARE = 200  # LiteLLM's proxy gets one request where the others get so many
+SLOW_SHARE = 150  # LiteLLM's proxy gets one request where the others get so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Size:
     alone: int  # requests one at a time
 
 
-FULL = Size(rounds=3, requests=40_000, waves=4, chunks=100, starts=5, alone=3_000)
+FULL = Size(rounds=3, requests=30_000, waves=4, chunks=100, starts=5, alone=3_000)
 QUICK = Size(rounds=1, requests=10_000, waves=2, chunks=50, starts=2, alone=1_000)
 
 
@@ -242,7 +242,7 @@ def ready(bench: Bench) -> None:
             log = here / f"start-{n}.log"
             began = time.perf_counter()
             with started([sys.executable, "-m", "gateway", site], bench.at.router, log, environ()) as pid:
-                until(lambda: answers(port, "/ready"), "our gateway", log, every_s=0.005)
+                until(lambda: answers(port, "/ready"), "our gateway", pid, log, every_s=0.005)
                 took.append(time.perf_counter() - began)
                 cpu.append(cpu_s(pid))
                 idle = pss_mib(pid)

@@ -168,13 +168,22 @@ def answers(port: int, path: str, body: bytes | None = None, key: str = "") -> b
         return False
 
 
-def until(condition: Callable[[], bool], what: str, log: Path, every_s: float = 0.05) -> None:
-    """Raises Missing, with the end of the log, when it does not come true within START_S."""
+def until(condition: Callable[[], bool], what: str, pid: int, log: Path, every_s: float = 0.05) -> None:
+    """Raises Missing, with the end of the log, when the process ends or START_S pass before it comes true."""
     deadline = time.monotonic() + START_S
     while not condition():
-        if time.monotonic() > deadline:
-            raise Missing(f"{what} did not start in {START_S:g} s; it said:\n{log.read_text()[-2000:]}")
+        if ended(pid) or time.monotonic() > deadline:
+            how = "ended" if ended(pid) else f"did not start in {START_S:g} s"
+            raise Missing(f"{what} {how}; it said:\n{log.read_text()[-2000:]}")
         time.sleep(every_s)
+
+
+def ended(pid: int) -> bool:
+    """Whether a child of ours has, be it waited for or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 @contextlib.contextmanager
@@ -183,8 +192,8 @@ def engine(programs: Programs, at: Cores, folder: Path, *options: str | Path) ->
     port = free_ports(REPLICAS)
     log = folder / f"engine-{port}.log"
     words = [programs.engine, "--port", str(port), "--ports", str(REPLICAS), "--key", ENGINE_KEY, *options]
-    with started(words, at.engine, log):
-        until(lambda: "ready" in log.read_text(), "the scripted engine", log)
+    with started(words, at.engine, log) as pid:
+        until(lambda: "ready" in log.read_text(), "the scripted engine", pid, log)
         yield port
 
 

@@ -97,9 +97,9 @@ def gateway(at: Cores, folder: Path, upstreams: Mapping[str, Upstream]) -> Itera
     site, key = prepared(folder, port, upstreams)
     log = folder / "gateway.log"
     with started([sys.executable, "-m", "gateway", site], at.router, log, environ()) as pid:
-        until(lambda: answers(port, "/ready"), "our gateway", log)
+        until(lambda: answers(port, "/ready"), "our gateway", pid, log)
         for model in upstreams:
-            until(partial(answers, port, "/v1/chat/completions", chat(model), key), f"model {model}", log)
+            until(partial(answers, port, "/v1/chat/completions", chat(model), key), f"model {model}", pid, log)
         yield Router(OURS, port, key, pid)
 
 
@@ -147,7 +147,7 @@ def peer(name: str, at: Cores, folder: Path, upstream: Upstream) -> Iterator[Rou
     else:
         raise ValueError(f"no peer is called {name!r}; there are {', '.join(PEERS)}")
     with started(words, at.router, log, env) as pid:
-        until(lambda: answers(port, "/v1/chat/completions", chat(), key), name, log)
+        until(lambda: answers(port, "/v1/chat/completions", chat(), key), name, pid, log)
         yield Router(name, port, key, pid, slow=name == LITELLM)
 
 

@@ -40,7 +40,7 @@ LIMITED, ITS_LIMIT = "astronomy", 20  # requests a minute
 LEFT = "the client left, as it meant to"
 CONCURRENCY = 32
 SAMPLE_S = 2.0
-WARM_UP = 0.2  # of the time, before memory counts
+WARM_UP = 1 / 3  # of the time, before memory counts
 STOP_S = 60.0
 SETTINGS = """connect_timeout = "2s"
 first_byte_timeout = "10s"
