@@ -7,7 +7,8 @@
  *   max_tokens               how many chunks a stream has
  *   seed                     milliseconds between two of them; it is the one field that every router lets through
  *   continuous_usage_stats   running counts in every chunk; with --plain the ask is ignored, as older engines do
- * Whole answers are always the same, and come at once; so does what a router asks for a prompt's tokens (render). Every chunk of a stream is written on its own.
+ * Whole answers are always the same, and come at once; so do the tokens that a router has a prompt rendered into. Each
+ * chunk of a stream is written on its own.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,8 +35,8 @@
                      "\"The quick brown fox jumps over the lazy dog. The quick brown fox jumps over the lazy dog. " \
                      "The quick brown fox.\"},\"logprobs\":null,\"finish_reason\":\"stop\"}]," \
                      "\"usage\":{\"prompt_tokens\":25,\"total_tokens\":57,\"completion_tokens\":32}}"
-#define RENDERED "{\"request_id\":\"0123456789abcdef\",\"token_ids\":[151644,8948,198,2610,525,264,10950,17847,13,151645," \
-                 "198,151644,872,198,14582,220,15,25,1128,1558,264,9931,13291,653,30,151645,198]}"
+#define RENDERED "{\"request_id\":\"0123456789abcdef\",\"token_ids\":[151644,8948,198,2610,525,264,10950,17847,13," \
+                 "151645,198,151644,872,198,14582,220,15,25,1128,1558,264,9931,13291,653,30,151645,198]}"
 #define NOT_FOUND "{\"detail\":\"Not Found\"}"
 #define MODELS "{\"object\":\"list\",\"data\":[{\"id\":\"tiny\",\"object\":\"model\",\"owned_by\":\"vllm\"}]}"
 #define STREAM_HEAD "HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n" \
