@@ -219,7 +219,6 @@ static bool put_chunk(Connection *c) {
                           " tok\"},\"logprobs\":null,\"finish_reason\":null}]%s}\n\n", c->sent, now_us(), usage);
     if (!put_event(c, event, length, "")) return false;
     if (c->sent < c->chunks) return true;
-
     length = snprintf(event, sizeof event,
                       "data: " STREAM_ID "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}]%s}"
                       "\n\n", usage);
