@@ -115,7 +115,8 @@ class Bench:
             text = f"{done.refused} refused, {done.dropped} dropped, {done.short} short, {done.late} late"
             print(f"{router.name}: of {work.requests} requests {text}", file=sys.stderr)
         if not done.ok:
-            raise Missing(f"{router.name} answers nothing any more")
+            text = f"{router.name} answers nothing any more; its log ends so:\n{router.log.read_text()[-1000:]}"
+            raise Missing(text)
         return done
 
     def medians(self, routers: Sequence[Router], work: Work, of: Callable[[Done], float]) -> dict[str, float]:
@@ -171,7 +172,7 @@ def requests(bench: Bench) -> None:
             show_all(f"CPU per request, {concurrency} in flight", "us", cost)
         show_all("memory after that, PSS", "MiB", {router.name: pss_mib(router.pid) for router in field.all})
         # The engine itself takes part as one more router, with nothing in between.
-        direct = Router("direct", field.engine_port, ENGINE_KEY, field.ours.pid)
+        direct = Router("direct", field.engine_port, ENGINE_KEY, field.ours.pid, field.ours.log)
         alone = Work(1, bench.size.alone)
         p50 = bench.medians([*field.all, direct], alone, lambda done: done.p50_us)
         base = p50.pop("direct")

@@ -55,6 +55,7 @@ class Router:
     port: int
     key: str  # what clients send
     pid: int
+    log: Path
     slow: bool = False
 
 

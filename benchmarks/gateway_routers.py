@@ -100,7 +100,7 @@ def gateway(at: Cores, folder: Path, upstreams: Mapping[str, Upstream]) -> Itera
         until(lambda: answers(port, "/ready"), "our gateway", pid, log)
         for model in upstreams:
             until(partial(answers, port, "/v1/chat/completions", chat(model), key), f"model {model}", pid, log)
-        yield Router(OURS, port, key, pid)
+        yield Router(OURS, port, key, pid, log)
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ def peer(name: str, at: Cores, folder: Path, upstream: Upstream) -> Iterator[Rou
         raise ValueError(f"no peer is called {name!r}; there are {', '.join(PEERS)}")
     with started(words, at.router, log, env) as pid:
         until(lambda: answers(port, "/v1/chat/completions", chat(), key), name, pid, log)
-        yield Router(name, port, key, pid, slow=name == LITELLM)
+        yield Router(name, port, key, pid, log, slow=name == LITELLM)
 
 
 def litellm_settings(urls: Sequence[str], key: str) -> dict[str, object]:

@@ -73,7 +73,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
 
 
 def loaded(programs: Programs, port: int, work: Work, key: str = ENGINE_KEY) -> Done:
-    return do(programs, CORE, Router("direct", port, key, os.getpid()), work)
+    return do(programs, CORE, Router("direct", port, key, os.getpid(), Path(os.devnull)), work)
 
 
 def test_the_scripted_engine_answers_whole_and_in_streams_only_to_its_key(programs: Programs, tmp_path: Path) -> None:
