@@ -11,7 +11,7 @@ from gateway.admission import Hold
 from gateway.billing import Bill
 from gateway.calls import Call
 from gateway.delivery import EVENTS, JSON, Stream
-from gateway.errors import GatewayError, UpstreamFailed
+from gateway.errors import GatewayError, NotContinued, UpstreamFailed
 from gateway.front import Front, Headers
 from gateway.metering import Meter, StreamMeter, Usage
 from gateway.relay import Address, Pool
@@ -41,7 +41,7 @@ class Asked:
 
     @property
     def delivered(self) -> bool:
-        """Output has reached the client: nobody else may be asked any more."""
+        """Output has reached the client: nobody else may be asked any more, except for what follows it."""
         return self.first_output is not None
 
 
@@ -131,6 +131,9 @@ def _refusal(upstream: Upstream, answer: bytes, attempt: Attempt) -> None:
         raise UpstreamFailed(f"the replica answered {upstream.status}: {said}")
     front, dialect = attempt.asked.front, attempt.asked.surface.dialect
     attempt.spoke()
+    if attempt.asked.delivered:
+        said = answer[:SHOWN].decode(errors="replace")
+        raise NotContinued(f"the stream broke off, and another replica will not go on with it: {said}")
     answer = dialect.refusal(upstream.status, answer)
     if front.started:  # with comments, while it waited: too late for a status
         front.write(b"data: %b\n\n" % answer.replace(b"\n", b" "))

@@ -25,6 +25,8 @@ class Stream:
         self._front, self._meter, self._upstream, self._headers, self._begun = front, meter, upstream, headers, begun
         self._held: list[bytes] | None = []
         front.source = upstream
+        if front.blocked:  # by what another upstream sent
+            upstream.pause()
 
     def feed(self, data: bytes) -> None:
         out = self._meter.feed(data)
@@ -56,8 +58,9 @@ class Stream:
         data = b"".join([*self._held, out])
         self._held = None
         self._begun()
-        if self._front.started:  # with comments, while it waited
-            self._front.write(data)
+        if self._front.started:  # with comments, while it waited; or by a replica that broke off
+            if data:
+                self._front.write(data)
         else:
             self._front.start(200, self._headers, data)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway import attempt, calls, delivery, media, replies
 from gateway.admission import Admission
@@ -18,12 +18,13 @@ from gateway.auth import authenticate
 from gateway.billing import Billing
 from gateway.calls import Call, renamed
 from gateway.catalog import Catalog
+from gateway.continuation import Said, may_continue
 from gateway.demand import Called
 from gateway.errors import Bug, GatewayError, NoReplica, QueueFull, Unreachable, UpstreamFailed, UpstreamSilent
 from gateway.fair_queue import Priority
 from gateway.front import Front, Request
 from gateway.ledger_writer import LedgerWriter
-from gateway.metering import Usage
+from gateway.metering import Meter, Usage
 from gateway.metrics import Metrics
 from gateway.names import Names
 from gateway.providers import Providers
@@ -116,7 +117,10 @@ async def answer(gw: Gateway, asked: Asked) -> None:
 
 
 async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
-    """In its turn, on the replica with the least to do; on another one if that fails before its first output."""
+    """In its turn, on the replica with the least to do; on another one if that fails before its first output.
+
+    Where the site allows it, a stream that broke off later is continued on another one, too.
+    """
     name, tenant, front = asked.served_by, asked.caller.tenant.name, asked.front
     gw.called.note(name)
     if not gw.catalog.ready(name):
@@ -125,18 +129,25 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
     queue = gw.queues.of(name)
     slot = queue.try_enter(tenant, call.tokens, priority) or await queue.enter(tenant, call.tokens, priority)
     failed: dict[str, UpstreamFailed] = {}
+    said = Said(call) if gw.site.gateway.continue_streams and may_continue(call) else None
     with slot:
         asked.queued_s += slot.waited_s
         while (routed := _route(gw, asked, call, failed)) is not None:
             try:
                 with routed:
-                    return await _on_replica(gw, asked, call, routed)
+                    return await _on_replica(gw, asked, call, routed, said)
             except UpstreamFailed as e:
                 log.warning("replica %s of %s failed: %s", routed.replica.id, name, e)
                 gw.health.failed(routed.replica.id, str(e), fault(e))
                 failed[routed.replica.id] = e
-                if asked.delivered or len(failed) == ATTEMPTS or isinstance(e, UpstreamSilent):
+                spoke = asked.outcome is not None  # this replica, before it failed
+                if len(failed) == ATTEMPTS or (isinstance(e, UpstreamSilent) and not spoke):
                     raise
+                if asked.delivered:
+                    rest = said.continued() if said is not None else None
+                    if rest is None:
+                        raise
+                    call = rest
                 gw.metrics.retried(name, e.code or "")
                 gw.catalog.refresh()  # it may be known to be gone
     raise next(iter(failed.values()), None) or NoReplica(f"no replica of {name} is ready")
@@ -183,7 +194,7 @@ def route(
     )
 
 
-async def _on_replica(gw: Gateway, asked: Asked, call: Call, routed: Routed) -> None:
+async def _on_replica(gw: Gateway, asked: Asked, call: Call, routed: Routed, said: Said | None) -> None:
     replica = routed.replica
     body = calls.upstream_body(call, asked.front.request.body)
     probes = gw.health.started(replica.id)
@@ -193,7 +204,7 @@ async def _on_replica(gw: Gateway, asked: Asked, call: Call, routed: Routed) -> 
         gw.health.succeeded(replica.id)
 
     try:
-        await _attempt(gw, asked, call, body, replica.id, gw.catalog.address(replica), spoke)
+        await _attempt(gw, asked, call, body, replica.id, gw.catalog.address(replica), spoke, said)
     finally:
         if probes:
             gw.health.abandoned(replica.id)  # to no effect, unless nothing was heard of it: its client left
@@ -215,13 +226,20 @@ async def _attempt(
     upstream: str,
     address: Address,
     spoke: Callable[[], None] = lambda: None,
+    said: Said | None = None,
 ) -> None:
     """Hold, relay, settle: one dispatch and its one entry in the ledger. `spoke`: the upstream's own word has come."""
     surface = asked.surface
-    meter = surface.stream_meter(call) if call.stream and surface.stream_meter else surface.meter(call)
+    if said is not None:
+        if asked.delivered:
+            call = replace(call, prompt_tokens=0)  # it was billed
+        meter: Meter = said.meter(call)
+    else:
+        meter = surface.stream_meter(call) if call.stream and surface.stream_meter else surface.meter(call)
 
     def begun() -> None:
-        asked.first_output = gw.clock()
+        if asked.first_output is None:
+            asked.first_output = gw.clock()
         spoke()
 
     with gw.billing.attempt(asked.caller, call, upstream, asked.hold, meter) as bill:
@@ -234,6 +252,9 @@ async def _attempt(
             raise
         finally:
             asked.used, asked.outcome = meter.usage, bill.outcome
+            if said is not None:
+                said.over(meter.usage if bill.outcome is not None else None)
+                asked.used = said.used
 
 
 def fault(error: UpstreamFailed) -> Fault:

@@ -15,6 +15,7 @@ GatewayError
   UpstreamFailed      502  the replica's or provider's fault
     Unreachable       502  no connection to it
     UpstreamSilent    504  nothing came in time; not tried again, as it may be busy with just this
+  NotContinued        502  a stream broke off, and another replica refuses to go on with it
   NoReplica           503  the deployment exists, nothing of it is ready
   LedgerUnwritable    503  nothing is served that cannot be billed
   Bug                 500  ours
@@ -169,6 +170,14 @@ class UpstreamSilent(UpstreamFailed):
     status = 504
     code = "upstream_silent"
     should_retry = None
+
+
+class NotContinued(GatewayError):
+    """An engine's refusal, which says nothing about its replica."""
+
+    status = 502
+    code = "upstream_failed"
+    should_retry = True
 
 
 class NoReplica(GatewayError):

@@ -106,6 +106,11 @@ class Front(asyncio.Protocol):
 
     # What whoever answers calls.
 
+    @property
+    def blocked(self) -> bool:
+        """Its client does not read what it was sent."""
+        return self._blocked_since is not None
+
     def whole(self, status: int, headers: Headers, body: bytes) -> None:
         self.started = True
         head = self._head(status, headers)

@@ -19,6 +19,7 @@ from certificates import minted, serving
 from engine_surfaces import ANSWERS
 
 PROMPT_TOKENS = 7
+CONTINUES = "Say it: "  # a completion's prompt; what follows it there is the beginning of the answer
 
 
 @dataclass
@@ -28,9 +29,9 @@ class Engine:
     key: str = "upstream-secret"
     pieces: list[str] = field(default_factory=lambda: ["Gra", "vity ", "is ", "round."])
     hold_after: int | None = None
-    fail: str | None = (
-        None  # "500" | "abort" | "refuse" | "silent" | "unreachable"; after hold_after: "die" | "error event"
-    )
+    # "500" | "abort" | "refuse" | "silent" | "unreachable"; after hold_after: "die" | "error event" | "give up"
+    fail: str | None = None
+    chunk_id: str = "x"  # of a chat's or a completion's stream
     heeds_max_tokens: bool = False
     split_events: bool = False  # send each event in two writes
     host: str = "127.0.0.1"
@@ -95,7 +96,7 @@ class Engine:
         await response.prepare(request)
 
         async def send(choices: list[dict[str, Any]], used: int, counted: bool) -> None:
-            event: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+            event: dict[str, Any] = {"id": self.chunk_id, "object": "chat.completion.chunk", "created": 1, "model": "m"}
             event["choices"] = choices
             if counted:
                 event["usage"] = count(used)
@@ -104,12 +105,20 @@ class Engine:
                 await response.write(part)
                 await asyncio.sleep(0)
 
+        chat = request.path.endswith("chat/completions")
+
+        def said(piece: str) -> dict[str, Any]:
+            return {"delta": {"content": piece} if piece else {}} if chat else {"text": piece}
+
         continuous = bool(options.get("include_usage") and options.get("continuous_usage_stats"))
+        pieces = self.pieces
         if self.fail == "abort":
             await send([{"index": 0, "delta": {}, "finish_reason": "abort"}], 0, continuous)
         else:
-            await send([{"index": 0, "delta": {"role": "assistant", "content": ""}}], 0, continuous)
-            for n, piece in enumerate(self.pieces, start=1):
+            pieces = rest_of(self.pieces, body)
+            if chat:
+                await send([{"index": 0, "delta": {"role": "assistant", "content": ""}}], 0, continuous)
+            for n, piece in enumerate(pieces, start=1):
                 if n - 1 == self.hold_after:
                     if self.fail == "die":
                         assert request.transport is not None
@@ -119,13 +128,38 @@ class Engine:
                             b'data: {"error":{"message":"out of memory","code":500}}\n\ndata: [DONE]\n\n'
                         )
                         return response
+                    if self.fail == "give up":
+                        await send([{"index": 0, **said(""), "finish_reason": "abort"}], n - 1, continuous)
+                        await send([], n - 1, True)
+                        await response.write(b"data: [DONE]\n\n")
+                        return response
                     await self.go.wait()
-                await send([{"index": 0, "delta": {"content": piece}}], n, continuous)
-            await send([{"index": 0, "delta": {}, "finish_reason": "stop"}], len(self.pieces), continuous)
+                await send([{"index": 0, **said(piece)}], n, continuous)
+            await send([{"index": 0, **said(""), "finish_reason": "stop"}], len(pieces), continuous)
         if options.get("include_usage"):
-            await send([], len(self.pieces), True)
+            await send([], len(pieces), True)
         await response.write(b"data: [DONE]\n\n")
         return response
+
+
+def rest_of(pieces: list[str], body: dict[str, Any]) -> list[str]:
+    """The answer, less the beginning that the prompt ends with; as from vLLM with a template that trims messages."""
+    answer, begun = "".join(pieces), ""
+    if body.get("continue_final_message"):
+        assert body["add_generation_prompt"] is False and body["messages"][-1]["role"] == "assistant"
+        begun = body["messages"][-1]["content"].strip()
+    elif isinstance(body.get("prompt"), str):
+        _, split, begun = body["prompt"].partition(CONTINUES)
+        begun = begun if split else ""
+    assert answer.startswith(begun), begun
+    if not begun:
+        return pieces
+    rest, skipped = [], len(begun)
+    for piece in pieces:
+        if len(piece) > skipped:
+            rest.append(piece[skipped:])
+        skipped = max(0, skipped - len(piece))
+    return rest
 
 
 def count(completion: int) -> dict[str, int]:
