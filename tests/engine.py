@@ -144,16 +144,16 @@ class Engine:
 
 def rest_of(pieces: list[str], body: dict[str, Any]) -> list[str]:
     """The answer, less the beginning that the prompt ends with; as from vLLM with a template that trims messages."""
-    answer, begun = "".join(pieces), ""
+    begun = ""
     if body.get("continue_final_message"):
         assert body["add_generation_prompt"] is False and body["messages"][-1]["role"] == "assistant"
         begun = body["messages"][-1]["content"].strip()
     elif isinstance(body.get("prompt"), str):
         _, split, begun = body["prompt"].partition(CONTINUES)
         begun = begun if split else ""
-    assert answer.startswith(begun), begun
     if not begun:
         return pieces
+    assert "".join(pieces).startswith(begun), begun
     rest, skipped = [], len(begun)
     for piece in pieces:
         if len(piece) > skipped:
@@ -189,11 +189,16 @@ async def served(
         await runner.cleanup()
 
 
+async def alive(request: web.Request) -> web.Response:
+    return web.Response()
+
+
 @asynccontextmanager
 async def running(engine: Engine) -> AsyncIterator[Engine]:
     app = web.Application()
     for path in ("/v1/chat/completions", "/v1/completions", *ANSWERS):
         app.router.add_post(path, engine.answer)
+    app.router.add_get("/health", alive)
     shown = minted(engine.host) if engine.tls else None
     engine.certificate = shown.certificate if shown else None
     async with served(app, tls=serving(shown) if shown else None) as port:

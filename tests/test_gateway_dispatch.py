@@ -1,0 +1,368 @@
+"""The path of a request through a whole gateway: which replica gets it, when it waits, and who answers instead."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from engine import Engine, running
+from gateway_fixtures import HELLO, Platform, gateway, until
+
+from gateway import replica_health
+from gateway.app_keys import GATEWAY
+from gateway.dispatch import ATTEMPTS, PRIORITY, SESSION
+from registry import deployments, endpoints
+from registry.deployments import DeploymentState, ReplicaState
+from registry.ledger import Outcome
+
+PATH = "/v1/chat/completions"
+STREAM = {**HELLO, "stream": True}
+
+
+@asynccontextmanager
+async def served_by(platform: Platform, **engines: Engine) -> AsyncIterator[None]:
+    """A deployment of one replica, called NAME-1, for each name, and the gateway knows of them."""
+    async with AsyncExitStack() as stack:
+        for name, engine in engines.items():
+            platform.deploy(name)
+            platform.ready(await stack.enter_async_context(running(engine)), f"{name}-1", name)
+        assert platform.app is not None
+        platform.app[GATEWAY].catalog.refresh()
+        yield
+
+
+async def ask(platform: Platform, key: str | None = None, **more: Any) -> str:
+    """The text of a whole answer."""
+    headers = more.pop("headers", {})
+    async with platform.http(key) as http, http.post(PATH, json={**HELLO, **more}, headers=headers) as response:
+        said = await response.json()
+        assert response.status == 200, said
+        return str(said["choices"][0]["message"]["content"])
+
+
+# Which replica is tried next.
+
+
+@pytest.mark.parametrize("how", ["die", "error event", "give up"])
+async def test_a_stream_that_only_opened_the_assistants_turn_is_begun_anew_elsewhere(tmp_path: Path, how: str) -> None:
+    failing = Engine(fail=how, hold_after=0, chunk_id="failed")
+    async with gateway(tmp_path, failing, Engine()) as platform, platform.http() as http:
+        async with http.post(PATH, json=STREAM) as response:
+            body = (await response.read()).decode()
+            assert response.headers["x-headgate-replica"] == "replica-2"
+        assert '"failed"' not in body and body.count('"role"') == 1
+        (event,) = await platform.settled()
+        assert (event.attempt.replica, event.outcome) == ("replica-2", Outcome.COMPLETED)
+
+
+async def test_a_whole_answer_whose_replica_dies_while_it_generates_is_made_elsewhere(tmp_path: Path) -> None:
+    dying = Engine(fail="die")
+    async with gateway(tmp_path, dying, Engine()) as platform:
+        assert await ask(platform) == "Gravity is round."
+        assert len(dying.requests) == 1
+        await platform.settled()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_is_tried_on_so_many_replicas_and_no_more(tmp_path: Path, stream: bool) -> None:
+    engines = [Engine(fail="500") for _ in range(ATTEMPTS)] + [Engine()]
+    async with gateway(tmp_path, *engines) as platform, platform.openai() as client:
+        with pytest.raises(openai.InternalServerError, match="cannot schedule") as failure:
+            await client.chat.completions.create(**HELLO, stream=stream)
+        assert failure.value.status_code == 502
+        assert [len(e.requests) for e in engines] == [1] * ATTEMPTS + [0]
+        await platform.settled(0)
+
+
+async def test_a_failing_replica_is_left_alone_until_a_probe_of_it_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_health, "FIRST_S", 1.0)
+    broken, sound = Engine(fail="500"), Engine()
+    asked = 0
+
+    async def another(platform: Platform) -> None:
+        nonlocal asked
+        asked += 1  # not alike, so that no prompt's beginning draws them to where it was answered
+        messages = [{"role": "user", "content": f"{asked} apples"}]
+        assert await ask(platform, messages=messages) == "Gravity is round."
+
+    async with gateway(tmp_path, broken, sound) as platform:
+        assert platform.app is not None
+        health = platform.app[GATEWAY].health
+        while health.usable("replica-1"):
+            await another(platform)
+        tried = len(broken.requests)
+        assert tried == replica_health.LIMITS[replica_health.Fault.REQUEST]
+        for _ in range(3):
+            await another(platform)
+        assert len(broken.requests) == tried
+
+        await until(lambda: health.usable("replica-1"))  # due: the next one there is its probe
+        broken.fail, broken.hold_after = None, 0
+        answers = []
+        while not broken.running:
+            answers.append(asyncio.create_task(another(platform)))
+            await asyncio.sleep(0.02)
+        for _ in range(3):
+            await another(platform)  # they go elsewhere until it has said how it went
+        assert len(broken.requests) == tried + 1
+        broken.go.set()
+        await asyncio.gather(*answers)
+        for _ in range(2):
+            await another(platform)
+        assert len(broken.requests) > tried + 1
+        await platform.settled(asked)
+
+
+async def test_a_draining_replica_gets_nothing_new_and_finishes_what_it_has(tmp_path: Path) -> None:
+    draining, other = Engine(hold_after=1), Engine()
+    async with gateway(tmp_path, draining, other) as platform, platform.openai() as client:
+        stream = await client.chat.completions.create(**HELLO, stream=True)
+        deployments.set_replica_state(platform.registry, "replica-1", ReplicaState.DRAINING)
+        assert platform.app is not None
+        platform.app[GATEWAY].catalog.refresh()
+        for _ in range(3):
+            await ask(platform)
+        assert (len(draining.requests), len(other.requests)) == (1, 3)
+        draining.go.set()
+        assert "".join([c.choices[0].delta.content or "" async for c in stream]) == "Gravity is round."
+        await platform.settled(4)
+
+
+# Waiting for a replica.
+
+
+async def test_a_stream_is_told_what_it_waits_for_and_gets_its_answer_in_the_same_stream(tmp_path: Path) -> None:
+    async with gateway(tmp_path, heartbeat_s=0.05) as platform, platform.http() as http, running(Engine()) as engine:
+        registry = platform.registry
+        deployments.add_replica(registry, "replica-1", "tiny", "root", "/runs/replica-1")
+        deployments.note_job(registry, "replica-1", job_id="4711", waiting_reason="Resources")
+        async with http.post(PATH, json=STREAM) as response:
+            assert response.status == 200
+            assert response.content_type == "text/event-stream"
+            comment = b": waiting for deployment tiny: job 4711 is pending (Resources)\n\n"
+            for _ in range(2):
+                assert await response.content.readuntil(b"\n\n") == comment
+            deployments.replica_is_ready(registry, "replica-1", engine.host, engine.port, engine.key)
+            events = (await response.read()).split(b"\n\n")
+        said = [json.loads(e[6:])["choices"][0]["delta"] for e in events if e.startswith(b"data: {")]
+        assert "".join(d.get("content", "") for d in said) == "Gravity is round."
+        assert events[-2:] == [b"data: [DONE]", b""]
+        await platform.settled()
+
+
+async def test_a_stream_whose_deployment_fails_meanwhile_ends_with_an_error_event(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as platform, platform.http() as http:
+        async with http.post(PATH, json=STREAM) as response:
+            await response.content.readuntil(b"\n\n")
+            deployments.set_state(platform.registry, "tiny", DeploymentState.FAILED, "no GPU has 80 GB")
+            events = [e for e in (await response.read()).split(b"\n\n") if e and not e.startswith(b":")]
+        (event,) = events
+        error = json.loads(event.removeprefix(b"data: "))["error"]
+        assert "no GPU has 80 GB" in error["message"] and error["code"] == "no_ready_replica"
+        await platform.settled(0)
+
+
+async def test_an_openai_sdk_raises_what_ended_its_waiting_stream(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as platform, platform.openai() as client:
+        stream = await client.chat.completions.create(**HELLO, stream=True)
+        deployments.set_state(platform.registry, "tiny", DeploymentState.STOPPING)
+        with pytest.raises(openai.APIError, match="tiny is stopping"):
+            async for _ in stream:
+                pass
+
+
+async def test_a_whole_answer_waits_so_long_and_is_told_when_to_come_again(tmp_path: Path) -> None:
+    async with gateway(tmp_path, start_wait_s=0.1) as platform, platform.http() as http:
+        async with http.post(PATH, json=HELLO) as response:
+            assert response.status == 503
+            assert int(response.headers["Retry-After"]) > 0
+            assert "no replica of deployment tiny is ready" in (await response.json())["error"]["message"]
+        await platform.settled(0)
+
+
+async def test_a_whole_answer_that_waited_comes_when_a_replica_is_ready(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as platform, running(Engine()) as engine:
+        assert platform.app is not None
+        room = platform.app[GATEWAY].room
+        answer = asyncio.create_task(ask(platform))
+        await until(lambda: room.waiting().get("tiny"))
+        platform.ready(engine)
+        assert await answer == "Gravity is round."
+        await platform.settled()
+
+
+async def test_a_waiting_stream_whose_request_the_engine_refuses_is_told_in_it(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as platform, platform.openai() as client, running(Engine(fail="refuse")) as engine:
+        stream = await client.chat.completions.create(**HELLO, stream=True)
+        platform.ready(engine)
+        with pytest.raises(openai.APIError, match="maximum context length"):
+            async for _ in stream:
+                pass
+        await platform.settled(0)
+
+
+# Waiting for a turn.
+
+
+async def test_a_full_queue_is_429_with_the_seconds_to_wait(tmp_path: Path) -> None:
+    engine = Engine(hold_after=0)
+    async with gateway(tmp_path, engine, max_in_flight=1, queue_length=0) as platform, platform.http() as http:
+        first = asyncio.create_task(ask(platform))
+        await until(lambda: engine.running)
+        async with http.post(PATH, json=HELLO) as response:
+            assert response.status == 429
+            assert int(response.headers["Retry-After"]) > 0
+            assert (await response.json())["error"]["code"] == "deployment_overloaded"
+        engine.go.set()
+        await first
+        await platform.settled()
+
+
+async def in_line(platform: Platform, *asked: tuple[str, str | None, dict[str, str]]) -> list[asyncio.Task[str]]:
+    """Requests of (text, key, headers) that stand in line at `tiny`, in this order."""
+    assert platform.app is not None
+    queues = platform.app[GATEWAY].queues
+    tasks = []
+    for n, (text, key, headers) in enumerate(asked, start=1):
+        messages = [{"role": "user", "content": text}]
+        tasks.append(asyncio.create_task(ask(platform, key, messages=messages, headers=headers)))
+        await until(lambda n=n: queues.waiting().get(("tiny",)) == n)
+    return tasks
+
+
+def texts(engine: Engine) -> list[str]:
+    return [request["messages"][0]["content"] for request in engine.requests]
+
+
+async def test_two_tenants_take_turns_however_much_one_of_them_asks(tmp_path: Path) -> None:
+    engine = Engine(hold_after=0)
+    async with gateway(tmp_path, engine, max_in_flight=1) as platform:
+        biology = platform.tenant("biology")
+        first = asyncio.create_task(ask(platform))
+        await until(lambda: engine.running)
+        waiting = [(f"physics {n}", None, {}) for n in range(4)] + [(f"biology {n}", biology, {}) for n in range(2)]
+        tasks = await in_line(platform, *waiting)
+        engine.go.set()
+        await asyncio.gather(first, *tasks)
+        served = [text.split()[0] for text in texts(engine)[1:]]
+        assert served.index("biology") <= 1
+        assert served[:4].count("biology") == 2
+        assert len(await platform.settled(7)) == 7
+
+
+async def test_a_tenants_own_requests_go_by_their_priority(tmp_path: Path) -> None:
+    engine = Engine(hold_after=0)
+    async with gateway(tmp_path, engine, max_in_flight=1) as platform, platform.http() as http:
+        first = asyncio.create_task(ask(platform))
+        await until(lambda: engine.running)
+        named = [(name, None, {PRIORITY: name}) for name in ("low", "normal", "high")]
+        tasks = await in_line(platform, *named)
+        async with http.post(PATH, json=HELLO, headers={PRIORITY: "urgent"}) as response:
+            assert response.status == 400 and "high, normal, low" in (await response.json())["error"]["message"]
+        engine.go.set()
+        await asyncio.gather(first, *tasks)
+        assert texts(engine)[1:] == ["high", "normal", "low"]
+        await platform.settled(4)
+
+
+async def test_a_client_that_leaves_the_line_is_passed_over(tmp_path: Path) -> None:
+    engine = Engine(hold_after=0)
+    async with gateway(tmp_path, engine, max_in_flight=1) as platform:
+        first = asyncio.create_task(ask(platform))
+        await until(lambda: engine.running)
+        gone, stays = await in_line(platform, ("gone", None, {}), ("stays", None, {}))
+        gone.cancel()
+        assert platform.app is not None
+        queues = platform.app[GATEWAY].queues
+        await until(lambda: queues.waiting()[("tiny",)] == 1)
+        engine.go.set()
+        await asyncio.gather(first, stays)
+        assert texts(engine)[1:] == ["stays"]
+        await platform.settled(2)
+
+
+async def test_requests_of_a_session_go_where_the_first_one_went(tmp_path: Path) -> None:
+    engines = Engine(), Engine()
+    async with gateway(tmp_path, *engines) as platform:
+        for n in range(4):  # not alike, so that no prompt's beginning draws them
+            messages = [{"role": "user", "content": f"{n} apples"}]
+            await ask(platform, headers={SESSION: "basket"}, messages=messages)
+        assert sorted(len(e.requests) for e in engines) == [0, 4]
+        for n in range(2):
+            await ask(platform, messages=[{"role": "user", "content": f"{n} pears"}])
+        assert min(len(e.requests) for e in engines) > 0
+        await platform.settled(6)
+
+
+# Endpoints, their shadows, and adapters.
+
+
+async def test_an_endpoints_canary_that_fails_is_covered_by_the_fallback_under_its_own_name(tmp_path: Path) -> None:
+    canary, fallback = Engine(fail="500"), Engine()
+    async with gateway(tmp_path) as platform, served_by(platform, canary=canary, small=fallback):
+        endpoints.put(platform.registry, "chat", "root", targets=[("canary", 1)], fallbacks=["small"])
+        async with platform.http() as http:
+            for stream in (False, True):
+                asked = {**HELLO, "model": "chat", "stream": stream}
+                async with http.post(PATH, json=asked) as response:
+                    assert response.status == 200
+                    assert b"round." in await response.read()
+                    assert response.headers["x-headgate-deployment"] == "small"
+        assert {r["model"] for r in canary.requests} == {"canary"}
+        assert {r["model"] for r in fallback.requests} == {"small"}
+        events = await platform.settled(2)
+        assert {(e.attempt.model, e.attempt.replica) for e in events} == {("small", "small-1")}
+
+
+async def test_a_stream_that_broke_off_is_not_begun_again_by_a_fallback(tmp_path: Path) -> None:
+    dying, fallback = Engine(fail="die", hold_after=2), Engine()
+    async with gateway(tmp_path) as platform, served_by(platform, large=dying, small=fallback):
+        endpoints.put(platform.registry, "chat", "root", targets=[("large", 1)], fallbacks=["small"])
+        async with platform.openai() as client:
+            with pytest.raises(openai.APIError, match="closed the connection"):
+                async for _ in await client.chat.completions.create(**{**STREAM, "model": "chat"}):
+                    pass
+        assert fallback.requests == []
+        await platform.settled()
+
+
+async def test_a_shadow_gets_copies_and_bills_nobody_even_where_it_fails(tmp_path: Path) -> None:
+    served, tried = Engine(), Engine(fail="500")
+    async with gateway(tmp_path) as platform, served_by(platform, large=served, next=tried):
+        endpoints.put(platform.registry, "chat", "root", targets=[("large", 1)], shadow=[("next", 100)])
+        for _ in range(2):
+            assert await ask(platform, model="chat") == "Gravity is round."
+        await until(lambda: len(tried.requests) == 2)
+        assert [r["model"] for r in tried.requests] == ["next", "next"]
+        assert tried.requests[0]["messages"] == HELLO["messages"]
+        events = await platform.settled(2)
+        assert {e.attempt.model for e in events} == {"large"}
+
+
+async def test_an_adapters_name_reaches_the_engine_that_has_it(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as platform, running(Engine()) as engine:
+        arguments = {"engine_args": ["--enable-lora", "--lora-modules", "poet=/m/poet", "--max-loras", "2"]}
+        deployments.create(
+            platform.registry, "base", "root", model="base", version=1, model_path="/m", replicas=1, request=arguments
+        )
+        platform.ready(engine, "base-1", "base")
+        assert await ask(platform, model="poet") == "Gravity is round."
+        assert [r["model"] for r in engine.requests] == ["poet"]
+        (event,) = await platform.settled()
+        assert (event.attempt.model, event.attempt.replica) == ("poet", "base-1")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_engine_with_tls_is_asked_by_its_own_certificate(tmp_path: Path, stream: bool) -> None:
+    async with gateway(tmp_path, Engine(tls=True)) as platform, platform.http() as http:
+        async with http.post(PATH, json={**HELLO, "stream": stream}) as response:
+            assert response.status == 200 and b"round." in await response.read()
+        await platform.settled()
