@@ -37,6 +37,7 @@ class Asked:
     first_output: float | None = None
     used: Usage | None = None
     outcome: Outcome | None = None
+    refused: int | None = None  # the status of an upstream's own refusal, which the client was given
     error: GatewayError | None = None
 
     @property
@@ -134,6 +135,7 @@ def _refusal(upstream: Upstream, answer: bytes, attempt: Attempt) -> None:
     if attempt.asked.delivered:
         said = answer[:SHOWN].decode(errors="replace")
         raise NotContinued(f"the stream broke off, and another replica will not go on with it: {said}")
+    attempt.asked.refused = upstream.status
     answer = dialect.refusal(upstream.status, answer)
     if front.started:  # with comments, while it waited: too late for a status
         front.write(b"data: %b\n\n" % answer.replace(b"\n", b" "))

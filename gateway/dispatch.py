@@ -263,12 +263,16 @@ def fault(error: UpstreamFailed) -> Fault:
 
 def _count(gw: Gateway, asked: Asked) -> None:
     used = asked.used or Usage()
-    outcome = asked.error.code or "refused" if asked.error else asked.outcome or "client_left"
+    status = asked.error.status if asked.error else asked.refused or 200
+    if asked.error is not None:
+        outcome = asked.error.code or "refused"
+    else:
+        outcome = "refused" if asked.refused else asked.outcome or "client_left"
     now = gw.clock()
     gw.metrics.finished(
         asked.served_by,
         asked.surface.kind,
-        asked.error.status if asked.error else 200,
+        status,
         outcome,
         asked.caller.tenant.name,
         used.prompt_tokens,

@@ -13,6 +13,7 @@ import openai
 import pytest
 from engine import Engine, running
 from gateway_fixtures import HELLO, Platform, gateway, until
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import replica_health
 from gateway.app_keys import GATEWAY
@@ -366,3 +367,38 @@ async def test_an_engine_with_tls_is_asked_by_its_own_certificate(tmp_path: Path
         async with http.post(PATH, json={**HELLO, "stream": stream}) as response:
             assert response.status == 200 and b"round." in await response.read()
         await platform.settled()
+
+
+# What /metrics says of it.
+
+
+async def requests_counted(platform: Platform) -> dict[str, float]:
+    """By "STATUS OUTCOME"."""
+    assert platform.app is not None
+    page = (await platform.app[GATEWAY].metrics.page()).decode()
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    samples = families["headgate_requests"].samples
+    return {f"{s.labels['status']} {s.labels['outcome']}": s.value for s in samples if s.value}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_an_engine_refuses_is_counted_as_refused_and_not_as_a_client_that_left(
+    tmp_path: Path, stream: bool
+) -> None:
+    async with gateway(tmp_path, Engine(fail="refuse")) as platform, platform.http() as http:
+        async with http.post(PATH, json={**HELLO, "stream": stream}) as response:
+            assert response.status == 400
+        assert await requests_counted(platform) == {"4xx refused": 1}
+
+
+async def test_a_continued_stream_is_counted_once_and_with_what_both_replicas_wrote(tmp_path: Path) -> None:
+    engines = Engine(fail="die", hold_after=2), Engine()
+    async with gateway(tmp_path, *engines, continue_streams=True) as platform, platform.http() as http:
+        async with http.post(PATH, json=STREAM) as response:
+            await response.read()
+        events = await platform.settled(2)
+        assert await requests_counted(platform) == {"2xx completed": 1}
+        assert platform.app is not None
+        page = (await platform.app[GATEWAY].metrics.page()).decode()
+        (line,) = [x for x in page.splitlines() if x.startswith("headgate_tenant_generation_tokens_total{")]
+        assert float(line.split()[-1]) == sum(e.completion_tokens for e in events)
