@@ -6,6 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import openai
 import orjson
@@ -16,7 +17,8 @@ from gateway_fixtures import HELLO, Platform, gateway, until
 from gateway import calls
 from gateway.calls import Call, Kind
 from gateway.continuation import COMMENT, Said, SpokenMeter, may_continue
-from gateway.metering import Usage
+from gateway.delivery import Stream
+from gateway.metering import StreamMeter, Usage
 from registry.ledger import Outcome, UsageEvent
 
 PIECES = ["Gra", "vity ", " is", "\n", "\n\n", '"ro', "ünd\\", ".  "]
@@ -207,6 +209,12 @@ async def test_a_client_that_leaves_during_the_continuation_pays_what_it_was_sen
         failed = {Outcome.UPSTREAM_FAILED: ("replica-1", 7, 2)}
         left = {Outcome.CLIENT_LEFT: ("replica-2", 0, 2)} if counted else {}
         assert by_outcome(await platform.settled(1 + counted)) == failed | left
+
+
+def test_a_replica_that_takes_over_is_not_read_while_the_client_does_not_read() -> None:
+    front, upstream = mock.Mock(blocked=True), mock.Mock()
+    Stream(front, StreamMeter(chat()), upstream, [], lambda: None)
+    upstream.pause.assert_called_once_with()
 
 
 # What may be continued, and how: pure.
