@@ -4,7 +4,8 @@
     chat         its last message is the assistant's, the text so far, and left open (vLLM's continue_final_message)
 
 Chat templates may trim a message, and vLLM then trims the open end of the prompt, too. So white space at the end of a
-chat's text is not replayed: the engine writes it again, and as much of it as the client has is left out.
+chat's text is not replayed: the engine writes it again, and as much of it as the client has is left out. Where a
+template leaves out more of the text (a chain of thought, say), vLLM refuses, and the stream ends with an error.
 
 The tokens are another replica's draw, as for any request that is made again; with a temperature of 0 they are those
 that the first one would have sent. The replayed prompt is not the tenant's doing: only the answer is billed.
