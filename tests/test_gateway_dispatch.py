@@ -180,15 +180,6 @@ async def test_an_openai_sdk_raises_what_ended_its_waiting_stream(tmp_path: Path
                 pass
 
 
-async def test_a_whole_answer_waits_so_long_and_is_told_when_to_come_again(tmp_path: Path) -> None:
-    async with gateway(tmp_path, start_wait_s=0.1) as platform, platform.http() as http:
-        async with http.post(PATH, json=HELLO) as response:
-            assert response.status == 503
-            assert int(response.headers["Retry-After"]) > 0
-            assert "no replica of deployment tiny is ready" in (await response.json())["error"]["message"]
-        await platform.settled(0)
-
-
 async def test_a_whole_answer_that_waited_comes_when_a_replica_is_ready(tmp_path: Path) -> None:
     async with gateway(tmp_path) as platform, running(Engine()) as engine:
         assert platform.app is not None
