@@ -154,7 +154,7 @@ class Front(asyncio.Protocol):
         if self._ready:
             if self._task is None:
                 self._next()
-            if self._read_on and self._far_ahead() and self._transport is not None:
+            if self._ready and self._read_on and self._far_ahead() and self._transport is not None:
                 self._read_on = False
                 self._transport.pause_reading()
 
@@ -200,7 +200,6 @@ class Front(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._reading = Request()
-        self._parts, self._blocks, self._in_head = [], [], True
         self._bare = self._repeated = 0
 
     def on_url(self, url: bytes) -> None:
@@ -268,12 +267,13 @@ class Front(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         request = self._reading
-        self._reading, self._in_head, self._size, self._bare = None, True, 0, 0
+        self._reading, self._in_head, self._size = None, True, 0
         if request is None or self._closing:
             return
-        parts = [*self._blocks, *self._parts] if self._blocks else self._parts
-        request.body = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._parts, self._blocks = [], []
+        if self._blocks:
+            self._parts, self._blocks = [*self._blocks, *self._parts], []
+        request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
         self._ready.append(request)
 
     def _malformed(self, error: GatewayError) -> None:
