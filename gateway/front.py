@@ -144,9 +144,13 @@ class Front(asyncio.Protocol):
         else:
             self._bare += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as e:
-            self._not_upgraded(data[e.args[0] :])
+            while data:
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as e:
+                    data = data[e.args[0] :]
+                    self._not_upgraded()
         except httptools.HttpParserError as e:
             self._malformed(BadRequest(f"the request is not valid HTTP/1.1: {e}"))
         if (self._in_head and self._size > HEAD_LIMIT) or self._bare > HEAD_LIMIT:
@@ -158,7 +162,7 @@ class Front(asyncio.Protocol):
                 self._read_on = False
                 self._transport.pause_reading()
 
-    def _not_upgraded(self, rest: bytes) -> None:
+    def _not_upgraded(self) -> None:
         """An upgrade is a wish, and not heeded. The parser has stopped before the body: it gets the head without it."""
         if self._closing:
             return
@@ -169,8 +173,6 @@ class Front(asyncio.Protocol):
             return
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(request.head(OF_UPGRADES, "keep-alive" if request.keep_alive else "close"))
-        if rest:
-            self.data_received(rest)
 
     def _far_ahead(self) -> bool:
         ready = self._ready

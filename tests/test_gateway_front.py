@@ -20,6 +20,9 @@ SAID = "Gravity is round."
 GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: gateway\r\n\r\n"
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:DeprecationWarning")
+
+
 @pytest.fixture
 def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
     return uvloop.EventLoopPolicy()
@@ -146,6 +149,17 @@ async def test_an_upgrade_is_not_taken_and_the_request_answered(tmp_path: Path, 
         assert [(await wire.answer()).text for _ in range(3)] == [SAID] * 3
         answer = await wire.ask(head(platform, *headers, method="GET", target="/health"))
         assert answer.status == 200
+
+
+async def test_any_number_of_wishes_to_upgrade_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine()
+    async with gateway(tmp_path, engine) as platform, wired(platform) as wire:
+        upgrade = ("Connection: Upgrade", "Upgrade: h2c")
+        wire.send(post(platform, WHOLE, *upgrade), head(platform, *upgrade, method="GET", target="/health") * 1500)
+        assert (await wire.answer()).text == SAID
+        assert (await wire.answer()).status == 200
+        assert await wire.rest() == b""
+        assert [r.message for r in caplog.records if r.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])

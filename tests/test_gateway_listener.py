@@ -30,6 +30,9 @@ SAID = "Gravity is round."
 TE = "Transfer-Encoding: chunked"
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:DeprecationWarning")
+
+
 @pytest.fixture
 def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
     return uvloop.EventLoopPolicy()

@@ -16,6 +16,9 @@ TE = "Transfer-Encoding: chunked"
 CHUNKED = chunked(WHOLE)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:DeprecationWarning")
+
+
 @pytest.fixture
 def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
     return uvloop.EventLoopPolicy()
