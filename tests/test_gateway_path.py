@@ -151,7 +151,8 @@ async def test_a_connection_that_is_lost_before_it_is_used_says_so() -> None:
         _, upstream = await here.create_connection(Upstream, *server.sockets[0].getsockname()[:2])
         await there.wait()
         await until(lambda: upstream.lost)
-        upstream.send(b"GET / HTTP/1.1\r\n\r\n", 5.0)
+        upstream.begin(5.0)
+        upstream.send(b"GET / HTTP/1.1\r\n\r\n")
         with pytest.raises(ConnectionLost):
             await asyncio.wait_for(upstream.head(), 1)
         with pytest.raises(ConnectionLost):
