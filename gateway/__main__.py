@@ -1,7 +1,8 @@
-"""`python -m gateway [SITE.toml]`"""
+"""`python -m gateway [--take-over] [SITE.toml]`"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -10,8 +11,12 @@ from gateway.serve import run
 from registry.site import load_site
 from registry.strict_toml import ConfigError
 
+parser = argparse.ArgumentParser(prog="python -m gateway")
+parser.add_argument("site", nargs="?", type=Path, metavar="SITE.toml", help="the site's settings")
+parser.add_argument("--take-over", action="store_true", help="in place of the gateway that runs, refusing nobody")
+arguments = parser.parse_args()
 try:
-    site = load_site(Path(sys.argv[1]) if sys.argv[1:] else None, os.environ)
+    site = load_site(arguments.site, os.environ)
 except ConfigError as e:
     sys.exit(f"headgate gateway: {e}")
-sys.exit(run(site))
+sys.exit(run(site, take_over=arguments.take_over))

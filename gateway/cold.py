@@ -18,8 +18,8 @@ PREFLIGHT_S = 86400
 
 
 async def elsewhere(request: web.Request) -> NoReturn:
-    """A route that the front answers before aiohttp ever sees it."""
-    raise AssertionError(f"{request.method} {request.path} is the front's")
+    """A route of the front's, which knows it by its exact path: what comes here spelt that in another way."""
+    raise web.HTTPNotFound
 
 
 @web.middleware
@@ -39,7 +39,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except GatewayError as e:
         return errors.response(e)
     except web.HTTPNotFound:
-        return errors.response(NotFound(f"there is nothing at {request.method} {request.path}"))
+        return errors.response(NotFound(f"there is nothing at {request.method} {request.raw_path}"))
     except web.HTTPException as e:
         response = errors.response(Refused(f"{request.method} {request.path}: {e.reason}", e.status))
         if hdrs.ALLOW in e.headers:

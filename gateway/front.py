@@ -11,18 +11,20 @@ request is cancelled, as nginx, uvicorn and Go do, because an engine that genera
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from http import HTTPStatus
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import httptools
 
 from gateway.errors import BadRequest, BodyTooLarge, GatewayError, HeadersTooLarge, RequestTimeout
+from gateway.request import KNOWN, OF_BODIES, OF_UPGRADES, origin_form, unpacked
+from gateway.request import Headers as Headers
+from gateway.request import Request as Request
+from gateway.status_lines import STATUS_LINES
 
-HEAD_LIMIT = 64 << 10  # bytes of a request's line and headers
+HEAD_LIMIT = 64 << 10  # bytes of a request's line and headers, apart from what comes with them in the last read
 HEADERS_LIMIT = 128  # how many
 PIPELINE_LIMIT = 16  # requests that are read ahead on one connection
 BUFFER = 256 << 10  # bytes waiting for a slow client before its upstream is left unread
@@ -30,17 +32,8 @@ IDLE_S = 75.0  # of a connection between two requests
 LINGER_S = 2.0  # for a client to read why its request was not
 BODY_S = 600.0  # for a request's body as a whole
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-REASONS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-# As clients spell them: those of nearly every request.
-KNOWN = {
-    spelled.encode(): name
-    for name in ("accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host",
-                 "user-agent", "x-api-key", "x-request-id")
-    for spelled in (name, name.title())
-}  # fmt: skip
+PARTS = 1024  # pieces of a body before they are joined: tiny ones weigh many times what they carry
 KEPT, CLOSED = b"", b"connection: close\r\n"
-
-Headers = list[tuple[str, str]]
 
 
 class Source(Protocol):
@@ -48,22 +41,6 @@ class Source(Protocol):
 
     def pause(self) -> None: ...
     def resume(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Request:
-    """As parsed; `wrong` says why it cannot be answered. Header names are lower-case."""
-
-    method: str = ""
-    path: str = ""
-    target: bytes = b""  # path and query, as sent
-    headers: dict[str, str] = field(default_factory=dict)
-    keep_alive: bool = True
-    chunks_allowed: bool = True  # HTTP/1.1
-    body: bytes = b""
-    hot: bool = False
-    wrong: GatewayError | None = None
-    context: Any = None  # what `admit` found out from the head: who is calling
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +72,10 @@ class Front(asyncio.Protocol):
         self._ready: deque[Request] = deque()
         self._reading: Request | None = None
         self._parts: list[bytes] = []
+        self._blocks: list[bytes] = []  # earlier parts
         self._size = 0  # of the head, then of the body
+        self._bare = 0  # bytes that came for a body and brought none of it: chunks' extensions, trailers
+        self._repeated = 0  # headers that came before
         self._in_head = True
         self._began = self._heard = 0.0  # the loop's time: of the request being read, of its last bytes
         self._blocked_since: float | None = None
@@ -121,7 +101,7 @@ class Front(asyncio.Protocol):
         self.started = True
         self._chunked = self.request.chunks_allowed
         if not self._chunked:
-            self._closing = True  # where the answer ends with its connection
+            self.request.keep_alive = False  # the answer ends with its connection
             self._write(b"%b\r\n%b" % (self._head(status, headers), data))
             return
         head = self._head(status, headers)
@@ -144,7 +124,7 @@ class Front(asyncio.Protocol):
         text = "".join([f"{name}: {value}\r\n" for name, value in headers])
         last = not self.request.keep_alive or (self._closing and not self._ready)
         close = CLOSED if last else KEPT
-        return REASONS[status] + text.encode("latin-1", "replace") + close
+        return STATUS_LINES[status] + text.encode("latin-1", "replace") + close
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:  # its client may have left in this very turn of the loop
@@ -163,22 +143,45 @@ class Front(asyncio.Protocol):
             return
         self._heard = self._loop.time()
         if self._in_head:
-            if self._reading is None:
+            if self._reading is None and not self._size:
                 self._began = self._heard
             self._size += len(data)
+        else:
+            self._bare += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._malformed(BadRequest("this server speaks HTTP/1.1 and upgrades to nothing else"))
-        except (httptools.HttpParserError, UnicodeDecodeError) as e:
+            while data:
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as e:
+                    data = data[e.args[0] :]
+                    self._not_upgraded()
+        except httptools.HttpParserError as e:
             self._malformed(BadRequest(f"the request is not valid HTTP/1.1: {e}"))
-        if self._in_head and self._size > HEAD_LIMIT:
+        if (self._in_head and self._size > HEAD_LIMIT) or self._bare > HEAD_LIMIT:
             self._malformed(HeadersTooLarge(f"a request's headers may have {HEAD_LIMIT} bytes"))
-        if len(self._ready) > PIPELINE_LIMIT and self._read_on and self._transport is not None:
-            self._read_on = False
-            self._transport.pause_reading()
-        if self._task is None and self._ready:
-            self._next()
+        if self._ready:
+            if self._task is None:
+                self._next()
+            if self._ready and self._read_on and self._far_ahead() and self._transport is not None:
+                self._read_on = False
+                self._transport.pause_reading()
+
+    def _not_upgraded(self) -> None:
+        """An upgrade is a wish, and not heeded. The parser has stopped before the body: it gets the head without it."""
+        if self._closing:
+            return
+        request = self._ready.pop()
+        if request.method == "CONNECT":
+            self._reading = request
+            self._malformed(BadRequest("this server connects nobody to others"))
+            return
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(request.head(OF_UPGRADES, "keep-alive" if request.keep_alive else "close"))
+
+    def _far_ahead(self) -> bool:
+        ready = self._ready
+        return len(ready) > PIPELINE_LIMIT or sum([len(r.body) for r in ready]) > self._backing.max_body
 
     def pause_writing(self) -> None:
         self._blocked_since = self._loop.time()
@@ -189,6 +192,8 @@ class Front(asyncio.Protocol):
         self._blocked_since = None
         if self.source is not None:
             self.source.resume()
+        if self._task is None and self._ready:
+            self._next()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fronts.discard(self)
@@ -202,7 +207,7 @@ class Front(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._reading = Request()
-        self._parts, self._in_head = [], True
+        self._bare = self._repeated = 0
 
     def on_url(self, url: bytes) -> None:
         assert self._reading is not None
@@ -210,13 +215,15 @@ class Front(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         request = self._reading
-        assert request is not None
+        if request is None or not self._in_head:  # a trailer says nothing that could still be heeded
+            return
         key = KNOWN.get(name) or name.decode("ascii").lower()
         text = value.decode("latin-1")
         if key in request.headers:
             if key in ("content-length", "transfer-encoding", "host", "authorization", "x-api-key"):
                 request.wrong = BadRequest(f"the header {key!r} comes twice")
-            text = f"{request.headers[key]}, {text}"
+            self._repeated += 1
+            text = f"{request.headers[key]}, {text}" if self._repeated < HEADERS_LIMIT else text
         request.headers[key] = text
 
     def on_headers_complete(self) -> None:
@@ -224,15 +231,24 @@ class Front(asyncio.Protocol):
         assert request is not None
         self._in_head, self._size = False, 0
         request.method = self._parser.get_method().decode("ascii")
-        request.chunks_allowed = self._parser.get_http_version() == "1.1"
+        version = self._parser.get_http_version()
+        request.chunks_allowed = version == "1.1"
         request.keep_alive = self._parser.should_keep_alive() and not self._last
-        request.path = request.target.partition(b"?")[0].decode("ascii")
+        if not request.target.startswith(b"/"):
+            request.target = origin_form(request.target)
+        request.path = request.target.partition(b"?")[0].decode("latin-1")
         request.hot = request.method == "POST" and request.path in self._backing.hot
         headers = request.headers
-        if len(headers) > HEADERS_LIMIT:
+        if len(headers) + self._repeated > HEADERS_LIMIT:
             request.wrong = HeadersTooLarge(f"a request may have {HEADERS_LIMIT} headers")
-        elif "transfer-encoding" in headers and ("content-length" in headers or not request.chunks_allowed):
-            request.wrong = BadRequest("a request says how long it is in one way only")
+        elif not request.target or not (request.chunks_allowed or version == "1.0"):
+            request.wrong = BadRequest("a request names a path of this server, in HTTP/1.1")
+        elif "transfer-encoding" in headers and (
+            "content-length" in headers
+            or headers["transfer-encoding"].lower() != "chunked"
+            or not request.chunks_allowed
+        ):
+            request.wrong = BadRequest("a request says how long it is in one way: a length, or just chunks")
         elif int(headers.get("content-length") or 0) > self._backing.max_body:
             request.wrong = self._too_large()
         if request.hot and request.wrong is None:
@@ -242,21 +258,27 @@ class Front(asyncio.Protocol):
                 request.wrong = e
         if request.wrong is not None:
             self._malformed(request.wrong)  # its body stays unread
-        elif headers.get("expect", "").lower() == "100-continue" and not self._ready and self._task is None:
+        elif "expect" in headers and request.expects_continue and not self._ready and self._task is None:
             self._write(CONTINUE)
 
     def on_body(self, data: bytes) -> None:
         self._size += len(data)
+        self._bare = 0
         if self._size > self._backing.max_body:
             self._malformed(self._too_large())
-        elif not self._closing:
+        elif self._reading is not None and self._reading.hot:  # no other route reads a body
             self._parts.append(data)
+            if len(self._parts) == PARTS:
+                self._blocks.append(b"".join(self._parts))
+                self._parts = []
 
     def on_message_complete(self) -> None:
         request = self._reading
         self._reading, self._in_head, self._size = None, True, 0
         if request is None or self._closing:
             return
+        if self._blocks:
+            self._parts, self._blocks = [*self._blocks, *self._parts], []
         request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
         self._ready.append(request)
@@ -268,7 +290,7 @@ class Front(asyncio.Protocol):
         self._closing = True
         request = self._reading or Request()
         request.wrong, request.keep_alive, self._reading = error, False, None
-        self._parts = []
+        self._parts, self._blocks = [], []
         self._ready.append(request)
 
     def _too_large(self) -> BodyTooLarge:
@@ -277,6 +299,8 @@ class Front(asyncio.Protocol):
     # One request after the other.
 
     def _next(self) -> None:
+        if self._blocked_since is not None:  # the answers before are not read yet: no more of them for now
+            return
         self.request = self._ready.popleft()
         self.started, self.source, self._chunked = False, None, False
         if self.request.wrong is not None:
@@ -291,7 +315,7 @@ class Front(asyncio.Protocol):
         try:
             packed = self.request.headers.get("content-encoding")
             if packed is not None:
-                self.request.body = _unpacked(packed.lower(), self.request.body, self._backing.max_body)
+                self.request.body = unpacked(packed.lower(), self.request.body, self._backing.max_body)
             await self._backing.answer(self)
         except GatewayError as e:
             self._backing.refuse(self, e)
@@ -317,9 +341,11 @@ class Front(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if self.request.wrong is not None and transport.can_write_eof():
+        self._heard = self._loop.time()
+        if self.request.wrong is not None:
             # Bytes that nobody read would turn the close into a reset, which may overtake the answer.
-            transport.write_eof()
+            if transport.can_write_eof():  # not with TLS
+                transport.write_eof()
             self._loop.call_later(LINGER_S, transport.close)
         else:
             transport.close()
@@ -330,15 +356,10 @@ class Front(asyncio.Protocol):
         assert transport is not None
         self._fronts.discard(self)
         self._closing, self._transport = True, None
-        skipped = ("connection", "content-length", "transfer-encoding", "expect", "keep-alive")
-        kept = [f"{n}: {v}\r\n" for n, v in request.headers.items() if n not in skipped]
-        line = b"%b %b HTTP/1.%d\r\n" % (request.method.encode(), request.target, request.chunks_allowed)
-        end = f"connection: close\r\ncontent-length: {len(request.body)}\r\n\r\n" if request.body else (
-            "connection: close\r\n\r\n")  # fmt: skip
         cold = self._backing.cold()
         transport.set_protocol(cold)
         cold.connection_made(transport)
-        cold.data_received(line + "".join([*kept, end]).encode("latin-1") + request.body)
+        cold.data_received(request.head(OF_BODIES | OF_UPGRADES, "close"))
         if not self._read_on:
             transport.resume_reading()
 
@@ -346,44 +367,38 @@ class Front(asyncio.Protocol):
 
     def look(self, now: float) -> None:
         """End a connection whose client is too slow: to send its request, to read its answer, to ask again."""
-        patience = self._backing.request_timeout
-        if self._blocked_since is not None and now - self._blocked_since > self._backing.client_timeout:
+        patience, slow = self._backing.request_timeout, self._backing.client_timeout
+        if self._blocked_since is not None and now - self._blocked_since > slow:
             self.cut()
-        elif self._task is not None or self._closing:
+        elif self._task is not None:
             return
-        elif self._reading is not None or self._size:
+        elif self._closing:
+            if now - self._heard > slow:  # the last of its answer is still not read
+                self.cut()
+        elif self._reading is not None:
             if now - (self._began if self._in_head else self._heard) > patience or now - self._began > BODY_S:
                 self._malformed(RequestTimeout(f"the request did not arrive in time: nothing for {patience:g} s"))
                 self._next()
-        elif now - self._heard > IDLE_S and self._transport is not None:
-            self._closing = True
-            self._transport.close()
+        elif now - (self._began if self._size else self._heard) > IDLE_S:  # an empty line is nothing heard
+            self._close()
 
-    def stop(self, lingering: bool) -> None:
-        """No further request than the one that is answered; while `lingering`, an idle connection may ask once more."""
+    def stop(self, linger: float) -> bool:
+        """No further request than the one that is answered, and one more within `linger` seconds of being idle.
+
+        Whether it still has to be waited for. Whoever is in the middle of an answer was not told that it is the last.
+        """
         self._last = True
-        self.request.keep_alive = False
-        if self._task is None and not lingering and not self._closing and not self._ready:
-            self._closing = True
-            if self._transport is not None:
-                self._transport.close()
+        if not self.started:
+            self.request.keep_alive = False
+        if self._task is not None:
+            return True
+        if self._closing or self._ready:
+            return False
+        if self._loop.time() - self._heard < linger:
+            return True
+        self._close()
+        return False
 
     @property
     def busy(self) -> bool:
         return self._task is not None
-
-
-def _unpacked(encoding: str, body: bytes, limit: int) -> bytes:
-    """Raises BadRequest, or BodyTooLarge for one that grows above `limit` bytes."""
-    if encoding == "identity":
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise BadRequest(f"the body is encoded as {encoding!r}; allowed: gzip, deflate, identity")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        unpacked = unpacker.decompress(body, limit + 1)
-    except zlib.error as e:
-        raise BadRequest(f"the body cannot be read: it is not {encoding}: {e}") from None
-    if len(unpacked) > limit:
-        raise BodyTooLarge(f"the body has more than {limit} bytes (the site's gateway.max_body_mb) once unpacked")
-    return unpacked

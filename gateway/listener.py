@@ -36,15 +36,13 @@ class Listener:
     async def stop(self, patience: float | None, linger: float = 0.0) -> None:
         """Take no new connections; let requests finish, within `patience` seconds (None: as long as they take).
 
-        For `linger` seconds a connection that is idle may still ask once more: its client may be about to.
+        A connection may ask once more until it has been idle for `linger` seconds: its client may be about to.
         """
         assert self._server is not None and self._looking is not None
         self._server.close()  # again, to no effect, where the process is told to end while it finishes what runs
         began = self._loop.time()
-        while any(front.busy for front in self._fronts) or self._loop.time() - began < linger:
-            lingering = self._loop.time() - began < linger
-            for front in list(self._fronts):
-                front.stop(lingering)
+        # Those that are still shaking hands are not among the fronts yet.
+        while any([front.stop(linger) for front in list(self._fronts)]) or self._loop.time() - began < linger:
             if patience is not None and self._loop.time() - began > patience:
                 break
             await asyncio.sleep(0.02)

@@ -95,6 +95,7 @@ async def serve(
         host, port = listening.getsockname()[:2]
         log.info("gateway of %s listens on %s://%s:%d", site.name, "https" if tls else "http", host, port)
         offering = asyncio.create_task(takeover.offer(site.takeover_socket, listening, taken.set))
+        offering.add_done_callback(_told)
         await _any(stop.wait(), taken.wait())
         if taken.is_set():
             log.info("another gateway has taken over: what runs is finished here")
@@ -108,6 +109,11 @@ async def serve(
         await listener.stop(stop_s)
     finally:
         await runner.cleanup()
+
+
+def _told(offering: asyncio.Task[None]) -> None:
+    if not offering.cancelled() and (e := offering.exception()) is not None:
+        log.warning("no other gateway can take over from this one: %s", e)
 
 
 async def _any(*waits: Coroutine[Any, Any, object]) -> None:

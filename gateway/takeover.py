@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ASK, SERVING = b"take over\n", b"serving\n"
@@ -40,7 +40,8 @@ def inherit(path: Path) -> Heir:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(ANSWER_S)
     try:
-        connection.connect(str(path))
+        with _addressed(path) as address:
+            connection.connect(address)
         connection.sendall(ASK)
         _, descriptors, _, _ = socket.recv_fds(connection, 64, 1)
         if not descriptors:
@@ -55,14 +56,28 @@ async def offer(path: Path, listening: socket.socket, taken: Callable[[], None])
     """Offer `listening` until somebody took it and serves; then call `taken`. Runs until then, or until cancelled."""
     offered = _bind(path)
     loop = asyncio.get_running_loop()
-    try:
+    served = asyncio.Event()
+    talks: set[asyncio.Task[None]] = set()
+
+    async def talk(connection: socket.socket) -> None:
+        with connection:
+            if await _hand_over(connection, listening):
+                served.set()
+
+    async def accept() -> None:
         while True:
             connection, _ = await loop.sock_accept(offered)
-            with connection:
-                if await _hand_over(connection, listening):
-                    taken()
-                    return
+            talks.add(task := loop.create_task(talk(connection)))  # apart: one that says nothing holds up nobody
+            task.add_done_callback(talks.discard)
+
+    accepting = loop.create_task(accept())
+    try:
+        await served.wait()
+        taken()
     finally:
+        for task in (accepting, *talks):
+            task.cancel()
+        await asyncio.wait((accepting, *talks))
         offered.close()
 
 
@@ -72,18 +87,29 @@ def withdraw(path: Path) -> None:
 
 def _bind(path: Path) -> socket.socket:
     """In place of whatever is at `path`: an earlier gateway's."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     offered = socket.socket(socket.AF_UNIX)
     offered.setblocking(False)
     mask = os.umask(0o177)
     try:
-        offered.bind(str(fresh))
+        with _addressed(fresh) as address:
+            offered.bind(address)
     finally:
         os.umask(mask)
-    offered.listen(1)
+    offered.listen(16)
     os.replace(fresh, path)
     return offered
+
+
+@contextlib.contextmanager
+def _addressed(path: Path) -> Iterator[str]:
+    """A Unix socket's address for `path`, however deep it lies: an address has room for 107 bytes. Raises OSError."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 async def _hand_over(connection: socket.socket, listening: socket.socket) -> bool:

@@ -62,6 +62,9 @@ class Upstream(asyncio.Protocol):
     def begin(self, patience: float) -> None:
         """A new exchange; its request may follow later."""
         self._begin()
+        if self.lost:  # while whoever asked for the connection was not running: nobody will say so again
+            self._error = ConnectionLost("the replica closed the connection")
+            return
         self.patience = patience
         self.heard_at = self._loop.time()
 
