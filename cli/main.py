@@ -12,6 +12,7 @@ from cli.context import Context
 # name -> (module, attribute, what --help says): the help of the whole is printed without importing any of them.
 COMMANDS = {
     "up": ("cli.services", "up", "Start the gateway and the controller on this machine."),
+    "upgrade": ("cli.services", "upgrade", "Replace the running gateway by a new one, refusing nobody."),
     "down": ("cli.services", "down", "Stop them; what runs as local processes stops too."),
     "doctor": ("cli.doctor", "doctor", "Whether this site can train, serve and count, and what to mend."),
     "status": ("cli.listing", "status", "Services, runs and deployments at a glance."),

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -62,13 +63,30 @@ def down(context: Context, /, stop_deployments: bool | None) -> None:
 
 
 @click.command()
+@click.option("--take-over", is_flag=True, help="In place of the gateway that runs here: it finishes its streams.")
 @click.pass_obj
-def gateway(context: Context, /) -> None:
+def gateway(context: Context, /, take_over: bool) -> None:
     """Serve tenant traffic until SIGTERM."""
     from gateway.serve import run
 
     prepare_service()
-    sys.exit(run(context.site()))
+    sys.exit(run(context.site(), take_over=take_over))
+
+
+@click.command()
+@click.pass_obj
+def upgrade(context: Context, /) -> None:
+    """Replace the running gateway by a new one: it takes over the listening socket, so that no request is refused.
+
+    The old one finishes its streams, however long they take, and ends by itself.
+    """
+    site = context.site()
+    old = running(site, "gateway")
+    if old is None:
+        raise click.ClickException("no gateway runs here; `headgate up` starts one")
+    start(context, site, "gateway", lambda site: gateway_answers(site, but=old.pid), "--take-over")
+    new = running(site, "gateway")
+    click.echo(f"gateway: process {new.pid if new else '?'} has taken over; {old.pid} finishes its streams")
 
 
 @click.command()
@@ -92,7 +110,7 @@ def prepare_service() -> None:
 
 
 def url(site: Site) -> str:
-    return f"http://{site.gateway.host}:{site.gateway.port}"
+    return f"{'https' if site.gateway.tls else 'http'}://{site.gateway.host}:{site.gateway.port}"
 
 
 def start_services(context: Context) -> list[str]:
@@ -115,7 +133,7 @@ def start_services(context: Context) -> list[str]:
     return started
 
 
-def start(context: Context, site: Site, name: str, answers: Callable[[Site], bool]) -> None:
+def start(context: Context, site: Site, name: str, answers: Callable[[Site], bool], *options: str) -> None:
     log_path = site.services_dir / f"{name}.log"
     words = [sys.executable, "-m", "cli.main"]
     words += ["--site", str(context.site_file)] if context.site_file else []
@@ -124,14 +142,18 @@ def start(context: Context, site: Site, name: str, answers: Callable[[Site], boo
     with open(log_path, "ab") as log:
         begins = log.tell()
         process = subprocess.Popen(
-            [*words, name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+            [*words, name, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
         )
     created = psutil.Process(process.pid).create_time()
+    before = _pid_file(site, name).read_text(encoding="utf-8") if _pid_file(site, name).exists() else None
     _pid_file(site, name).write_text(json.dumps({"pid": process.pid, "created": created}), encoding="utf-8")
     deadline = time.monotonic() + START_S
     while not answers(site):
         if process.poll() is not None:
-            _pid_file(site, name).unlink(missing_ok=True)
+            if before is None:
+                _pid_file(site, name).unlink(missing_ok=True)
+            else:  # that one serves on
+                _pid_file(site, name).write_text(before, encoding="utf-8")
             said = log_path.read_bytes()[begins:].decode(errors="replace").strip().splitlines()
             last = said[-1].removeprefix("Error: ") if said else "it said nothing"
             raise click.ClickException(f"the {name} did not start: {last}\n(its log: {log_path})")
@@ -148,13 +170,23 @@ def controller_answers(site: Site) -> bool:
     return True
 
 
-def gateway_answers(site: Site) -> bool:
-    """Whether this site's own gateway answers: on a login node somebody else's may hold the port."""
-    connection = http.client.HTTPConnection(site.gateway.host, site.gateway.port, timeout=5)
+def gateway_answers(site: Site, but: int | None = None) -> bool:
+    """Whether this site's own gateway answers: on a login node somebody else's may hold the port.
+
+    `but`: not the process of this id, which another one is to replace.
+    """
+    connection: http.client.HTTPConnection
+    if site.gateway.tls:
+        # Its certificate names the host that clients call, which need not be this address; nothing secret is sent.
+        anyone = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection(site.gateway.host, site.gateway.port, timeout=5, context=anyone)
+    else:
+        connection = http.client.HTTPConnection(site.gateway.host, site.gateway.port, timeout=5)
     try:
         connection.request("GET", "/health")
         said = json.loads(connection.getresponse().read(4096))
-        return isinstance(said, dict) and said.get("state_dir") == str(site.state_dir)
+        ours = isinstance(said, dict) and said.get("state_dir") == str(site.state_dir)
+        return ours and (but is None or said.get("pid") != but)
     except (OSError, http.client.HTTPException, ValueError):
         return False
     finally:

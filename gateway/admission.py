@@ -13,6 +13,7 @@ from gateway.rate_headers import Limits
 from registry.tenants import Tenant
 
 WINDOW_S = 60.0
+GRAIN_S = 0.01  # starts that are no further apart are remembered as one, however many they are
 
 
 @dataclass(slots=True)
@@ -21,7 +22,8 @@ class Standing:
 
     used: int = 0  # settled
     held: int = 0  # set aside by requests that are running
-    starts: deque[float] = field(default_factory=deque)  # of the requests admitted in the last WINDOW_S, monotonic
+    started: int = 0  # requests admitted in the last WINDOW_S
+    starts: deque[list[float]] = field(default_factory=deque)  # [when (monotonic), how many] of these, GRAIN_S each
 
 
 class Hold:
@@ -55,10 +57,15 @@ class Admission:
         """Raises TooManyRequests or BudgetExhausted; then nothing was debited."""
         standing = self._standings.setdefault(tenant.name, Standing())
         now = self._clock()
-        while standing.starts and standing.starts[0] <= now - WINDOW_S:
-            standing.starts.popleft()
+        starts = standing.starts
+        while starts and starts[0][0] <= now - WINDOW_S:
+            standing.started -= int(starts.popleft()[1])
         check(tenant, standing, tokens, now)
-        standing.starts.append(now)
+        standing.started += 1
+        if starts and now - starts[-1][0] < GRAIN_S:
+            starts[-1][1] += 1
+        else:
+            starts.append([now, 1])
         standing.held += tokens
         return Hold(standing, tokens, *left(tenant, standing, now))
 
@@ -67,21 +74,29 @@ def left(tenant: Tenant, standing: Standing, now: float) -> tuple[Limits | None,
     """Of the requests a minute and of the token budget, where they are limited. Pure."""
     requests = budget = None
     if (limit := tenant.requests_per_minute) is not None:
-        started = len(standing.starts)
         # All are there again once the newest has left the window.
-        requests = Limits(limit, max(0, limit - started), standing.starts[-1] + WINDOW_S - now if started else 0.0)
+        reset_s = standing.starts[-1][0] + WINDOW_S - now if standing.starts else 0.0
+        requests = Limits(limit, max(0, limit - standing.started), reset_s)
     if (limit := tenant.token_budget) is not None:
         budget = Limits(limit, max(0, limit - standing.used - standing.held), 0.0)
     return requests, budget
 
 
+def _leaving(standing: Standing, limit: int, now: float) -> float:
+    """When that request started which has to leave the window first; with a limit of 0 none ever will."""
+    left = standing.started - limit
+    for at, count in standing.starts if limit else ():
+        if left < count:
+            return at
+        left -= int(count)
+    return now
+
+
 def check(tenant: Tenant, standing: Standing, tokens: int, now: float) -> None:
     """Pure. `standing.starts` holds only what is within the window."""
     limit = tenant.requests_per_minute
-    if limit is not None and len(standing.starts) >= limit:
-        # The request that has to leave the window first; with a limit of 0 none ever will.
-        leaving = standing.starts[len(standing.starts) - limit] if limit else now
-        wait = max(1, math.ceil(leaving + WINDOW_S - now))
+    if limit is not None and standing.started >= limit:
+        wait = max(1, math.ceil(_leaving(standing, limit, now) + WINDOW_S - now))
         raise TooManyRequests(f"tenant {tenant.name} may start {limit} requests a minute; wait {wait} s", wait)
     budget = tenant.token_budget
     if budget is not None and standing.used + standing.held + tokens > budget:

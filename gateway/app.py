@@ -28,7 +28,7 @@ from gateway.providers import Providers
 from gateway.queues import Queues
 from gateway.relay import SWEEP_S, WHOLE_S, Pool
 from gateway.replica_gauges import watch_replicas
-from gateway.replica_health import ReplicaHealth
+from gateway.replica_health import Fault, ReplicaHealth
 from gateway.router import Router
 from gateway.shadow import Shadow
 from gateway.surfaces import health, metrics, models
@@ -59,9 +59,16 @@ def make_app(site: Site) -> web.Application:
         catalog = Catalog(site.registry_db)
         ledger = LedgerWriter(site.ledger_db, loop)
         counted = Metrics()
-        replicas = ReplicaHealth(loop.time, ejected=lambda _, fault: counted.ejected(fault))
         pool = Pool(connect_timeout=settings.connect_timeout_s, sweep=min(SWEEP_S, settings.read_timeout_s / 4))
         called = Called()
+
+        def ejected(replica_id: str, fault: Fault) -> None:
+            counted.ejected(fault)
+            hung = next((r for r in catalog.every_ready() if r.id == replica_id), None)
+            if fault is Fault.POLL and hung is not None:  # it accepts connections and answers nothing
+                pool.give_up(catalog.address(hung), "the replica does not answer, not even when asked for its health")
+
+        replicas = ReplicaHealth(loop.time, ejected=ejected)
         providers = Providers(site, os.environ)
         gw = app[GATEWAY] = Gateway(
             site=site,

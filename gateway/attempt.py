@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import orjson
+
 from gateway import relay
 from gateway.admission import Hold
 from gateway.billing import Bill
 from gateway.calls import Call
 from gateway.delivery import EVENTS, JSON, Stream
-from gateway.errors import GatewayError, NotContinued, UpstreamFailed
+from gateway.errors import GatewayError, NotContinued, Refused, UpstreamFailed
 from gateway.front import Front, Headers
 from gateway.metering import Meter, StreamMeter, Usage
 from gateway.relay import Address, Pool
@@ -115,9 +117,13 @@ async def _pass_on(upstream: Upstream, attempt: Attempt) -> None:
     def begun() -> None:
         upstream.patience = attempt.patience.between
         bill.outcome = Outcome.UPSTREAM_FAILED  # until it ended well
+        upstream.spoke = True
         attempt.begun()
 
-    stream = Stream(asked.front, meter, upstream, [EVENTS, ("cache-control", "no-cache"), *headers], begun)
+    def told() -> None:
+        bill.outcome = Outcome.COMPLETED
+
+    stream = Stream(asked.front, meter, upstream, [EVENTS, ("cache-control", "no-cache"), *headers], begun, told)
     upstream.listen(stream.feed)
     await upstream.whole()
     stream.end()
@@ -135,11 +141,16 @@ def _refusal(upstream: Upstream, answer: bytes, attempt: Attempt) -> None:
     if attempt.asked.delivered:
         said = answer[:SHOWN].decode(errors="replace")
         raise NotContinued(f"the stream broke off, and another replica will not go on with it: {said}")
-    attempt.asked.refused = upstream.status
-    answer = dialect.refusal(upstream.status, answer)
     if front.started:  # with comments, while it waited: too late for a status
-        front.write(b"data: %b\n\n" % answer.replace(b"\n", b" "))
-        front.end()
-    else:
-        again = [("retry-after", seconds.decode())] if (seconds := upstream.header(b"retry-after")) else []
-        front.whole(upstream.status, [JSON, *again, *attempt.headers], answer)
+        raise Refused(_message(answer), upstream.status)
+    attempt.asked.refused = upstream.status
+    again = [("retry-after", seconds.decode())] if (seconds := upstream.header(b"retry-after")) else []
+    front.whole(upstream.status, [JSON, *again, *attempt.headers], dialect.refusal(upstream.status, answer))
+
+
+def _message(answer: bytes) -> str:
+    try:
+        said = orjson.loads(answer)
+        return str((said.get("error") or said)["message"])
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return answer[:SHOWN].decode(errors="replace")

@@ -11,18 +11,27 @@ from gateway.upstream import Upstream
 
 EVENTS = ("content-type", "text/event-stream; charset=utf-8")
 JSON = ("content-type", "application/json")
+# How a stream's last event ends. Many clients hang up on it, before the stream itself has ended.
+LAST = (b"data: [DONE]\n\n", b'"type":"message_stop"}\n\n')
 
 
 class Stream:
     """Feed it what an upstream sends. Until the first output nothing of it has reached the client.
 
-    `begun` is called once, as the first output leaves.
+    `begun` is called once, as the first output leaves; `told` as the last event does.
     """
 
     def __init__(
-        self, front: Front, meter: StreamMeter, upstream: Upstream, headers: Headers, begun: Callable[[], None]
+        self,
+        front: Front,
+        meter: StreamMeter,
+        upstream: Upstream,
+        headers: Headers,
+        begun: Callable[[], None],
+        told: Callable[[], None],
     ) -> None:
-        self._front, self._meter, self._upstream, self._headers, self._begun = front, meter, upstream, headers, begun
+        self._front, self._meter, self._upstream, self._headers = front, meter, upstream, headers
+        self._begun, self._told = begun, told
         self._held: list[bytes] | None = []
         front.source = upstream
         if front.blocked:  # by what another upstream sent
@@ -39,6 +48,8 @@ class Stream:
             self._held.append(out)
         if self._meter.failure is not None:
             self._upstream.fail(UpstreamFailed(self._meter.failure))
+        elif out.endswith(LAST):
+            self._told()
 
     def end(self) -> None:
         """The upstream is done. Raises UpstreamFailed when it never began, or broke off."""

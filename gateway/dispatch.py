@@ -247,8 +247,9 @@ async def _attempt(
             headers = replies.headers(gw.site, asked, bill.attempt.event_id, upstream)
             await attempt.ask(gw.pool, Attempt(asked, call, body, address, bill, headers, gw.patience, begun, spoke))
         except asyncio.CancelledError:
-            # The client is gone, or the process ends.
-            bill.outcome = Outcome.ORPHANED if gw.billing.stopping else Outcome.CLIENT_LEFT
+            # The client is gone, or the process ends; unless it has all that it asked for.
+            if bill.outcome is not Outcome.COMPLETED:
+                bill.outcome = Outcome.ORPHANED if gw.billing.stopping else Outcome.CLIENT_LEFT
             raise
         finally:
             asked.used, asked.outcome = meter.usage, bill.outcome

@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import httptools
 
@@ -23,6 +23,7 @@ from gateway.request import KNOWN, OF_BODIES, OF_UPGRADES, origin_form, unpacked
 from gateway.request import Headers as Headers
 from gateway.request import Request as Request
 from gateway.status_lines import STATUS_LINES
+from gateway.upstream import Upstream
 
 HEAD_LIMIT = 64 << 10  # bytes of a request's line and headers, apart from what comes with them in the last read
 HEADERS_LIMIT = 128  # how many
@@ -34,13 +35,6 @@ BODY_S = 600.0  # for a request's body as a whole
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 PARTS = 1024  # pieces of a body before they are joined: tiny ones weigh many times what they carry
 KEPT, CLOSED = b"", b"connection: close\r\n"
-
-
-class Source(Protocol):
-    """Whoever writes to a client, and is told when that is slow."""
-
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +56,7 @@ class Front(asyncio.Protocol):
 
     def __init__(self, backing: Backing, fronts: set[Front]) -> None:
         self.request = Request()
-        self.source: Source | None = None  # paused while the client does not read
+        self.source: Upstream | None = None  # paused while the client does not read
         self.started = False  # bytes of an answer to `request` are written
         self._backing, self._fronts = backing, fronts
         self._loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ import ssl
 from collections import defaultdict
 from dataclasses import dataclass
 
-from gateway.errors import Unreachable, UpstreamSilent
+from gateway.errors import Unreachable, UpstreamFailed, UpstreamSilent
 from gateway.pins import pinned
 from gateway.upstream import Upstream
 from registry.deployments import Replica
@@ -60,6 +60,7 @@ class Pool:
         upstream = None if fresh else self._take(address)
         if upstream is None:
             upstream = await self._connect(address)
+        upstream.address = address
         self._busy.add(upstream)
         return upstream
 
@@ -92,6 +93,11 @@ class Pool:
                 upstream.fail(UpstreamSilent(f"the replica sent nothing for {upstream.patience:g} s"))
             for address in list(self._idle):
                 self._drop_stale(address, now)
+
+    def give_up(self, address: Address, why: str) -> None:
+        """This upstream hangs: what waits there for a first output may be asked elsewhere."""
+        for upstream in [u for u in self._busy if u.address == address and not u.spoke]:
+            upstream.fail(UpstreamFailed(why))
 
     def close(self) -> None:
         for connections in self._idle.values():

@@ -31,6 +31,7 @@ class Upstream(asyncio.Protocol):
     def __init__(self) -> None:
         self.idle_since = 0.0
         self.reused = False  # it carried an exchange before this one
+        self.address: object = None  # whose it is, as the pool knows it
         self.lost = False
         self.paused = False
         self.patience = 0.0
@@ -46,6 +47,7 @@ class Upstream(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self.complete = False
         self.started = False  # a byte of the answer arrived
+        self.spoke = False  # its output has gone on to the client
         self._waits_for_head = False
         self._keep_alive = False
         self._parts: list[bytes] = []

@@ -132,7 +132,7 @@ class Supervisor:
             env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
             port = tasks.free_port(spec.listen)
             self.endpoint = server.mint_endpoint(self.folder, spec, task.attempt, port)
-            env.update(server.secret_env(self.endpoint.key))
+            env.update(server.closing_env(self.endpoint.key))
             command = server.argv(spec, port, self.folder, task)
         else:
             address, port = tasks.meet(self.folder.rendezvous, task)

@@ -33,6 +33,7 @@ class Engine:
     fail: str | None = None
     chunk_id: str = "x"  # of a chat's or a completion's stream
     heeds_max_tokens: bool = False
+    linger: bool = False  # after a stream's last event, the stream goes on until `go`
     split_events: bool = False  # send each event in two writes
     host: str = "127.0.0.1"
     port: int = 0
@@ -139,6 +140,8 @@ class Engine:
         if options.get("include_usage"):
             await send([], len(pieces), True)
         await response.write(b"data: [DONE]\n\n")
+        if self.linger:
+            await self.go.wait()
         return response
 
 

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import replica_health
 from gateway.app_keys import GATEWAY
 from gateway.dispatch import ATTEMPTS, PRIORITY, SESSION
+from gateway.replica_health import Fault
 from registry import deployments, endpoints
 from registry.deployments import DeploymentState, ReplicaState
 from registry.ledger import Outcome
@@ -393,3 +394,40 @@ async def test_a_continued_stream_is_counted_once_and_with_what_both_replicas_wr
         page = (await platform.app[GATEWAY].metrics.page()).decode()
         (line,) = [x for x in page.splitlines() if x.startswith("headgate_tenant_generation_tokens_total{")]
         assert float(line.split()[-1]) == sum(e.completion_tokens for e in events)
+
+
+# Replicas that hang, and clients that have what they want.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_waits_at_a_replica_that_hangs_is_asked_elsewhere(tmp_path: Path, stream: bool) -> None:
+    hangs, well = Engine(fail="silent"), Engine()
+    async with gateway(tmp_path, hangs, well) as platform, platform.http() as http:
+        assert platform.app is not None
+        health = platform.app[GATEWAY].health
+        for _ in range(replica_health.LIMITS[Fault.REQUEST]):
+            health.failed("replica-2", "so that the first one is asked")
+        asking = asyncio.create_task(http.post(PATH, json={**HELLO, "stream": stream}))
+        await until(lambda: hangs.running)
+        health.forget(["replica-2"])
+        for _ in range(replica_health.LIMITS[Fault.POLL]):
+            health.failed("replica-1", "/health said nothing", Fault.POLL)
+        async with await asking as response:
+            assert response.status == 200
+            assert response.headers["x-headgate-replica"] == "replica-2"
+            assert "Gra" in await response.text()
+        (event,) = await platform.settled()
+        assert (event.attempt.replica, event.outcome) == ("replica-2", Outcome.COMPLETED)
+
+
+async def test_a_client_that_hangs_up_on_the_last_event_has_had_a_whole_answer(tmp_path: Path) -> None:
+    engine = Engine(linger=True)
+    async with gateway(tmp_path, engine) as platform, platform.http() as http:
+        async with http.post(PATH, json=STREAM) as response:
+            async for line in response.content:
+                if line.strip() == b"data: [DONE]":
+                    break
+            response.close()
+        (event,) = await platform.settled()
+        assert (event.outcome, event.completion_tokens) == (Outcome.COMPLETED, 4)
+        engine.go.set()

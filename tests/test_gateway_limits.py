@@ -41,6 +41,22 @@ def test_requests_are_counted_over_any_sixty_seconds() -> None:
         admission.admit(limited, 1)
 
 
+def test_many_starts_are_remembered_in_little_room() -> None:
+    now = 0.0
+    admission = Admission({}, lambda: now)
+    limited = tenant(requests_per_minute=100_000)
+    for n in range(50_000):
+        now = n * 1e-4
+        admission.admit(limited, 1)
+    (standing,) = admission._standings.values()
+    assert standing.started == 50_000
+    assert len(standing.starts) <= 501  # of 5 s
+    now = 59.0
+    assert admission.admit(limited, 1).requests.remaining == 49_999  # type: ignore[union-attr] # it is limited
+    now = 66.0
+    assert admission.admit(limited, 1).requests.remaining == 99_998  # type: ignore[union-attr]
+
+
 def test_a_request_that_one_limit_refuses_is_debited_nowhere() -> None:
     admission = Admission({"physics": 90}, lambda: 0.0)
     limited = tenant(requests_per_minute=1, token_budget=100)

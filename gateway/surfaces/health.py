@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from aiohttp import web
 
 from gateway.app_keys import GATEWAY, SITE
@@ -9,10 +11,10 @@ from gateway.app_keys import GATEWAY, SITE
 
 async def health(request: web.Request) -> web.Response:
     """Who asks from this host also learns whose gateway this is, so as not to take another one for their own."""
-    about = {"status": "ok"}
+    about: dict[str, str | int] = {"status": "ok"}
     if from_this_host(request):
         site = request.app[SITE]
-        about |= {"site": site.name, "state_dir": str(site.state_dir)}
+        about |= {"site": site.name, "state_dir": str(site.state_dir), "pid": os.getpid()}
     return web.json_response(about)
 
 

@@ -97,8 +97,9 @@ def argv(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[str]
     return inside(spec.environment, command, spec.resources, task.node, places)
 
 
-def secret_env(key: str) -> dict[str, str]:
-    return {KEY_VARIABLE: key}
+def closing_env(key: str) -> dict[str, str]:
+    """What closes an engine: its key; and no picture's host may send it on to another, inside the cluster, say."""
+    return {KEY_VARIABLE: key, "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
 
 
 class Readiness:
