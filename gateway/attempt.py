@@ -57,7 +57,7 @@ class Patience:
     whole: float  # an answer that does not stream is silent until it is done
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would double the cost of making one; nothing changes one nevertheless
 class Attempt:
     """`headers` go with the answer. `begun` is called as the first output leaves, `spoke` when the engine refuses."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import defaultdict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.errors import Unreachable, UpstreamFailed, UpstreamSilent
 from gateway.pins import pinned
@@ -22,8 +22,7 @@ TRUSTED = 1000  # certificates whose contexts are kept
 SWEEP_S = 0.5  # between two looks for silent upstreams, at most
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """Where an upstream listens. `certificate` (PEM) is the only one it may show; None: plain TCP."""
 
     host: str
