@@ -92,6 +92,25 @@ def test_up_is_idempotent_and_down_leaves_no_process(laptop: Platform) -> None:
     assert laptop.run("status").returncode == 1
 
 
+def test_an_upgrade_replaces_the_gateway_by_a_new_one_and_wants_one_that_runs(laptop: Platform) -> None:
+    without = laptop.run("upgrade")
+    assert without.returncode == 1 and "`headgate up` starts one" in without.stderr
+
+    def gateways() -> list[str]:
+        return [line for line in laptop.processes() if line.split()[-1] in ("gateway", "--take-over")]
+
+    laptop.ok("up")
+    try:
+        for _ in range(2):
+            assert "has taken over" in laptop.ok("upgrade")
+            assert "gateway: already running" in laptop.ok("up")
+            # The old one had nothing to finish, and lingers for clients about to ask once more.
+            wait_for(lambda: len(gateways()) == 1, 30)
+    finally:
+        laptop.ok("down")
+    assert laptop.processes() == []
+
+
 def test_bad_input_names_the_thing_and_what_is_allowed(laptop: Platform, tmp_path: Path) -> None:
     laptop.ok("up")
     try:
