@@ -53,6 +53,12 @@ class Admission:
         self._standings = {tenant: Standing(tokens) for tenant, tokens in used.items()}
         self._clock = clock
 
+    def settled(self, used: Mapping[str, int]) -> None:
+        """What the ledger says tenants used: another gateway may have settled some of it. Nothing is ever used less."""
+        for tenant, tokens in used.items():
+            standing = self._standings.setdefault(tenant, Standing())
+            standing.used = max(standing.used, tokens)
+
     def admit(self, tenant: Tenant, tokens: int) -> Hold:
         """Raises TooManyRequests or BudgetExhausted; then nothing was debited."""
         standing = self._standings.setdefault(tenant.name, Standing())

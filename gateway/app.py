@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from aiohttp import web
 
@@ -14,16 +16,17 @@ from gateway import cold, dispatch, replies
 from gateway.admission import Admission
 from gateway.app_keys import GATEWAY, SITE
 from gateway.attempt import Patience
+from gateway.backing import Backing
 from gateway.billing import Billing
 from gateway.catalog import Catalog
 from gateway.demand import Called
 from gateway.dispatch import Gateway
 from gateway.engine_polls import TIMEOUT_S as POLL_TIMEOUT_S
 from gateway.engine_polls import poll_engines
-from gateway.front import Backing
 from gateway.ledger_writer import LedgerWriter
 from gateway.metrics import Metrics
 from gateway.names import Names
+from gateway.projector import end_process
 from gateway.providers import Providers
 from gateway.queues import Queues
 from gateway.relay import SWEEP_S, WHOLE_S, Pool
@@ -34,8 +37,13 @@ from gateway.shadow import Shadow
 from gateway.surfaces import health, metrics, models
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import Standing, WaitingRoom
+from registry.db import StorageError
 from registry.demand import note_demand
 from registry.site import Site
+
+log = logging.getLogger(__name__)
+
+BUDGETS_S = 5.0  # between two looks at what the ledger says tenants used
 
 
 def make_app(site: Site) -> web.Application:
@@ -99,8 +107,9 @@ def make_app(site: Site) -> web.Application:
         catalog.refresh()
         _show_gauges(gw)
         background = [
-            asyncio.create_task(task)
+            _watched(task)
             for task in (
+                _budgets(gw.admission, ledger),
                 catalog.watch(),
                 pool.watch(),
                 gw.billing.note_running(),
@@ -122,8 +131,7 @@ def make_app(site: Site) -> web.Application:
         yield
         for task in background:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*background, return_exceptions=True)
         await gw.shadow.close()
         await gw.providers.close()
         await ledger.close()
@@ -147,6 +155,27 @@ def backing_of(app: web.Application, cold_protocol: Callable[[], asyncio.Protoco
         request_timeout=settings.request_timeout_s,
         client_timeout=settings.client_timeout_s,
     )
+
+
+async def _budgets(admission: Admission, ledger: LedgerWriter) -> None:
+    """What each tenant used, also by a gateway that was taken over from and finishes its streams."""
+    while True:
+        await asyncio.sleep(BUDGETS_S)
+        with contextlib.suppress(StorageError):  # the ledger's own failure is told elsewhere
+            admission.settled(await asyncio.to_thread(ledger.tokens_by_tenant))
+
+
+def _watched(task: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A gateway without one of its tasks would serve on half blind: it ends, to be started again."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("a task of the gateway died; the process ends", exc_info=error)
+            end_process()
+
+    watched = asyncio.create_task(task)
+    watched.add_done_callback(ended)
+    return watched
 
 
 def stopping(app: web.Application) -> None:

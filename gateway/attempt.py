@@ -94,8 +94,8 @@ async def ask(pool: Pool, attempt: Attempt) -> None:
 
 
 def _send(upstream: Upstream, request: bytes, meter: Meter) -> None:
-    upstream.send(request)
-    meter.sent()
+    if upstream.send(request):
+        meter.sent()
 
 
 async def _pass_on(upstream: Upstream, attempt: Attempt) -> None:

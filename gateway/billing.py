@@ -31,7 +31,18 @@ class Bill:
     it cost, once it is over.
     """
 
-    __slots__ = ("_billing", "_call", "_hold", "_price", "attempt", "meter", "microcredits", "noted", "outcome")
+    __slots__ = (
+        "_billing",
+        "_call",
+        "_failed_before",
+        "_hold",
+        "_price",
+        "attempt",
+        "meter",
+        "microcredits",
+        "noted",
+        "outcome",
+    )
 
     def __init__(
         self, billing: Billing, attempt: Attempt, call: Call, hold: Hold, meter: Meter, price: ledger.Price | None
@@ -50,6 +61,7 @@ class Bill:
         """Raises LedgerUnwritable or BadRequest. Nothing may be sent before `when_held`."""
         prompt, completion = self._call.prompt_tokens, self._call.completion_tokens
         billing = self._billing
+        self._failed_before = billing.writer.failed_writes
         billing.writer.hold(
             ledger.Hold(self.attempt, prompt + completion, ledger.cost(self._price, prompt, completion))
         )
@@ -71,7 +83,11 @@ class Bill:
 
     def when_held(self, then: Callable[[], object], failed: Callable[[LedgerUnwritable], object]) -> None:
         """Dispatch in `then`: the hold is journaled by now."""
-        self._billing.writer.when_journaled(then, failed)
+        writer = self._billing.writer
+        if writer.failed_writes != self._failed_before:  # while a connection was made: the hold may have been lost
+            failed(LedgerUnwritable(writer.failure or "the journal could not be written"))
+        else:
+            writer.when_journaled(then, failed)
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> int:
         """Micro-credits."""

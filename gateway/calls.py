@@ -7,6 +7,7 @@ business, except the RESERVED ones: those reach into other tenants' requests or 
 from __future__ import annotations
 
 import enum
+import reprlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,7 +117,7 @@ def read(kind: Kind, body: bytes) -> Call:
     wants_usage = running = False
     if (options := fields.get("stream_options")) is not None:
         if not isinstance(options, dict):
-            raise BadRequest(f"'stream_options' is {options!r}, not an object", "stream_options")
+            raise BadRequest(f"'stream_options' is {reprlib.repr(options)}, not an object", "stream_options")
         wants_usage = options.get("include_usage") is True
         running = wants_usage and options.get("continuous_usage_stats") is True
     choices = 1
@@ -194,7 +195,7 @@ def streams(fields: dict[str, Any]) -> bool:
     """Raises BadRequest."""
     stream = fields.get("stream")
     if stream is not None and not isinstance(stream, bool):
-        raise BadRequest(f"'stream' is {stream!r}, not true or false", "stream")
+        raise BadRequest(f"'stream' is {reprlib.repr(stream)}, not true or false", "stream")
     return bool(stream)
 
 
@@ -204,7 +205,8 @@ def count(fields: dict[str, Any], name: str, least: int, most: int) -> int | Non
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise BadRequest(f"{name!r} is {value!r}, not a whole number from {least} to {most}", name)
+        given = reprlib.repr(value)  # which does not follow what is nested deeply
+        raise BadRequest(f"{name!r} is {given}, not a whole number from {least} to {most}", name)
     return value
 
 
@@ -237,10 +239,21 @@ def renamed(call: Call, model: str) -> Call:
     return replace(call, model=model, fields={**call.fields, "model": model}, rewritten=True)
 
 
+def written(value: Any) -> bytes:
+    """As JSON. Raises BadRequest: what is read may be nested four times as deep as what can be written."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        raise BadRequest("the body is nested too deeply: 250 levels are allowed") from None
+
+
 def upstream_body(call: Call, body: bytes) -> bytes:
-    """What the engine is sent: of a chat's or a completion's stream, it is always asked to count aloud."""
+    """What the engine is sent: of a chat's or a completion's stream, it is always asked to count aloud.
+
+    Raises BadRequest.
+    """
     if not call.stream or call.kind not in (Kind.CHAT, Kind.COMPLETION):
-        return orjson.dumps(call.fields) if call.rewritten else body
+        return written(call.fields) if call.rewritten else body
     options = call.fields.get("stream_options")
     if not call.rewritten:
         if "stream_options" not in call.fields:
@@ -248,7 +261,7 @@ def upstream_body(call: Call, body: bytes) -> bytes:
         if call.wants_running_usage:
             return body
     options = {**(options or {}), "include_usage": True, "continuous_usage_stats": True}
-    return orjson.dumps({**call.fields, "stream_options": options})
+    return written({**call.fields, "stream_options": options})
 
 
 def prompt_billed(call: Call) -> int:
@@ -263,7 +276,7 @@ def prompt_billed(call: Call) -> int:
 def prompt_bytes(call: Call) -> bytes:
     """The beginning of what the engine reads, for routing: two calls whose prompts begin alike begin alike here.
 
-    Empty for kinds that leave nothing in a prefix cache.
+    Empty for kinds that leave nothing in a prefix cache. Raises BadRequest.
     """
     if call.kind not in BOUNDS:
         return b""
@@ -271,7 +284,7 @@ def prompt_bytes(call: Call) -> bytes:
     for name in PROMPTS[call.kind]:
         value = call.fields.get(name)
         if value:
-            parts.append(value.encode() if isinstance(value, str) else orjson.dumps(value))
+            parts.append(value.encode() if isinstance(value, str) else written(value))
     return b"".join(parts)[:PREFIX_BYTES]
 
 

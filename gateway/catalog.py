@@ -7,7 +7,6 @@ created. A look that fails changes nothing: what was known stays in force.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from gateway.relay import Address, address_of
 from registry import clock, deployments, endpoints, tenants
 from registry.db import Database, StorageError, data_version, open_reader, snapshot
 from registry.deployments import Deployment, Replica, ReplicaState
+from registry.deployments import adapters as adapters
 from registry.endpoints import Endpoint
 from registry.tenants import LiveKey
 
@@ -86,8 +86,8 @@ class Catalog:
             if version == self._version:
                 return False
             view = _read(self._db)
-        except (StorageError, sqlite3.Error) as e:
-            # Not there yet (the controller creates it), or unreadable for now.
+        except (StorageError, sqlite3.Error, ValueError) as e:
+            # Not there yet (the controller creates it), unreadable for now, or with words of a newer controller.
             if self.failure is None:
                 log.warning("the registry cannot be read, going on with what is known: %s", e)
             self.failure = str(e)
@@ -126,17 +126,8 @@ def _read(db: Database) -> View:
             live=live,
             replicas={name: [r for r in all_ if r.state is ReplicaState.READY] for name, all_ in live.items()},
             endpoints={e.name: e for e in endpoints.everything(db)},
-            adapters={name: d.name for d in wanted.values() for name in adapters(d)},
+            adapters={name: d.name for d in wanted.values() for name in adapters(d.request)},
         )
-
-
-def adapters(deployment: Deployment) -> list[str]:
-    """The LoRA adapters that its engines have loaded, by the names under which they answer."""
-    words = [str(word) for word in deployment.request.get("engine_args") or ()]
-    if "--lora-modules" not in words:
-        return []
-    named = itertools.takewhile(lambda word: not word.startswith("--"), words[words.index("--lora-modules") + 1 :])
-    return [word.partition("=")[0] for word in named if "=" in word]
 
 
 def created(deployment: Deployment) -> int:

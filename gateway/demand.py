@@ -18,11 +18,24 @@ BREATH_S = 0.25  # between two writes, however many deployments are wakened at a
 class Called:
     def __init__(self) -> None:
         self._called: set[str] = set()
+        self._missed: set[str] = set()
         self._urgent = asyncio.Event()
 
     def note(self, name: str) -> None:
         """A request for this deployment. Cheap: for each of them."""
         self._called.add(name)
+        self._missed.discard(name)
+
+    def miss(self, name: str) -> None:
+        """A request that this deployment had a share in is served by others, as no replica of it is ready.
+
+        The first is urgent; until the deployment itself is called again, the next ones wait with the next write.
+        """
+        if name in self._missed:
+            self._called.add(name)
+        else:
+            self._missed.add(name)
+            self.urge(name)
 
     def urge(self, name: str) -> None:
         """A request waits because no replica is ready: do not wait with the next write."""

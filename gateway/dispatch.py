@@ -102,6 +102,8 @@ async def answer(gw: Gateway, asked: Asked) -> None:
     if caller.tenant.token_budget is not None:
         call = calls.bounded(call, gw.catalog.context(chosen.chain[0]))
     with gw.admission.admit(caller.tenant, call.tokens) as asked.hold:
+        for name in chosen.missed:
+            gw.called.miss(name)
         if chosen.shadow:
             gw.shadow.copy(asked.surface.path, call, request.body, chosen.shadow)
         for name in chosen.chain:
@@ -123,9 +125,9 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
     """
     name, tenant, front = asked.served_by, asked.caller.tenant.name, asked.front
     gw.called.note(name)
+    priority = Priority.named(front.request.headers.get(PRIORITY))
     if not gw.catalog.ready(name):
         await _wait_for_replica(gw, asked, call)
-    priority = Priority.named(front.request.headers.get(PRIORITY))
     queue = gw.queues.of(name)
     slot = queue.try_enter(tenant, call.tokens, priority) or await queue.enter(tenant, call.tokens, priority)
     failed: dict[str, UpstreamFailed] = {}

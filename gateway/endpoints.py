@@ -22,6 +22,7 @@ HEADER = "header:"
 class Choice:
     chain: tuple[str, ...]  # deployments or external models to try in order, the chosen one first; never empty
     shadow: tuple[str, ...]  # deployments that get a copy
+    missed: tuple[str, ...] = ()  # targets that cannot serve now, and nobody waits for: to be wakened for later calls
 
 
 def choose(
@@ -39,7 +40,8 @@ def choose(
     order = _order(endpoint.targets, _uniform(endpoint, key_id, headers, draw))
     chain = tuple(dict.fromkeys(name for name in (*order, *endpoint.fallbacks) if usable(name))) or order[:1]
     copied = (name for name, percent in endpoint.shadow if draw() * 100 < percent)
-    return Choice(chain, tuple(name for name in copied if name != chain[0] and usable(name)))
+    shadow = tuple(name for name in copied if name != chain[0] and usable(name))
+    return Choice(chain, shadow, tuple(name for name in order if name not in chain))
 
 
 def _order(targets: Shares, uniform: Callable[[str], float]) -> tuple[str, ...]:

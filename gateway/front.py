@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import httptools
 
+from gateway.backing import Backing
 from gateway.errors import BadRequest, BodyTooLarge, GatewayError, HeadersTooLarge, RequestTimeout
 from gateway.request import KNOWN, OF_BODIES, OF_UPGRADES, origin_form, unpacked
 from gateway.request import Headers as Headers
@@ -34,21 +33,7 @@ LINGER_S = 2.0  # for a client to read why its request was not
 BODY_S = 600.0  # for a request's body as a whole
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 PARTS = 1024  # pieces of a body before they are joined: tiny ones weigh many times what they carry
-KEPT, CLOSED = b"", b"connection: close\r\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Backing:
-    """What a Front needs of the gateway. `admit` sees a hot request's head, before a byte of its body is read."""
-
-    hot: frozenset[str]
-    admit: Callable[[Request], Any]  # raises GatewayError
-    answer: Callable[[Front], Coroutine[Any, Any, None]]
-    refuse: Callable[[Front, GatewayError], None]
-    cold: Callable[[], asyncio.Protocol]  # aiohttp's
-    max_body: int  # bytes
-    request_timeout: float  # seconds
-    client_timeout: float
+CLOSED = b"connection: close\r\n"
 
 
 class Front(asyncio.Protocol):
@@ -117,8 +102,7 @@ class Front(asyncio.Protocol):
     def _head(self, status: int, headers: Headers) -> bytes:
         text = "".join([f"{name}: {value}\r\n" for name, value in headers])
         last = not self.request.keep_alive or (self._closing and not self._ready)
-        close = CLOSED if last else KEPT
-        return STATUS_LINES[status] + text.encode("latin-1", "replace") + close
+        return STATUS_LINES[status] + text.encode("latin-1", "replace") + (CLOSED if last else b"")
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:  # its client may have left in this very turn of the loop
@@ -332,6 +316,7 @@ class Front(asyncio.Protocol):
 
     def _close(self) -> None:
         self._closing = True
+        self._ready.clear()  # or they would be answered while the last answer waits to be read
         transport = self._transport
         if transport is None:
             return
@@ -384,14 +369,19 @@ class Front(asyncio.Protocol):
         self._last = True
         if not self.started:
             self.request.keep_alive = False
-        if self._task is not None:
+        if self._task is not None or self._unsent:
             return True
-        if self._closing or self._ready:
+        if self._closing:
             return False
-        if self._loop.time() - self._heard < linger:
+        if self._reading is not None or self._loop.time() - self._heard < linger:
             return True
         self._close()
-        return False
+        return self._unsent
+
+    @property
+    def _unsent(self) -> bool:
+        """The end of an answer still waits for its client to read it."""
+        return self._transport is not None and self._transport.get_write_buffer_size() > 0
 
     @property
     def busy(self) -> bool:

@@ -43,6 +43,7 @@ class LedgerWriter:
         self._retry: asyncio.TimerHandle | None = None
         self._failure: str | None = None  # of the journal
         self._closed = False
+        self.failed_writes = 0  # what was pending at one of them, and may be lost, is
         directory = ledger_db.parent / JOURNALS
         self._projector = Projector(ledger_db, directory, died)
         try:
@@ -146,6 +147,7 @@ class LedgerWriter:
                 then()
 
     def _failed(self, error: OSError) -> None:
+        self.failed_writes += 1
         if self._failure is None:
             log.error("the journal cannot be written: %s", error)
         self._failure = f"the journal cannot be written: {error.strerror or error}"

@@ -7,7 +7,8 @@ import contextlib
 import socket
 import ssl
 
-from gateway.front import Backing, Front
+from gateway.backing import Backing
+from gateway.front import Front
 
 BACKLOG = 4096
 LOOK_S = 0.5  # between two looks for connections that are too slow

@@ -100,7 +100,12 @@ class StreamMeter(Meter):
         prompts: dict[int, int] = {}
         completion = 0
         for index, raw in self._running.items():
-            usage = _parsed(raw)
+            try:
+                usage = _parsed(raw)
+            except UpstreamFailed as e:
+                if self.failure is None:  # found only now, as nobody asked before: the stream ends with its next event
+                    self.failure = str(e)
+                continue
             prompts[index // self._call.choices] = usage.prompt_tokens
             completion += usage.completion_tokens
         return Usage(sum(prompts.values()), completion)
@@ -154,11 +159,6 @@ class StreamMeter(Meter):
         return event[:start] + event[end:] + b"\n\n" if self._strip else event + b"\n\n"
 
 
-def aborted(answer: bytes) -> bool:
-    """Whether the engine gave up on it, as vLLM does with HTTP 200 when it is told to stop."""
-    return ABORT in answer
-
-
 def generated(event: bytes) -> bool:
     """Whether an event carries output: not a comment, nor the one that only opens the assistant's turn."""
     if not event.startswith(b"data:"):
@@ -208,5 +208,10 @@ def _closing_brace(data: bytes, start: int) -> int:
 
 
 def _usage(count: object) -> Usage:
-    assert isinstance(count, dict)
-    return Usage(int(count.get("prompt_tokens") or 0), int(count.get("completion_tokens") or 0))
+    """Raises UpstreamFailed for what is no count: engines are run by many."""
+    if not isinstance(count, dict):
+        raise UpstreamFailed("the replica's usage is not an object")
+    prompt, completion = count.get("prompt_tokens") or 0, count.get("completion_tokens") or 0
+    if type(prompt) is not int or type(completion) is not int or prompt < 0 or completion < 0:
+        raise UpstreamFailed("the replica's usage is not in numbers")
+    return Usage(prompt, completion)

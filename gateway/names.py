@@ -14,10 +14,11 @@ from registry.site import External
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Whom to ask, in order; and who gets a copy."""
+    """Whom to ask, in order; who gets a copy; and which of an endpoint's targets cannot be asked, but should be up."""
 
     chain: tuple[str, ...]
     shadow: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
     keeps_name: bool = False  # the engine knows what the client asked for by this very name
 
 
@@ -47,7 +48,7 @@ class Names:
         view = self._catalog.view
         if (endpoint := view.endpoints.get(model)) is not None:
             choice = endpoints.choose(endpoint, key_id, headers, self._draw, self._usable)
-            return Chosen(choice.chain, choice.shadow)
+            return Chosen(choice.chain, choice.shadow, choice.missed)
         if model in view.deployments:
             return Chosen((model,))
         if (deployment := view.adapters.get(model)) is not None:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from gateway import calls, relay
 from gateway.calls import Call
 from gateway.errors import BadRequest, UpstreamFailed
@@ -25,6 +23,7 @@ MESSAGES = ("messages", "system", "input")
 # With it a client would read the files of everybody who calls this provider with the site's key. And LiteLLM takes a
 # URL for one, too, and fetches it from inside the cluster.
 FILE = "file_id"
+CONTENT = "file_data"  # LiteLLM passes it off as a file's id or URL, unless it is the data
 COUNTING = {"include_usage": True, "continuous_usage_stats": True}
 
 
@@ -115,7 +114,7 @@ class Providers:
         body |= {"model": call.model, ENVELOPE: dataclasses.asdict(envelope)}
         if call.stream:
             body |= {"stream": True} | ({"stream_options": COUNTING} if route.counts_aloud else {})
-        return orjson.dumps(body)
+        return calls.written(body)
 
     async def close(self) -> None:
         """What is being answered is cut."""
@@ -144,8 +143,8 @@ def _check(call: Call, route: Route) -> None:
         raise BadRequest(f"'tools' of {call.model}, which a provider serves, must be of type {allowed}", "tools")
     if any(_names_a_file([call.fields.get(name)]) for name in MESSAGES):
         raise BadRequest(
-            f"'file_id' cannot be sent to {call.model}, which a provider serves: files there are the site's, not "
-            "yours; send the data itself"
+            f"'file_id', or a 'file_data' that is no data: URL, cannot be sent to {call.model}, which a provider "
+            "serves: files there are the site's, not yours; send the data itself"
         )
     # Who the client's own user is, for the provider; LiteLLM has settings of its own in the same place.
     metadata = call.fields.get("metadata") or {}
@@ -160,7 +159,11 @@ def _names_a_file(nodes: list[Any]) -> bool:
         if isinstance(node, list):
             nodes.extend(node)
         elif isinstance(node, dict):
-            if FILE in node:
+            if FILE in node or not _is_data(node.get(CONTENT)):
                 return True
             nodes.extend(value for name, value in node.items() if name not in DATA)
     return False
+
+
+def _is_data(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.startswith("data:"))

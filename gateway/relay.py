@@ -116,9 +116,11 @@ class Pool:
         return None
 
     def _drop_stale(self, address: Address, now: float) -> None:
-        kept = [u for u in self._idle[address] if not u.lost and now - u.idle_since < IDLE_S]
+        kept: list[Upstream] = []
         for upstream in self._idle[address]:
-            if upstream not in kept:
+            if not upstream.lost and now - upstream.idle_since < IDLE_S:
+                kept.append(upstream)
+            else:
                 upstream.abort()
         if kept:
             self._idle[address] = kept
@@ -139,7 +141,7 @@ class Pool:
             raise Unreachable(f"the replica did not accept a connection in {self._connect_timeout:g} s") from None
         except ssl.SSLError as e:
             raise Unreachable(f"what listens at {address} does not have the replica's certificate: {e}") from e
-        except OSError as e:
+        except (OSError, ValueError) as e:  # ValueError: a host's name that cannot be one, or a certificate
             raise Unreachable(f"the replica cannot be reached: {e}") from e
         return upstream
 

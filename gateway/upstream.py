@@ -70,9 +70,12 @@ class Upstream(asyncio.Protocol):
         self.patience = patience
         self.heard_at = self._loop.time()
 
-    def send(self, request: bytes) -> None:
-        if self._transport is not None and self._error is None and not self.lost:
-            self._transport.write(request)
+    def send(self, request: bytes) -> bool:
+        """Whether it is on its way: a connection may have been lost while it was not looked at."""
+        if self._transport is None or self._error is not None or self.lost:
+            return False
+        self._transport.write(request)
+        return True
 
     def abort(self) -> None:
         if self._transport is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,14 +106,23 @@ def create(
     replicas: int,
     request: dict[str, Any],
 ) -> Deployment:
-    """Raises Conflict when an endpoint, or a deployment still wanted, has this name; one that ended is replaced."""
+    """A deployment that ended is replaced by one of the same name.
+
+    Raises Conflict when an endpoint, a deployment still wanted, or such a one's LoRA adapter has this name or that of
+    an adapter in `request`; and when calls would come to it that were meant for somebody else's (see _sent_by).
+    """
     checked_name("deployment", name)
     with transaction(db) as c:
         if row(db, "SELECT 1 FROM endpoints WHERE name = ?", name):
             raise Conflict(f"{name} is an endpoint; a deployment needs a name of its own")
-        old = row(db, "SELECT state FROM deployments WHERE name = ?", name)
+        old = row(db, "SELECT state, owner FROM deployments WHERE name = ?", name)
         if old and not DeploymentState(old["state"]).ended:
             raise Conflict(f"deployment {name} exists already and is {old['state']}; stop it first")
+        refuse_adapters_name(db, name, "deployment")
+        for adapter in adapters(request):
+            _refuse_adapter(db, adapter, name)
+        if (old is None or old["owner"] != owner) and (sender := _sent_by(db, name, owner)):
+            raise Conflict(f"endpoint {sender} sends calls to {name}, and is not {owner}'s; choose another name")
         c.execute(
             """INSERT INTO deployments VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, NULL)
                ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, state = excluded.state, model = excluded.model,
@@ -131,6 +141,22 @@ def create(
             ),
         )
     return get(db, name)
+
+
+def adapters(request: Mapping[str, Any]) -> list[str]:
+    """The LoRA adapters that a deployment's engines load, by the names under which they answer."""
+    words = [str(word) for word in request.get("engine_args") or ()]
+    if "--lora-modules" not in words:
+        return []
+    named = itertools.takewhile(lambda word: not word.startswith("--"), words[words.index("--lora-modules") + 1 :])
+    return [word.partition("=")[0] for word in named if "=" in word]
+
+
+def refuse_adapters_name(db: Database, name: str, what: str) -> None:
+    """Raises Conflict when a live deployment's LoRA adapter has this name, which `what` is to have."""
+    for other in everything(db):
+        if not other.state.ended and name in adapters(other.request):
+            raise Conflict(f"{name} is a LoRA adapter of deployment {other.name}; the {what} needs a name of its own")
 
 
 def get(db: Database, name: str) -> Deployment:
@@ -260,6 +286,24 @@ def live_replicas(db: Database) -> dict[str, list[Replica]]:
 def ready_replicas(db: Database) -> dict[str, list[Replica]]:
     """What the gateway routes to: each live deployment's name -> its ready replicas (perhaps none)."""
     return {name: [r for r in found if r.state is ReplicaState.READY] for name, found in live_replicas(db).items()}
+
+
+def _refuse_adapter(db: Database, adapter: str, deployment: str) -> None:
+    """Raises Conflict when clients who call `adapter` could mean something else."""
+    if row(db, "SELECT 1 FROM endpoints WHERE name = ?", adapter):
+        raise Conflict(f"{adapter} is an endpoint; the LoRA adapter needs a name of its own")
+    if adapter == deployment or any(d.name == adapter and not d.state.ended for d in everything(db)):
+        raise Conflict(f"{adapter} is a deployment; the LoRA adapter needs a name of its own")
+    refuse_adapters_name(db, adapter, "LoRA adapter")
+
+
+def _sent_by(db: Database, name: str, owner: str) -> str | None:
+    """Another owner's endpoint that refers to the deployment of this name, which has ended."""
+    for r in rows(db, "SELECT * FROM endpoints WHERE owner != ? ORDER BY name", owner):
+        behind = {deployment for deployment, _ in (*json.loads(r["targets"]), *json.loads(r["shadow"]))}
+        if name in behind or name in json.loads(r["fallbacks"]):
+            return str(r["name"])
+    return None
 
 
 def _deployment(r: Any) -> Deployment:

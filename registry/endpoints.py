@@ -44,7 +44,7 @@ def put(
     """Make an endpoint, or replace what one does; its owner stays. `external`: the site's external models.
 
     Raises RegistryError for a value that is not allowed, NotFound for a deployment that does not exist or has ended,
-    and Conflict when the name is a deployment's or an external model's.
+    and Conflict when the name is a deployment's, a LoRA adapter's or an external model's.
     """
     checked_name("endpoint", name)
     sticky = _sticky(sticky)
@@ -58,6 +58,7 @@ def put(
         live = {d.name for d in deployments.everything(db) if not d.state.ended}
         if name in live:
             raise Conflict(f"{name} is a deployment; an endpoint needs a name of its own")
+        deployments.refuse_adapters_name(db, name, "endpoint")
         if name in external:
             raise Conflict(f"{name} is an external model of the site; an endpoint needs a name of its own")
         for wanted, _ in (*targets, *shadow):

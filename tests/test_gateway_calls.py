@@ -203,3 +203,32 @@ def test_what_a_client_pays_that_left_early_is_its_text() -> None:
 def test_a_body_nested_as_deep_as_json_goes_is_read() -> None:
     raw = b'{"model":"m","messages":[{"role":"user","content":' + b"[" * 900 + b"]" * 900 + b"}]}"
     assert calls.read(Kind.CHAT, raw).links == ()
+
+
+def nested(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+def test_what_is_nested_deeper_than_can_be_written_is_a_bad_request() -> None:
+    for levels in (253, 300, 900):
+        raw = b'{"model":"m","messages":[{"role":"user","content":%b}],"stream":true}' % nested(levels)
+        call = calls.read(Kind.CHAT, raw)
+        assert nested(levels) in calls.upstream_body(call, raw)
+        for ask in (calls.prompt_bytes, lambda call: calls.upstream_body(calls.renamed(call, "n"), b"")):
+            with pytest.raises(BadRequest, match="nested too deeply: 250 levels"):
+                ask(call)
+    allowed = calls.read(Kind.CHAT, b'{"model":"m","messages":[{"role":"user","content":%b}]}' % nested(247))
+    assert nested(247) in calls.upstream_body(calls.renamed(allowed, "n"), b"")
+
+
+@pytest.mark.parametrize("name", ["stream", "stream_options", "max_tokens", "n"])
+def test_a_value_that_is_refused_is_shown_however_deeply_it_is_nested(name: str) -> None:
+    raw = b'{"model":"m","messages":[{"role":"user","content":"x"}],"%b":%b}' % (name.encode(), nested(990))
+    with pytest.raises(BadRequest, match=f"'{name}' is .*not") as refused:
+        calls.read(Kind.CHAT, raw)
+    assert len(str(refused.value)) < 200
+
+
+def test_what_a_client_pays_is_counted_however_deeply_it_is_nested() -> None:
+    raw = b'{"model":"m","messages":[{"role":"user","content":%b"%b"%b}]}' % (b"[" * 990, b"x" * 300, b"]" * 990)
+    assert calls.prompt_billed(calls.read(Kind.CHAT, raw)) == 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,6 +89,33 @@ async def test_a_call_that_nobody_serves_is_told_at_once_and_the_others_when_it_
 
     await eventually(told)
     assert [(d.deployment, d.waiting) for d in written[0]] == [("asleep", 1), ("chat", 0)]
+    telling.cancel()
+    with suppress(asyncio.CancelledError):
+        await telling
+
+
+async def test_a_target_that_others_stand_in_for_is_told_at_once_the_first_time_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called, written = Called(), list[str]()
+    monkeypatch.setattr(gateway_demand, "EVERY_S", 3600.0)
+    monkeypatch.setattr(gateway_demand, "BREATH_S", 0.0)
+    telling = asyncio.create_task(
+        called.tell(lambda told: written.extend(d.deployment for d in told), lambda: [], lambda: {})
+    )
+
+    async def told_after(*steps: Callable[[str], None]) -> list[str]:
+        written.clear()
+        for step in steps:
+            step("canary")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return list(written)
+
+    assert await told_after(called.miss, called.miss) == ["canary"]
+    assert await told_after(called.miss) == []  # but with the next write
+    assert [d.deployment for d in called.take([], {}, AT)] == ["canary"]
+    assert await told_after(called.note, called.miss) == ["canary"]  # it was up in the meantime
     telling.cancel()
     with suppress(asyncio.CancelledError):
         await telling

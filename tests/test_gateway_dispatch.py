@@ -20,6 +20,7 @@ from gateway.app_keys import GATEWAY
 from gateway.dispatch import ATTEMPTS, PRIORITY, SESSION
 from gateway.replica_health import Fault
 from registry import deployments, endpoints
+from registry.demand import DemandReader
 from registry.deployments import DeploymentState, ReplicaState
 from registry.ledger import Outcome
 
@@ -324,6 +325,21 @@ async def test_a_stream_that_broke_off_is_not_begun_again_by_a_fallback(tmp_path
                 async for _ in await client.chat.completions.create(**{**STREAM, "model": "chat"}):
                     pass
         assert fallback.requests == []
+        await platform.settled()
+
+
+async def test_an_endpoints_sleeping_target_is_wakened_while_others_serve(tmp_path: Path) -> None:
+    fallback = Engine()
+    async with gateway(tmp_path) as platform, served_by(platform, small=fallback):
+        for name in ("large", "reserve"):
+            platform.deploy(name)
+            deployments.set_state(platform.registry, name, DeploymentState.ASLEEP)
+        endpoints.put(platform.registry, "chat", "root", targets=[("large", 1)], fallbacks=["small", "reserve"])
+        assert await ask(platform, model="chat") == "Gravity is round."
+        reader = DemandReader(platform.site.ledger_db)
+        await until(lambda: "large" in reader.latest())
+        assert "reserve" not in reader.latest()
+        reader.close()
         await platform.settled()
 
 

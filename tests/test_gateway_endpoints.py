@@ -96,7 +96,16 @@ def test_the_chain_has_the_other_targets_before_the_fallbacks() -> None:
 def test_what_is_not_usable_is_passed_over() -> None:
     asked = endpoint({"v1": 99, "v2": 1}, sticky="key", fallbacks=("small", "claude"), shadow=(("v3", 100),))
     choice = choose(asked, "key", {}, lambda: 0.0, lambda name: name in ("v2", "claude"))
-    assert choice == Choice(("v2", "claude"), ())
+    assert choice == Choice(("v2", "claude"), (), missed=("v1",))
+
+
+def test_targets_that_others_stand_in_for_are_told_and_fallbacks_and_shadows_are_not() -> None:
+    asked = endpoint({"v1": 90, "v2": 5, "v3": 5}, fallbacks=("small", "claude"), shadow=(("v4", 100),))
+    for up, missed in (("v1", {"v2", "v3"}), ("small", {"v1", "v2", "v3"}), ("", {"v1", "v2", "v3"})):
+        choice = choose(asked, "key", {}, random.random, {up}.__contains__)
+        # One that is waited for is told of by its waiting.
+        assert {*choice.missed, *(choice.chain if not up else ())} == missed
+        assert missed.isdisjoint(choice.chain) or not up
 
 
 def test_callers_of_a_target_that_is_out_come_back_to_it() -> None:

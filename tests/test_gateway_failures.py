@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from engine import Engine
 from gateway_fixtures import HELLO, gateway, until
 
-from gateway import app
+from gateway import app, billing
+from gateway.app_keys import GATEWAY
+from registry import journal
 from registry.ledger import Outcome
 
 
@@ -174,3 +177,46 @@ async def test_a_slow_client_slows_the_engine_instead_of_filling_memory(tmp_path
         assert sent == len(piece) * pieces
         (event,) = await platform.settled()
         assert event.completion_tokens == pieces
+
+
+async def test_what_cannot_be_journaled_while_a_connection_is_made_is_not_dispatched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine()
+    async with gateway(tmp_path, engine) as platform, platform.openai() as client:
+
+        def full(self: journal.Journal, lines: list[bytes]) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(journal.Journal, "write", full)
+            with pytest.raises(openai.InternalServerError, match="No space left") as failure:
+                await client.chat.completions.create(**HELLO)  # the first one: its replica has to be connected to
+            assert failure.value.status_code == 503
+        assert engine.requests == []
+        assert platform.app is not None
+        await until(lambda: platform.app[GATEWAY].ledger.failure is None)
+        await client.chat.completions.create(**HELLO)
+        await platform.settled(1)
+
+
+async def test_an_engine_that_counts_nonsense_ends_its_own_stream_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(billing, "NOTE_S", 0.01)
+    nonsense = Engine(hold_after=2, pieces=["a", "b", "c"])
+    async with gateway(tmp_path, nonsense) as platform, platform.openai() as client:
+        with monkeypatch.context() as counted:
+            counted.setattr("engine.count", lambda n: {"prompt_tokens": "many", "completion_tokens": n})
+            stream = await client.chat.completions.create(**HELLO, stream=True)
+            await anext(stream)
+            await asyncio.sleep(0.05)  # several notes are taken of it
+            nonsense.go.set()
+            with pytest.raises(openai.APIError, match="not in numbers"):
+                async for _ in stream:
+                    pass
+        await until(lambda: platform.open_holds() == 0)
+        nonsense.hold_after = None
+        answer = await client.chat.completions.create(**HELLO)
+        assert answer.choices[0].message.content == "abc"
+        await until(lambda: [e for e in platform.events() if e.outcome is Outcome.COMPLETED])

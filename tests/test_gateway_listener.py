@@ -394,3 +394,54 @@ async def test_what_outlasts_the_listeners_patience_is_cut_and_orphaned(tmp_path
         await until(engine.aborted.is_set)
         (event,) = await platform.settled()
         assert (event.outcome, event.completion_tokens) == (Outcome.ORPHANED, 2)
+
+
+# What a stop must not take from clients.
+
+AT_LENGTH = json.dumps(
+    {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 100_000}
+).encode()
+
+
+async def test_a_stop_waits_until_a_slow_client_has_read_the_end_of_its_answer(tmp_path: Path) -> None:
+    engine = Engine(pieces=["x" * 1000] * 20_000)  # 20 MB
+    async with gateway(tmp_path, engine) as platform, wired(platform, limit=1 << 16) as wire:
+        listener = platform.listener
+        assert listener is not None
+        wire.send(post(platform, AT_LENGTH))
+        front = await until(lambda: next(iter(listener._fronts), None))
+        await until(lambda: front.started and not front.busy)
+        stop = asyncio.create_task(listener.stop(20))
+        length = int((await wire.reader.readuntil(b"\r\n\r\n")).lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        assert len(await wire.rest()) == length > 20_000_000
+        await stop
+
+
+async def test_a_stop_waits_for_a_request_that_is_still_arriving(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform, wired(platform) as wire:
+        listener = platform.listener
+        assert listener is not None
+        request = post(platform)
+        wire.send(request[:-20])
+        await until(lambda: any(front._reading for front in listener._fronts))
+        stop = asyncio.create_task(listener.stop(20))
+        await asyncio.sleep(0)
+        wire.send(request[-20:])
+        assert (await wire.rest()).startswith(b"HTTP/1.1 200")
+        await stop
+
+
+async def test_requests_behind_the_last_answer_of_a_connection_are_not_executed(tmp_path: Path) -> None:
+    engine = Engine(pieces=["x" * 1000] * 20_000, fail="silent")
+    async with gateway(tmp_path, engine) as platform, wired(platform, limit=1 << 16) as wire:
+        listener = platform.listener
+        assert listener is not None
+        wire.send(post(platform, AT_LENGTH), post(platform, AT_LENGTH))
+        await until(lambda: engine.requests)
+        stop = asyncio.create_task(listener.stop(20))
+        await asyncio.sleep(0)
+        engine.go.set()
+        assert (await wire.rest()).count(b"HTTP/1.1 200") == 1
+        await stop
+        await platform.settled(1)
+        assert len(engine.requests) == 1

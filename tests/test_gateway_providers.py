@@ -135,12 +135,28 @@ def test_no_file_of_the_provider_account_is_named_and_no_link_is_passed_off_as_o
     assert message(messages=[{"role": "assistant", "content": [own]}])["messages"][0]["content"] == [own]
 
 
-def test_of_openais_responses_nothing_is_sent_that_lives_with_the_provider() -> None:
-    def response(**fields: Any) -> Any:
-        asked = {"model": "claude", "input": "What is gravity?", **fields}
-        call = SURFACES["/v1/responses"].read(json.dumps(asked).encode())
-        return json.loads(providers().request(CLAUDE, call))
+@pytest.mark.parametrize("data", ["file-of-somebody-else", "http://10.0.0.1/", "gs://bucket/x", "DATA:a", "", 5, ["x"]])
+def test_what_is_called_a_files_data_is_data_and_no_name_of_a_file(data: Any) -> None:
+    for part in (
+        {"type": "file", "file": {"file_data": data}},
+        {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "file", "file": {"file_data": data}}]},
+        {"type": "input_file", "file_data": data},
+    ):
+        for asked in (sent, message, response):
+            with pytest.raises(BadRequest, match="'file_data' that is no data: URL"):
+                asked(**{"input" if asked is response else "messages": [{"role": "user", "content": [part]}]})
+    inside = {"type": "input_file", "file_data": "data:application/pdf;base64,AAAA", "filename": "a.pdf"}
+    said = [{"role": "user", "content": [inside]}]
+    assert response(input=said)["input"] == said
+    assert sent(messages=said)["messages"] == said
 
+
+def response(**fields: Any) -> Any:
+    asked = {"model": "claude", "input": "What is gravity?", **fields}
+    return json.loads(providers().request(CLAUDE, SURFACES["/v1/responses"].read(json.dumps(asked).encode())))
+
+
+def test_of_openais_responses_nothing_is_sent_that_lives_with_the_provider() -> None:
     assert response(instructions="short", stream=True)["instructions"] == "short"
     for name, value in (("previous_response_id", "r"), ("conversation", "c"), ("background", True), ("prompt", {})):
         with pytest.raises(BadRequest, match=f"'{name}'"):
@@ -149,6 +165,14 @@ def test_of_openais_responses_nothing_is_sent_that_lives_with_the_provider() -> 
         response(tools=[{"type": "web_search"}])
     with pytest.raises(BadRequest, match="send the data itself"):
         response(input=[{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}])
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    content: Any = "x"
+    for _ in range(300):
+        content = [content]
+    with pytest.raises(BadRequest, match="nested too deeply"):
+        sent(messages=[{"role": "user", "content": content}])
 
 
 def test_what_no_provider_is_asked_for_is_refused_with_what_is() -> None:

@@ -69,6 +69,62 @@ def test_the_name_of_a_deployment_that_ended_is_free(registry: Database) -> None
         deploy(registry, "chat")
 
 
+def lora(registry: Database, name: str, *adapters: str) -> None:
+    words = ["--enable-lora", "--lora-modules", *(f"{adapter}=/m/{adapter}" for adapter in adapters)]
+    request = {"engine_args": words}
+    deployments.create(registry, name, "ada", model=name, version=1, model_path="/m", replicas=1, request=request)
+
+
+def test_a_live_deployments_adapters_keep_their_names_to_themselves(registry: Database) -> None:
+    lora(registry, "base", "poet", "clerk")
+    with pytest.raises(Conflict, match="poet is a LoRA adapter of deployment base; the endpoint"):
+        endpoints.put(registry, "poet", "eve", targets=[("base", 1)])
+    with pytest.raises(Conflict, match="clerk is a LoRA adapter of deployment base; the deployment"):
+        deploy(registry, "clerk")
+    end(registry, "base")
+    deploy(registry, "clerk")
+    endpoints.put(registry, "poet", "eve", targets=[("clerk", 1)])
+
+
+def test_an_adapter_needs_a_name_that_nothing_else_has(registry: Database) -> None:
+    deploy(registry, "v1")
+    endpoints.put(registry, "chat", "ada", targets=[("v1", 1)])
+    lora(registry, "base", "poet")
+    for taken, told in (("v1", "deployment"), ("chat", "endpoint"), ("poet", "LoRA adapter"), ("own", "deployment")):
+        with pytest.raises(Conflict, match=f"{taken} is an? {told}.*; the LoRA adapter needs a name of its own"):
+            lora(registry, "own", "fine", taken)
+    lora(registry, "own", "fine")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"targets": [("v1", 1), ("v2", 1)]},
+        {"targets": [("v1", 1)], "shadow": [("v2", 5)]},
+        {"targets": [("v1", 1)], "fallbacks": ["v2"]},
+    ],
+)
+def test_calls_to_an_endpoint_are_not_caught_by_taking_the_name_of_what_ended_behind_it(
+    registry: Database, asked: dict[str, Any]
+) -> None:
+    deploy(registry, "v1", "v2", "other")
+    endpoints.put(registry, "chat", "ada", **asked)
+    again: dict[str, Any] = {"model": "m", "version": 1, "model_path": "/m", "replicas": 1, "request": {}}
+    for name in ("v2", "other"):
+        end(registry, name)
+    with pytest.raises(Conflict, match="endpoint chat sends calls to v2, and is not eve's"):
+        deployments.create(registry, "v2", "eve", **again)
+    deployments.create(registry, "other", "eve", **again)
+    deployments.create(registry, "v2", "ada", **again)
+
+
+def test_whoever_had_the_deployment_behind_anothers_endpoint_may_start_it_again(registry: Database) -> None:
+    deploy(registry, "v1")
+    endpoints.put(registry, "chat", "root", targets=[("v1", 1)])
+    end(registry, "v1")
+    deploy(registry, "v1")
+
+
 @pytest.mark.parametrize(
     "asked",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from gateway import calls, media
@@ -19,7 +20,9 @@ def read_embedding(body: bytes) -> Call:
     fields = calls.parsed(body)
     asked = fields.get("encoding_format")
     if asked is not None and asked not in FORMATS:
-        raise BadRequest(f"'encoding_format' is {asked!r}; allowed: {', '.join(FORMATS)}", "encoding_format")
+        raise BadRequest(
+            f"'encoding_format' is {reprlib.repr(asked)}; allowed: {', '.join(FORMATS)}", "encoding_format"
+        )
     if not fields.get("input") and not fields.get("messages"):
         raise BadRequest("'input' must be a string, or a list of strings or of tokens", "input")
     return calls.reading(Kind.EMBEDDING, body, fields, _links(Kind.EMBEDDING, fields))
