@@ -4,12 +4,11 @@ One FairQueue per deployment, with as many places as its ready replicas take tog
 waits, a request takes it at once. Otherwise it waits in its tenant's line, and tenants take turns by the tokens they
 were given (turns.py): one with 10,000 requests does not starve one with 10.
 
-A higher class goes before a lower one, but of every SHARE places given while several classes wait, one goes to the
-class that was given none for the longest time: none is starved for ever.
+A class orders a tenant's own requests, within its line: nobody passes another tenant by calling its requests high.
 
 Refused with QueueFull: who would wait longer than `wait_s`, going by the tokens ahead and the rate at which tokens
-leave; who has waited PATIENCE times as long all the same; and, when `length` are waiting, the newest request of whoever
-has the most waiting in the lowest class.
+leave; who has waited PATIENCE times as long all the same; and, when `length` are waiting, the newest request, of its
+lowest class, of whoever has the most waiting.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ from gateway.errors import BadRequest, QueueFull
 from gateway.flow import Flow
 from gateway.turns import Band, Waiter
 
-SHARE = 8
 PATIENCE = 2.0
 LONGEST_RETRY_S = 120  # SDKs give up on more
 
 
 class Priority(enum.IntEnum):
-    """Lower is served first."""
+    """Of one tenant's requests, the lower is served first."""
 
     HIGH = 0
     NORMAL = 1
@@ -75,15 +73,11 @@ class Slot:
 
 
 class _Waiter(Waiter):
-    __slots__ = ("place", "priority", "since")
+    __slots__ = ("place", "since")
 
     def __init__(self, tenant: str, tokens: int, priority: Priority, since: float, place: asyncio.Future[Slot]) -> None:
-        super().__init__(tenant, tokens)
-        self.priority, self.since, self.place = priority, since, place
-
-
-class _Class(Band[_Waiter]):
-    served = 0  # the turn in which it was last given a place
+        super().__init__(tenant, tokens, priority)
+        self.since, self.place = since, place
 
 
 class FairQueue:
@@ -95,9 +89,8 @@ class FairQueue:
         self.taken = 0
         self.waiting = 0
         self._length, self._wait_s, self._clock = length, wait_s, clock
-        self._bands = tuple(_Class() for _ in Priority)
+        self._band = Band[_Waiter]()
         self._flow = Flow(clock())
-        self._turn = 0  # places given while several classes waited
 
     def resize(self, capacity: int) -> None:
         """As the ready replicas change. Who has a place keeps it; new places go to whoever waits."""
@@ -108,23 +101,22 @@ class FairQueue:
         """A free place, when nobody waits for one."""
         if self.waiting or self.taken >= self.capacity:
             return None
-        self._bands[priority].charge(tenant, tokens)
+        self._band.charge(tenant, tokens)
         return self._place(tokens, 0.0)
 
     async def enter(self, tenant: str, tokens: int, priority: Priority) -> Slot:
         """Wait for a place. Raises QueueFull."""
         if (slot := self.try_enter(tenant, tokens, priority)) is not None:
             return slot
-        band = self._bands[priority]
         if (
-            self._wait_behind(self._higher(priority) + band.tokens) > self._wait_s  # cheap, and enough as a rule
+            self._wait_behind(self._band.tokens) > self._wait_s  # cheap, and enough as a rule
             and (expected := self.expected_wait(tenant, priority)) > self._wait_s
         ):
             raise self._full(f"the wait would be {expected:.0f} s", expected)
         self._make_room(tenant, tokens, priority)
         loop = asyncio.get_running_loop()
         waiter = _Waiter(tenant, tokens, priority, self._clock(), loop.create_future())
-        band.add(waiter)
+        self._band.add(waiter)
         self.waiting += 1
         timer = loop.call_later(PATIENCE * self._wait_s, self._give_up, waiter)
         try:
@@ -141,10 +133,7 @@ class FairQueue:
         """Seconds until a request of this tenant that comes now would get a place; 0 while nothing is known."""
         if not self.waiting and self.taken < self.capacity:
             return 0.0
-        return self._wait_behind(self._higher(priority) + self._bands[priority].ahead_of(tenant))
-
-    def _higher(self, priority: Priority) -> int:
-        return sum(band.tokens for band in self._bands[:priority])
+        return self._wait_behind(self._band.ahead_of(tenant, priority))
 
     def _wait_behind(self, tokens: int) -> float:
         return self._flow.wait_behind(tokens, self.taken, self.capacity, self._clock())
@@ -162,34 +151,27 @@ class FairQueue:
 
     def _hand_out(self) -> None:
         while self.waiting and self.taken < self.capacity:
-            waiter = self._next_class().pop()
+            waiter = self._band.pop()
             self.waiting -= 1
             if waiter.place.done():
                 continue  # cancelled, and about to find out; it costs its tenant nothing
-            self._bands[waiter.priority].charge(waiter.tenant, waiter.tokens)
+            self._band.charge(waiter.tenant, waiter.tokens)
             waiter.place.set_result(self._place(waiter.tokens, self._clock() - waiter.since))
 
-    def _next_class(self) -> _Class:
-        wanting = [band for band in self._bands if band.lines]
-        band = wanting[0]
-        if len(wanting) > 1:
-            self._turn += 1
-            if self._turn % SHARE == 0:
-                band = min(wanting, key=lambda b: b.served)
-        band.served = self._turn
-        return band
-
     def _make_room(self, tenant: str, tokens: int, priority: Priority) -> None:
-        """Raises QueueFull unless there is room, or somebody with more waiting makes it."""
+        """Raises QueueFull unless there is room, or somebody with more waiting makes it, or the tenant's own lower one.
+
+        Of another tenant's requests none has to go because of its class.
+        """
         if self.waiting < self._length:
             return
-        lowest = max((p for p in Priority if self._bands[p].lines), default=priority)
-        if self._length and lowest >= priority:
-            longest = max(self._bands[lowest].lines.values(), key=lambda line: line.tokens)
-            mine = self._bands[lowest].lines.get(tenant) if lowest == priority else None
-            if lowest > priority or longest.tokens > tokens + (mine.tokens if mine else 0):
-                self._refuse(longest.newest(), "others came that have less waiting")
-                return
+        lines = self._band.lines
+        mine = lines.get(tenant)
+        longest = max(lines.values(), key=lambda line: line.tokens, default=None)
+        if longest is not None and longest.tokens > tokens + (mine.tokens if mine else 0):
+            return self._refuse(longest.last(), "others came that have less waiting")
+        if mine is not None and (last := mine.last()).rank > priority:
+            return self._refuse(last, "its tenant has sent more urgent ones")
         raise self._full(f"{self.waiting} requests are waiting already", self.expected_wait(tenant, priority))
 
     def _give_up(self, waiter: _Waiter) -> None:
@@ -197,10 +179,10 @@ class FairQueue:
 
     def _refuse(self, waiter: _Waiter, why: str) -> None:
         if self._remove(waiter) and not waiter.place.done():
-            waiter.place.set_exception(self._full(why, self.expected_wait(waiter.tenant, waiter.priority)))
+            waiter.place.set_exception(self._full(why, self.expected_wait(waiter.tenant, Priority(waiter.rank))))
 
     def _remove(self, waiter: _Waiter) -> bool:
-        was_waiting = self._bands[waiter.priority].remove(waiter)
+        was_waiting = self._band.remove(waiter)
         self.waiting -= was_waiting
         return was_waiting
 

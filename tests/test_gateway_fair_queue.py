@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from gateway.errors import BadRequest, QueueFull
-from gateway.fair_queue import SHARE, FairQueue, Priority, Slot
+from gateway.fair_queue import FairQueue, Priority, Slot
+from gateway.turns import RANKS, SHARE
 
 NORMAL = Priority.NORMAL
 
@@ -176,7 +177,7 @@ async def test_no_place_is_lost_or_given_twice_whatever_happens_in_between(seed:
         await b.leave()
     await asyncio.gather(*b.tasks, return_exceptions=True)
     assert (b.queue.taken, b.queue.waiting) == (0, 0)
-    assert not any(band.lines or band.tokens for band in b.queue._bands)
+    assert not b.queue._band.lines and not b.queue._band.tokens
 
 
 async def test_ten_thousand_cancellations_leave_no_trace() -> None:
@@ -192,7 +193,7 @@ async def test_ten_thousand_cancellations_leave_no_trace() -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         b.queue.resize(1)
     assert (b.queue.taken, b.queue.waiting) == (1, 0)
-    band = b.queue._bands[NORMAL]
+    band = b.queue._band
     assert not band.lines and band.tokens == 0 and len(band._heap) < 100
     del tasks, task
     await settle()  # asyncio itself keeps the last result until then
@@ -216,16 +217,40 @@ async def test_a_cancelled_request_does_not_cost_its_tenant_a_turn() -> None:
     await b.finish()
 
 
-async def test_a_higher_class_goes_first_and_a_lower_one_is_not_starved() -> None:
+async def test_of_one_tenants_requests_a_higher_class_goes_first_and_a_lower_one_is_not_starved() -> None:
     b = bench(1)
     await b.come("holder")
-    await b.come("low", 5, priority=Priority.LOW)
-    await b.come("normal", 5)
-    await b.come("high", 100, priority=Priority.HIGH)
-    await b.leave(SHARE * 4)
-    assert Counter(b.served[1:]) == {"high": SHARE * 4 - 4, "low": 2, "normal": 2}
-    assert b.served[1] == "high"
+    for priority, count in ((Priority.LOW, 5), (NORMAL, 5), (Priority.HIGH, 100)):
+        await b.come("ada", count, tokens=100 + priority, priority=priority)
+    given = []
+    for _ in range(SHARE * 4):
+        await b.leave()
+        given.append(b.held[0][1].tokens - 100)
+    assert Counter(given) == {Priority.HIGH: SHARE * 4 - 4, Priority.LOW: 2, NORMAL: 2}
+    assert given[0] == Priority.HIGH and len(Priority) == RANKS
     await b.finish()
+
+
+async def test_nobody_passes_another_tenant_by_calling_its_requests_high() -> None:
+    b = bench(1)
+    await b.come("holder")
+    await b.come("modest", 20, priority=Priority.LOW)
+    await b.come("pushing", 20, priority=Priority.HIGH)
+    await b.leave(20)
+    assert 9 <= b.served[1:].count("pushing") <= 11
+    b.clock.now += 1.0
+    assert b.queue.expected_wait("modest", Priority.LOW) > b.queue.expected_wait("modest", Priority.HIGH)
+    await b.finish()
+
+
+async def test_a_full_queue_has_no_room_for_another_tenants_higher_class() -> None:
+    b = bench(1, length=4)
+    await b.come("holder")
+    await b.come("modest", 2, priority=Priority.LOW)
+    await b.come("pushing", 3, priority=Priority.HIGH)
+    assert [tenant for tenant, _ in b.refused] == ["pushing"] and b.queue.waiting == 4
+    await b.finish()
+    assert b.served.count("modest") == 2
 
 
 @pytest.mark.parametrize(
