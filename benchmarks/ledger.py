@@ -33,6 +33,7 @@ from gateway.metering import Meter, Usage
 from registry import ledger
 from registry.db import open_reader
 from registry.ledger import Attempt, Hold, Outcome, UsageEvent
+from registry.projection import CHECKPOINT_PAGES
 from registry.site import Price
 from registry.tenants import LiveKey, Tenant
 
@@ -47,9 +48,7 @@ CALL = calls.read(Kind.CHAT, b'{"model":"llama-3-8b","messages":[{"role":"user",
 
 
 def attempt() -> Attempt:
-    return Attempt(
-        ledger.mint(time.time_ns()), "physics", CALLER.key_id, CALL.model, "replica-0123456789ab", "chat", AT
-    )
+    return Attempt(ledger.mint(time.time_ns()), "physics", CALLER.id, CALL.model, "replica-0123456789ab", "chat", AT)
 
 
 async def ours(directory: Path) -> None:
@@ -66,16 +65,14 @@ async def ours(directory: Path) -> None:
 
 
 def sqlite(directory: Path) -> None:
-    """The rows that ours leaves (and a hold in and out), without a journal, a check or a thread."""
+    """The rows that ours leaves, without a journal, a check or a thread."""
     ledger.open_ledger(directory / "ledger.db").close()  # the same tables
     with closing(sqlite3.connect(directory / "ledger.db", isolation_level=None)) as db:
         db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         for _ in range(PAIRS // BATCH):
             turn = [attempt() for _ in range(BATCH)]
             db.execute("BEGIN")
-            db.executemany(
-                f"INSERT INTO holds VALUES ({','.join('?' * 13)})", [(*a, 60, 110, 0, 0, 0, "") for a in turn]
-            )
             postings = [
                 (a.event_id, step, f"physics/{account}", amount, AT)
                 for a in turn
@@ -92,7 +89,6 @@ def sqlite(directory: Path) -> None:
                 f"INSERT INTO usage_events VALUES ({','.join('?' * 12)})",
                 [(*a, 10, 20, 50, "completed", AT) for a in turn],
             )
-            db.executemany("DELETE FROM holds WHERE event_id = ?", [(a.event_id,) for a in turn])
             db.execute("COMMIT")
 
 

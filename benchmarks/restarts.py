@@ -60,11 +60,11 @@ def ours(root: Path, env: Mapping[str, str]) -> float:
     """Seconds until the run has finished another iteration."""
     recipe = root / "long.toml"
     recipe.write_text(RECIPE.read_text() + EVALUATION)
-    site = ["--site", REPOSITORY / "site-configs" / "private-cluster.toml"]
+    site = ["--site", str(REPOSITORY / "site-configs" / "private-cluster.toml")]
     settings = (f"scheduler.slurm_conf={root}/etc/slurm.conf", f"state_dir={root}/hg", f"shared_dir={root}/hg-shared")
     flags = [word for setting in settings for word in ("--set", setting)]
     headgate = [sys.executable, "-m", "cli.main", *site, *flags]
-    asked = [*headgate, "train", recipe, "--qos", "preemptible", "--json"]
+    asked = [*headgate, "train", str(recipe), "--qos", "preemptible", "--json"]
     made = json.loads(subprocess.run(asked, env=env, check=True, capture_output=True, cwd=REPOSITORY).stdout)
     metrics = Path(made["folder"]) / "metrics.jsonl"
 
@@ -95,9 +95,9 @@ def slurms(root: Path, env: Mapping[str, str]) -> float:
         "--exclusive",
         "--requeue",
         "-o",
-        said,
+        str(said),
     ]
-    asked = [*words, "--open-mode=append", script]
+    asked = [*words, "--open-mode=append", str(script)]
     job = subprocess.run(asked, env=env, check=True, capture_output=True, text=True).stdout.strip()
     until(lambda: said.exists() and said.read_text().count("begins") == 1)
     began = preempt(env)

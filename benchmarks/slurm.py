@@ -117,7 +117,7 @@ def polls_of_jobs(slurm: str, clients: Clients, recorder: Recorder, jobs: int, r
         del found
         show(f"{figure} {name}, the first of a process, CPU", first.cpu_s, "s")
         show(f"{figure} {name}, memory of the records", used / MIB, "MiB")
-    peers = {
+    peers: dict[str, Run] = {
         "squeue -h -o": partial(recorder.again, "squeue", "-h", "-a", "-t", "all", "-o", SQUEUE),
         "squeue -h -O, the call we make": recorder.again,
     }
@@ -127,7 +127,7 @@ def polls_of_jobs(slurm: str, clients: Clients, recorder: Recorder, jobs: int, r
 def polls_of_nodes(slurm: str, clients: Clients, recorder: Recorder, nodes: int, rounds: int) -> None:
     for name, client in clients.items():
         assert (found := len(client.nodes())) >= nodes, f"{found} nodes were found {name}, not {nodes}"
-    peers = {
+    peers: dict[str, Run] = {
         "sinfo -h -N -o": partial(recorder.again, "sinfo", "-h", "-a", "-N", "-o", SINFO),
         "sinfo -h -N -O, the call we make": recorder.again,
     }
@@ -186,7 +186,7 @@ def headgate_queue(slurm: str, environment: Mapping[str, str], root: Path, jobs:
     site = site_on(root)
 
     def typed(*words: str) -> None:
-        argv = [sys.executable, "-m", "cli.main", "--site", site, "queue", *words]
+        argv = [sys.executable, "-m", "cli.main", "--site", str(site), "queue", *words]
         subprocess.run(argv, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, check=True)
 
     def squeue(*words: str) -> None:
@@ -229,7 +229,7 @@ def site_on(root: Path) -> Path:
 
 
 def mariadb(root: Path, statement: str) -> str:
-    argv = ["mariadb", "--no-defaults", "-u", "root", "-S", root / "run" / "mysql.sock", "-N", "-e", statement]
+    argv = ["mariadb", "--no-defaults", "-u", "root", "-S", str(root / "run" / "mysql.sock"), "-N", "-e", statement]
     return subprocess.run([*argv, "slurm_acct_db"], stdout=subprocess.PIPE, text=True, check=True).stdout
 
 

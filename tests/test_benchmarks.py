@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import uvloop
 
+from benchmarks import ledger as bench_ledger
 from benchmarks.figures import Cost, cost, interleaved, show, show_costs
 from benchmarks.gateway_parts import ENGINE_KEY, Cores, Done, Programs, Router, Work, compiled, do, engine
 from benchmarks.soak_causes import Begun, Incident, Saw, Seen, Trouble, cause, slope
@@ -60,6 +62,13 @@ def test_wall_and_cpu_are_compared_with_each_peer(capsys: pytest.CaptureFixture[
         ("poll, wall", "scontrol", 0.5),
         ("poll, CPU", "scontrol", 0.5),
     ]
+
+
+def test_both_sides_of_the_ledgers_benchmark_leave_an_event_for_each_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_ledger, "PAIRS", 320)
+    monkeypatch.setattr(bench_ledger, "BATCH", 32)
+    bench_ledger.in_a_directory(lambda d: uvloop.run(bench_ledger.ours(d)), 320)()
+    bench_ledger.in_a_directory(bench_ledger.sqlite, 320)()
 
 
 CORE = min(os.sched_getaffinity(0))
