@@ -135,6 +135,7 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
     with slot:
         asked.queued_s += slot.waited_s
         while (routed := _route(gw, asked, call, failed)) is not None:
+            slot.used_at(routed.replica.id)
             try:
                 with routed:
                     return await _on_replica(gw, asked, call, routed, said)

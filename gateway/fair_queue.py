@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from types import TracebackType
 
-from gateway.errors import BadRequest, QueueFull
+from gateway.errors import BadRequest, GatewayError, NoReplica, QueueFull
 from gateway.flow import Flow
 from gateway.turns import Band, Waiter
 
@@ -51,17 +51,28 @@ _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 class Slot:
     """A place. Leaving it, by `with` or leave(), gives it to the next; leaving it twice is leaving it once."""
 
-    __slots__ = ("_queue", "tokens", "waited_s")
+    __slots__ = ("_queue", "_replica", "tokens", "waited_s")
 
     def __init__(self, queue: FairQueue, tokens: int, waited_s: float) -> None:
         self._queue: FairQueue | None = queue
+        self._replica: str | None = None
         self.tokens = tokens
         self.waited_s = waited_s
+
+    def used_at(self, replica_id: str) -> None:
+        """Where its request runs from now on: a ready replica."""
+        self._replica = replica_id
+        if self._queue is not None:
+            self._queue._outside.discard(self)
+
+    def is_outside(self, ready: Container[str]) -> bool:
+        """Whether its request runs on a replica that is not one of these."""
+        return self._replica is not None and self._replica not in ready
 
     def leave(self) -> None:
         queue, self._queue = self._queue, None
         if queue is not None:
-            queue._left(self.tokens)
+            queue._left(self)
 
     def __enter__(self) -> Slot:
         return self
@@ -89,17 +100,30 @@ class FairQueue:
         self.taken = 0
         self.waiting = 0
         self._length, self._wait_s, self._clock = length, wait_s, clock
+        self._held: set[Slot] = set()
+        self._outside: set[Slot] = set()  # those of requests that run on replicas which take no new ones
         self._band = Band[_Waiter]()
         self._flow = Flow(clock())
 
-    def resize(self, capacity: int) -> None:
-        """As the ready replicas change. Who has a place keeps it; new places go to whoever waits."""
+    def resize(self, capacity: int, ready: Container[str] | None = None) -> None:
+        """As the ready replicas, which have these places, change. Who has a place keeps it; new ones go to who waits.
+
+        What still runs on others than the `ready` ones takes no place from those who could run on these.
+        """
         self.capacity = capacity
+        if ready is not None:
+            self._outside = {slot for slot in self._held if slot.is_outside(ready)}
         self._hand_out()
+
+    def refuse_all(self, error: GatewayError) -> None:
+        """Everybody who waits: it is in vain."""
+        while self.waiting:
+            self.waiting -= 1
+            self._refuse(self._band.pop(), error)
 
     def try_enter(self, tenant: str, tokens: int, priority: Priority) -> Slot | None:
         """A free place, when nobody waits for one."""
-        if self.waiting or self.taken >= self.capacity:
+        if self.waiting or not self._has_room():
             return None
         self._band.charge(tenant, tokens)
         return self._place(tokens, 0.0)
@@ -131,26 +155,33 @@ class FairQueue:
 
     def expected_wait(self, tenant: str, priority: Priority) -> float:
         """Seconds until a request of this tenant that comes now would get a place; 0 while nothing is known."""
-        if not self.waiting and self.taken < self.capacity:
+        if not self.waiting and self._has_room():
             return 0.0
         return self._wait_behind(self._band.ahead_of(tenant, priority))
 
     def _wait_behind(self, tokens: int) -> float:
         return self._flow.wait_behind(tokens, self.taken, self.capacity, self._clock())
 
+    def _has_room(self) -> bool:
+        return self.taken - len(self._outside) < self.capacity
+
     def _place(self, tokens: int, waited_s: float) -> Slot:
         self.taken += 1
         self._flow.held -= self._clock()
-        return Slot(self, tokens, waited_s)
+        slot = Slot(self, tokens, waited_s)
+        self._held.add(slot)
+        return slot
 
-    def _left(self, tokens: int) -> None:
+    def _left(self, slot: Slot) -> None:
         self.taken -= 1
-        self._flow.leave(tokens, self.taken, self._clock())
+        self._held.remove(slot)
+        self._outside.discard(slot)
+        self._flow.leave(slot.tokens, self.taken, self._clock())
         if self.waiting:
             self._hand_out()
 
     def _hand_out(self) -> None:
-        while self.waiting and self.taken < self.capacity:
+        while self.waiting and self._has_room():
             waiter = self._band.pop()
             self.waiting -= 1
             if waiter.place.done():
@@ -169,17 +200,27 @@ class FairQueue:
         mine = lines.get(tenant)
         longest = max(lines.values(), key=lambda line: line.tokens, default=None)
         if longest is not None and longest.tokens > tokens + (mine.tokens if mine else 0):
-            return self._refuse(longest.last(), "others came that have less waiting")
+            return self._make_leave(longest.last(), "others came that have less waiting")
         if mine is not None and (last := mine.last()).rank > priority:
-            return self._refuse(last, "its tenant has sent more urgent ones")
+            return self._make_leave(last, "its tenant has sent more urgent ones")
         raise self._full(f"{self.waiting} requests are waiting already", self.expected_wait(tenant, priority))
 
     def _give_up(self, waiter: _Waiter) -> None:
-        self._refuse(waiter, f"it has waited for {self._clock() - waiter.since:.0f} s")
+        waited = f"it has waited for {self._clock() - waiter.since:.0f} s"
+        if self.capacity:
+            self._make_leave(waiter, waited)
+        elif self._remove(waiter):
+            self._refuse(
+                waiter, NoReplica(f"no replica of deployment {self.deployment} is ready any more, and {waited}")
+            )
 
-    def _refuse(self, waiter: _Waiter, why: str) -> None:
-        if self._remove(waiter) and not waiter.place.done():
-            waiter.place.set_exception(self._full(why, self.expected_wait(waiter.tenant, Priority(waiter.rank))))
+    def _make_leave(self, waiter: _Waiter, why: str) -> None:
+        if self._remove(waiter):
+            self._refuse(waiter, self._full(why, self.expected_wait(waiter.tenant, Priority(waiter.rank))))
+
+    def _refuse(self, waiter: _Waiter, error: GatewayError) -> None:
+        if not waiter.place.done():
+            waiter.place.set_exception(error)
 
     def _remove(self, waiter: _Waiter) -> bool:
         was_waiting = self._band.remove(waiter)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from gateway.catalog import View
 from gateway.fair_queue import FairQueue
+from gateway.waiting_room import Standing, refusal
 from registry.site import Gateway
 
 
@@ -13,24 +14,35 @@ class Queues:
     def __init__(self, settings: Gateway, clock: Callable[[], float]) -> None:
         self._settings, self._clock = settings, clock
         self._queues: dict[str, FairQueue] = {}
-        self._places: dict[str, int] = {}
+        self._ready: dict[str, frozenset[str]] = {}  # ids, by deployment
 
     def of(self, deployment: str) -> FairQueue:
         queue = self._queues.get(deployment)
         if queue is None:
             settings = self._settings
             queue = FairQueue(deployment, length=settings.queue_length, wait_s=settings.queue_wait_s, clock=self._clock)
-            queue.resize(self._places.get(deployment, 0))
+            self._fit(queue)
             self._queues[deployment] = queue
         return queue
 
     def resize(self, view: View) -> None:
-        """As replicas come and go."""
-        self._places = {name: len(ready) * self._settings.max_in_flight for name, ready in view.replicas.items()}
+        """As replicas come and go. Who waits in vain, as the deployment is no more and will not be, is told so at once.
+
+        While none is ready of a deployment that lives, those who wait stay, as another may be; up to their patience.
+        """
+        self._ready = {name: frozenset(r.id for r in ready) for name, ready in view.replicas.items()}
         for name, queue in list(self._queues.items()):
-            queue.resize(self._places.get(name, 0))
-            if name not in self._places and not queue.waiting and not queue.taken:
+            self._fit(queue)
+            if queue.waiting and not queue.capacity:
+                deployment = view.deployments.get(name) or view.ended.get(name)
+                if (refused := refusal(name, Standing(deployment, ()))) is not None:
+                    queue.refuse_all(refused)
+            if name not in self._ready and not queue.waiting and not queue.taken:
                 del self._queues[name]
+
+    def _fit(self, queue: FairQueue) -> None:
+        ready = self._ready.get(queue.deployment, frozenset())
+        queue.resize(len(ready) * self._settings.max_in_flight, ready)
 
     def waiting(self) -> dict[tuple[str, ...], float]:
         return {(name,): float(queue.waiting) for name, queue in self._queues.items()}

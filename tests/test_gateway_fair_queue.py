@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.errors import BadRequest, QueueFull
+from gateway.errors import BadRequest, NoReplica, QueueFull
 from gateway.fair_queue import FairQueue, Priority, Slot
 from gateway.turns import RANKS, SHARE
 
@@ -384,3 +384,54 @@ async def test_fewer_places_take_none_away_and_more_go_to_whoever_waits() -> Non
     await settle()
     assert (b.queue.taken, b.queue.waiting) == (3, 1)
     await b.finish()
+
+
+async def test_what_runs_on_a_replica_that_takes_no_more_takes_no_place_from_the_others() -> None:
+    b = bench(4)
+    await b.come("ada", 8)
+    for _, slot in b.held:
+        slot.used_at("draining")
+    b.queue.resize(2, {"sound"})
+    await settle()
+    assert (b.queue.taken, b.queue.waiting) == (6, 2)
+    for _, slot in b.held[4:]:
+        slot.used_at("sound")
+    await b.leave(4)  # on the one that drains: they free no place on the other
+    assert (b.queue.taken, b.queue.waiting) == (2, 2)
+    b.queue.resize(2, {"sound"})
+    await b.leave()
+    assert (b.queue.taken, b.queue.waiting) == (2, 1)
+    await b.finish()
+
+
+async def test_a_request_that_moves_to_a_ready_replica_counts_there() -> None:
+    b = bench(1)
+    await b.come("ada", 2)
+    b.held[0][1].used_at("draining")
+    b.queue.resize(0, set())
+    b.queue.resize(0, {"draining"})  # it is back
+    assert b.queue.taken == 1 and not b.queue._outside
+    b.queue.resize(0, set())
+    b.held[0][1].used_at("sound")
+    b.queue.resize(1, {"sound"})
+    await settle()
+    assert (b.queue.taken, b.queue.waiting) == (1, 1)
+    await b.finish()
+
+
+async def test_all_who_wait_can_be_refused_at_once() -> None:
+    b = bench(0)
+    tasks = [asyncio.create_task(b.queue.enter(name, 10, priority)) for name in "ab" for priority in Priority]
+    await settle()
+    tasks[0].cancel()
+    b.queue.refuse_all(NoReplica("gone"))
+    said = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(s) for s in said] == [asyncio.CancelledError] + [NoReplica] * 5
+    assert (b.queue.taken, b.queue.waiting) == (0, 0) and not b.queue._band.lines
+
+
+async def test_patience_with_replicas_that_do_not_come_back_ends_as_what_it_is() -> None:
+    b = bench(0, wait_s=0.02)
+    with pytest.raises(NoReplica, match="no replica of deployment chat is ready any more, and it has waited"):
+        await asyncio.wait_for(b.queue.enter("ada", 1, NORMAL), 5)
+    assert b.queue.waiting == 0
