@@ -87,6 +87,7 @@ def make_app(site: Site) -> web.Application:
             room=WaitingRoom(
                 lambda name: Standing(catalog.deployment(name), catalog.view.live.get(name, ())),
                 heartbeat_s=settings.heartbeat_s,
+                length=settings.queue_length,
                 asked=called.urge,
                 monotonic=loop.time,
             ),

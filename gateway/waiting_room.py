@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from gateway.errors import NoReplica
+from gateway.errors import NoReplica, QueueFull
 from registry import clock
 from registry.deployments import Deployment, DeploymentState, Replica, ReplicaState
 
@@ -33,18 +33,22 @@ class Standing:
 
 
 class WaitingRoom:
-    """`look` answers from memory. `asked` is told of a deployment when a first request begins to wait for it."""
+    """`look` answers from memory. `asked` is told of a deployment when a first request begins to wait for it.
+
+    `length` requests wait for one deployment at most.
+    """
 
     def __init__(
         self,
         look: Callable[[str], Standing],
         *,
         heartbeat_s: float,
+        length: int,
         asked: Callable[[str], None] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._look, self._heartbeat_s, self._asked = look, heartbeat_s, asked
+        self._look, self._heartbeat_s, self._length, self._asked = look, heartbeat_s, length, asked
         self._now, self._monotonic = now, monotonic
         self._rooms: dict[str, _Room] = {}
 
@@ -76,10 +80,14 @@ class WaitingRoom:
     ) -> Sequence[Replica]:
         """What `ready` finds, once it finds any: it may leave out replicas that the caller will not ask again.
 
-        Raises NoReplica after `bound_s` seconds, and at once when the deployment failed, is stopping or is gone.
+        Raises NoReplica after `bound_s` seconds, and at once when the deployment failed, is stopping or is gone; and
+        QueueFull when enough wait already.
         """
         if found := ready():
             return found
+        if (waiting := room.waiting if (room := self._rooms.get(name)) else 0) >= self._length:
+            words = f"{waiting} requests wait for a first replica of deployment {name} already"
+            raise QueueFull(words, retry_after(self._look(name), self._now()))
         start = self._monotonic()
         end = math.inf if bound_s is None else start + bound_s
         beat = start if heartbeat else math.inf

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import NoReplica
+from gateway.errors import NoReplica, QueueFull
 from gateway.waiting_room import START_S, UNKNOWN_S, Standing, WaitingRoom, comment, refusal, retry_after, waits_for
 from registry import clock
 from registry.deployments import Deployment, DeploymentState, Replica, ReplicaState
@@ -104,13 +104,16 @@ class House:
     """A room, and the registry it looks at."""
 
     standings: dict[str, Standing] = field(default_factory=lambda: {"chat": standing(replica("pending"))})
+    length: int = 1000
     looks: int = 0
     asked: list[str] = field(default_factory=list)
     heard: list[bytes] = field(default_factory=list)
     room: WaitingRoom = field(init=False)
 
     def __post_init__(self) -> None:
-        self.room = WaitingRoom(self.look, heartbeat_s=0.02, asked=self.asked.append, now=lambda: NOW)
+        self.room = WaitingRoom(
+            self.look, heartbeat_s=0.02, length=self.length, asked=self.asked.append, now=lambda: NOW
+        )
 
     def look(self, name: str) -> Standing:
         self.looks += 1
@@ -181,6 +184,22 @@ async def test_whatever_waits_without_a_stream_is_refused_after_its_bound() -> N
     assert str(refused.value).startswith("no replica of deployment chat is ready: job 123 is pending (Resources), esti")
     assert (refused.value.status, refused.value.retry_after) == (503, 60 + START_S)
     assert house.room.waiting() == {}
+
+
+async def test_so_many_wait_and_no_more() -> None:
+    house = House({"chat": standing(replica("pending", starts_in_s=30))}, length=3)
+    waits = [house.enter(stream=True) for _ in range(3)]
+    await settle()
+    heard = len(house.heard)
+    with pytest.raises(QueueFull, match="3 requests wait for a first replica of deployment chat already") as refused:
+        await house.enter(stream=True)
+    assert (refused.value.status, refused.value.retry_after) == (429, 30 + START_S)
+    assert house.room.waiting() == {"chat": 3} and len(house.heard) == heard
+    waits[0].cancel()
+    await settle()
+    waits.append(house.enter())
+    house.becomes(standing(replica("ready")))
+    await asyncio.gather(*waits[1:])
 
 
 @pytest.mark.parametrize("told", [standing(state="failed", cause="no kernel image"), standing(state="stopping")])
