@@ -82,7 +82,7 @@ def choice(replicas: int, prompt_bytes: int) -> dict[str, float]:
         return text[:at] + chance.randbytes(16) + text[at + 16 :]
 
     def whole(prompt: bytes) -> None:
-        routed = router.route("chat", Policy.LEAST_WORK, ready, prompt_bytes // 4, 343, prompt, b"", None)
+        routed = router.route("chat", Policy.LEAST_WORK, ready, prompt_bytes // 4, 343, 343, prompt, b"", None)
         assert routed is not None
         under_way.append(routed)
         if len(under_way) > 4 * replicas:  # so that every replica has some

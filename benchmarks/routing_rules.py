@@ -45,6 +45,7 @@ class Ours:
             self.ready,
             request.input_tokens,
             EXPECTED_OUTPUT_TOKENS,
+            EXPECTED_OUTPUT_TOKENS,
             request.prompt(),
             b"",
             None,

@@ -234,6 +234,13 @@ def bounded(call: Call, context_tokens: int | None = None) -> Call:
     return replace(call, completion_tokens=held, fields=fields, rewritten=call.rewritten or changed)
 
 
+def longest(call: Call) -> int:
+    """Tokens that one answer may have: several are made side by side. 0 where none is made."""
+    if call.bound is not None:
+        return int(call.fields[call.bound])
+    return UNBOUNDED.get(call.kind, 0)
+
+
 def renamed(call: Call, model: str) -> Call:
     """The same call of another model, as its engine knows it."""
     return replace(call, model=model, fields={**call.fields, "model": model}, rewritten=True)

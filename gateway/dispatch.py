@@ -191,6 +191,7 @@ def route(
         healthy,
         call.prompt_tokens,
         call.completion_tokens,
+        calls.longest(call),
         calls.prompt_bytes(call),
         call.salt,
         session,

@@ -78,6 +78,7 @@ class Router:
         ready: Sequence[Replica],
         work_tokens: int,
         completion_tokens: int,
+        longest_tokens: int,
         prompt: bytes,
         salt: bytes,
         session: str | None,
@@ -85,7 +86,9 @@ class Router:
         """The replica for a request, among the `ready` ones: healthy, and not failed on it before. None: there is none.
 
         `work_tokens`: of the prompt, of which `prompt` may be the beginning only. `completion_tokens`: expected, or
-        else allowed. `salt`: see prefix.blocks. `session`: what the client calls its own, made unique among tenants.
+        else allowed, of all its answers; `longest_tokens`: allowed of one, which decides whether a replica whose job
+        ends may have it. `salt`: see prefix.blocks. `session`: what the client calls its own, made unique among
+        tenants.
         """
         if not ready:
             return None
@@ -100,7 +103,7 @@ class Router:
         matched = fleet.prefixes.matched(hashes) if hashes else NO_MATCH
         work = Work(
             work_tokens,
-            completion_tokens,
+            longest_tokens if longest_tokens < fleet.context_tokens else fleet.context_tokens,
             min(work_tokens / len(prompt), TOKENS_PER_BYTE) * BLOCK_BYTES if matched else 0.0,
             self._sessions.get((deployment, session)) if session is not None else None,
         )

@@ -66,7 +66,7 @@ class ReplicaLoad:
 
 class Work(NamedTuple):  # a third of the time of a frozen dataclass, on the path of every request
     prompt_tokens: int
-    completion_tokens: int  # expected
+    longest_tokens: int  # of its longest single answer: answers are made side by side
     block_tokens: float = 0.0  # in each of the prompt's blocks (prefix.py)
     session_replica: str | None = None  # where this session's last request went
 
@@ -135,7 +135,7 @@ def _lasting(loads: Sequence[ReplicaLoad], work: Work, now: float) -> Sequence[R
     ends = [load.ends_at for load in loads]
     if ends.count(None) == len(ends):
         return loads
-    needed = now + work.prompt_tokens / PREFILL_TOKENS_PER_S + work.completion_tokens / OUTPUT_TOKENS_PER_S
+    needed = now + work.prompt_tokens / PREFILL_TOKENS_PER_S + work.longest_tokens / OUTPUT_TOKENS_PER_S
     latest = max(math.inf if end is None else end for end in ends)
     limit = needed if latest >= needed else latest - NEAR_S
     return [load for load, end in zip(loads, ends, strict=True) if end is None or end >= limit]

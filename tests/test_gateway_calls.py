@@ -110,6 +110,23 @@ def test_what_is_held_for_an_answer(path: str, fields: dict[str, Any], held: int
     assert call.prompt_tokens >= len(body(path, **fields)) // calls.BYTES_PER_TOKEN
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "tokens"),
+    [
+        ("/v1/chat/completions", {}, COMPLETION_CAP),
+        ("/v1/chat/completions", {"n": 8, "max_tokens": 50}, 50),
+        ("/v1/chat/completions", {"max_completion_tokens": 30_000}, 30_000),
+        ("/v1/completions", {"prompt": ["a", "b"]}, 16),
+        ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 0}, 0),
+        ("/v1/responses", {"max_output_tokens": 7000}, 7000),
+        ("/v1/embeddings", {}, 0),
+    ],
+)
+def test_how_long_one_answer_may_be(path: str, fields: dict[str, Any], tokens: int) -> None:
+    call = read(path, **fields)
+    assert calls.longest(call) == calls.longest(calls.bounded(call)) == tokens
+
+
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/messages/count_tokens"])
 def test_nothing_is_held_where_no_model_runs(path: str) -> None:
     call = read(path)

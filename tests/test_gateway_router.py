@@ -30,8 +30,16 @@ class Desk:
     router: Router = field(default_factory=Router)
     policy: Policy = Policy.LEAST_WORK
 
-    def route(self, prompt: bytes = b"", tokens: int = 4000, output: int = 0, session: str | None = None) -> Routed:
-        routed = self.router.route("chat", self.policy, self.ready, tokens, output, prompt, b"chat", session)
+    def route(
+        self,
+        prompt: bytes = b"",
+        tokens: int = 4000,
+        output: int = 0,
+        session: str | None = None,
+        longest: int | None = None,
+    ) -> Routed:
+        one = output if longest is None else longest
+        routed = self.router.route("chat", self.policy, self.ready, tokens, output, one, prompt, b"chat", session)
         assert routed is not None
         return routed
 
@@ -45,7 +53,7 @@ def desk() -> Desk:
 
 
 def test_nothing_is_chosen_of_nothing() -> None:
-    assert Router().route("chat", Policy.LEAST_WORK, [], 10, 10, TEXT, b"", None) is None
+    assert Router().route("chat", Policy.LEAST_WORK, [], 10, 10, 10, TEXT, b"", None) is None
 
 
 def test_a_request_is_load_until_it_is_left_and_its_prompt_until_the_first_output(desk: Desk) -> None:
@@ -118,7 +126,7 @@ def test_of_a_burst_with_one_beginning_those_behind_count_on_its_being_computed(
 def test_what_one_deployment_or_salt_has_cached_is_nothing_to_another(desk: Desk) -> None:
     desk.route(TEXT)
     for deployment, salt in (("other", b"chat"), ("chat", b"adapter")):
-        routed = desk.router.route(deployment, Policy.LEAST_WORK, [replica(0)], 4000, 0, TEXT, salt, None)
+        routed = desk.router.route(deployment, Policy.LEAST_WORK, [replica(0)], 4000, 0, 0, TEXT, salt, None)
         assert routed is not None and routed.uncached_tokens == 4000
 
 
@@ -159,13 +167,21 @@ def test_our_own_waiting_requests_are_not_taken_for_others(desk: Desk) -> None:
 
 
 def test_a_replica_whose_job_ends_gets_no_long_request() -> None:
-    router = Router(monotonic=lambda: 5000.0, unix=lambda: clock.parse("2026-05-01T12:00:00Z").timestamp())
+    moments = (lambda: 5000.0, lambda: clock.parse("2026-05-01T12:00:00Z").timestamp())
+    router = Router(monotonic=moments[0], unix=moments[1])
     ending = replace(replica(0), ends_at="2026-05-01T12:00:30.000000Z")
     desk = Desk([ending, replica(1)], router)
     assert [desk.route(output=20).replica.id for _ in range(2)] == ["0", "1"]
     assert [desk.route(output=2000).replica.id for _ in range(3)] == ["1", "1", "1"]
+    assert "0" in [desk.route(output=20 * 64, longest=20).replica.id for _ in range(9)]  # 64 short ones, side by side
+    assert desk.route(output=20, longest=20_000).replica.id == "1"  # held is little, allowed is much
     desk.ready = [ending]
     assert desk.route(output=2000).replica.id == "0"
+    desk = Desk(
+        [replace(one, context_tokens=100) for one in (ending, replica(1))],
+        Router(monotonic=moments[0], unix=moments[1]),
+    )
+    assert "0" in [desk.route(longest=2**31 - 1).replica.id for _ in range(9)]  # no answer is longer than the context
 
 
 def test_what_is_gone_is_forgotten_and_what_runs_there_can_still_end(desk: Desk) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.routing import SESSION_SLACK_TOKENS, STALE_S, Gauges, Policy, ReplicaLoad, Work, others, pick, uncached
 
-WORK = Work(prompt_tokens=4000, completion_tokens=100, block_tokens=250.0)
+WORK = Work(prompt_tokens=4000, longest_tokens=100, block_tokens=250.0)
 
 
 def best(
@@ -93,7 +93,7 @@ def test_a_session_stays_unless_its_replica_is_much_busier() -> None:
 @pytest.mark.parametrize("policy", Policy)
 def test_a_long_request_does_not_go_where_it_would_be_cut(policy: Policy) -> None:
     ending, lasting = ReplicaLoad("a", ends_at=1060.0), ReplicaLoad("b", outstanding=50, queued=50_000, last_chosen=9)
-    long = WORK._replace(completion_tokens=2000)
+    long = WORK._replace(longest_tokens=2000)
     just = ReplicaLoad("c", ends_at=1110.0)  # within a minute of the other's end, and late enough
     assert best(ending, lasting, work=WORK, policy=policy, now=1000.0) == "a"
     assert best(ending, just, work=long, policy=policy, now=1000.0) == "c"
@@ -103,7 +103,7 @@ def test_a_long_request_does_not_go_where_it_would_be_cut(policy: Policy) -> Non
 
 @pytest.mark.parametrize("policy", Policy)
 def test_where_all_end_soon_those_that_last_the_longest_share_it(policy: Policy) -> None:
-    long = WORK._replace(completion_tokens=20_000)
+    long = WORK._replace(longest_tokens=20_000)
     first, second, third = (
         ReplicaLoad("a", ends_at=1060.0),
         ReplicaLoad("b", ends_at=1290.0),
