@@ -73,7 +73,7 @@ def make_app(site: Site) -> web.Application:
         def ejected(replica_id: str, fault: Fault) -> None:
             counted.ejected(fault)
             hung = next((r for r in catalog.every_ready() if r.id == replica_id), None)
-            if fault is Fault.POLL and hung is not None:  # it accepts connections and answers nothing
+            if fault is Fault.HUNG and hung is not None:  # it accepts connections and answers nothing
                 pool.give_up(catalog.address(hung), "the replica does not answer, not even when asked for its health")
 
         replicas = ReplicaHealth(loop.time, ejected=ejected)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from gateway import engine_gauges
-from gateway.errors import UpstreamFailed
+from gateway.errors import UpstreamFailed, UpstreamSilent
 from gateway.replica_health import Fault, ReplicaHealth
 from gateway.routing import Gauges
 from registry.deployments import Replica
@@ -39,11 +39,13 @@ async def poll_engines(
     async def look_at(replica: Replica) -> None:
         try:
             status, text = await _within(timeout_s, ask(replica, "/health"))
+        except UpstreamSilent as e:
+            return health.failed(replica.id, f"/health: {e}", Fault.HUNG)
         except UpstreamFailed as e:
             unreachable = fault_of(e) is Fault.UNREACHABLE
             return health.failed(replica.id, f"/health: {e}", Fault.UNREACHABLE if unreachable else Fault.POLL)
         except TimeoutError:
-            return health.failed(replica.id, f"/health said nothing for {timeout_s:g} s", Fault.POLL)
+            return health.failed(replica.id, f"/health said nothing for {timeout_s:g} s", Fault.HUNG)
         if status != 200:
             said = text[:200].decode(errors="replace").strip()
             return health.failed(replica.id, f"/health answered {status}{': ' if said else ''}{said}", Fault.POLL)

@@ -34,14 +34,16 @@ class Health(enum.StrEnum):
 
 class Fault(enum.StrEnum):
     UNREACHABLE = "unreachable"  # connection refused, no route, wrong certificate: nobody is there
-    POLL = "poll"  # the engine's own /health
+    POLL = "poll"  # the engine's own /health, answered with something else than 200, or cut off
+    HUNG = "hung"  # the same, not answered in time
     REQUEST = "request"  # a connection lost, a 5xx, an abort, silence
 
 
-# How many failures in a row eject. A port that refuses will refuse the next one too; the rest may be one request's.
-LIMITS = {Fault.UNREACHABLE: 1, Fault.POLL: 3, Fault.REQUEST: 3}
+# How many failures of one kind in a row eject: kinds are not added up, as a health that was slow to come once is no
+# hung engine because two requests failed. A port that refuses will refuse the next one too; the rest may be one's own.
+LIMITS = {Fault.UNREACHABLE: 1, Fault.POLL: 3, Fault.HUNG: 3, Fault.REQUEST: 3}
 # What a /health that is answered disproves. Not a REQUEST: an engine may be healthy and fail all it is asked.
-DISPROVED = frozenset({Fault.UNREACHABLE, Fault.POLL})
+DISPROVED = frozenset({Fault.UNREACHABLE, Fault.POLL, Fault.HUNG})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Standing:
     """One replica's. Times are of the monotonic clock, in seconds."""
 
     state: Health
-    failures: int  # in a row
+    failures: Mapping[Fault, int]  # of each kind, since the last success
     ejections: int  # in a row: since it was last FORGIVEN
     since: float  # when it entered the state
     until: float  # EJECTED: when a probe is due; PROBING: when another one may go; HEALTHY: when it is forgiven
@@ -61,13 +63,14 @@ class Standing:
 def after_failure(old: Standing | None, fault: Fault, why: str, now: float, luck: float) -> Standing:
     """Pure. `luck` in 0 ... 1 shortens an ejection by up to JITTER."""
     if old is None:
-        old = Standing(Health.HEALTHY, 0, 0, now, now, now, fault, why)
+        old = Standing(Health.HEALTHY, {}, 0, now, now, now, fault, why)
     if old.state is Health.EJECTED and (fault is Fault.REQUEST or now < old.until):
         return replace(old, failed_at=now, why=why)  # no news: a request that was running when it was ejected, say
     # Where a probe is due and /health fails first, that was the probe, and no client's request had to be.
     forgiven = old.state is Health.HEALTHY and now >= old.until
-    failures, ejections = old.failures + 1, 0 if forgiven else old.ejections
-    if old.state is Health.HEALTHY and failures < LIMITS[fault]:
+    ejections = 0 if forgiven else old.ejections
+    failures = {**old.failures, fault: old.failures.get(fault, 0) + 1}
+    if old.state is Health.HEALTHY and failures[fault] < LIMITS[fault]:
         return replace(old, failures=failures, ejections=ejections, failed_at=now, fault=fault, why=why)
     length = min(FIRST_S * 2.0 ** min(ejections, 30), LONGEST_S) * (1 - JITTER * luck)
     return Standing(Health.EJECTED, failures, ejections + 1, now, now + length, now, fault, why)
@@ -79,20 +82,23 @@ def after_success(old: Standing, now: float) -> Standing | None:
         case Health.EJECTED:
             return old  # a request from before the ejection: it may be served by a listener that is gone
         case Health.PROBING:
-            return replace(old, state=Health.HEALTHY, failures=0, since=now, until=now + FORGIVEN_S)
+            return replace(old, state=Health.HEALTHY, failures={}, since=now, until=now + FORGIVEN_S)
         case Health.HEALTHY:
             if not old.ejections or now >= old.until:
                 return None
-            return replace(old, failures=0) if old.failures else old
+            return replace(old, failures={}) if old.failures else old
 
 
 def after_poll(old: Standing, now: float) -> Standing | None:
     """Pure. Its /health was answered with 200."""
-    if old.fault not in DISPROVED:
-        return old
-    if old.state is Health.EJECTED:
+    if old.state is Health.HEALTHY:
+        failures = {fault: count for fault, count in old.failures.items() if fault not in DISPROVED}
+        if failures:
+            return replace(old, failures=failures)
+        return after_success(old, now) if old.fault in DISPROVED else old
+    if old.fault in DISPROVED and old.state is Health.EJECTED:
         return replace(old, until=min(old.until, now))
-    return after_success(old, now) if old.state is Health.HEALTHY else old
+    return old
 
 
 class ReplicaHealth:

@@ -427,7 +427,13 @@ async def test_what_waits_at_a_replica_that_hangs_is_asked_elsewhere(tmp_path: P
         await until(lambda: hangs.running)
         health.forget(["replica-2"])
         for _ in range(replica_health.LIMITS[Fault.POLL]):
-            health.failed("replica-1", "/health said nothing", Fault.POLL)
+            health.failed("replica-1", "/health answered 503", Fault.POLL)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(hangs.requests) == 1 and not well.requests and not asking.done()  # it may be doing what it has
+        health.forget(["replica-1"])
+        for _ in range(replica_health.LIMITS[Fault.HUNG]):
+            health.failed("replica-1", "/health said nothing", Fault.HUNG)
         async with await asking as response:
             assert response.status == 200
             assert response.headers["x-headgate-replica"] == "replica-2"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.engine_polls import poll_engines
-from gateway.errors import UpstreamFailed
+from gateway.errors import UpstreamFailed, UpstreamSilent
 from gateway.replica_health import Fault, Health, ReplicaHealth
 from gateway.routing import Gauges
 from registry.deployments import Replica, ReplicaState
@@ -141,7 +141,7 @@ async def test_an_engine_that_says_nothing_within_its_time_has_failed() -> None:
             while not engines.health.snapshot():
                 await asyncio.sleep(0.005)
         standing = engines.health.snapshot()["a"]
-        assert standing.fault is Fault.POLL and standing.why == "/health said nothing for 0.01 s"
+        assert standing.fault is Fault.HUNG and standing.why == "/health said nothing for 0.01 s"
 
 
 async def test_failed_polls_eject_after_the_third_and_an_answered_one_lets_a_probe_through() -> None:
@@ -150,7 +150,7 @@ async def test_failed_polls_eject_after_the_third_and_an_answered_one_lets_a_pro
     async with engines.polled(sleeps=1):
         assert engines.health.usable("a")
     async with engines.polled(sleeps=0):
-        assert not engines.health.usable("a")
+        assert not engines.health.usable("a") and engines.health.snapshot()["a"].fault is Fault.POLL
         assert engines.health.snapshot()["a"].why == "/health answered 503: engine is dead"
     async with engines.polled(sleeps=20):  # a failed poll is a failed probe: the ejections get longer by themselves
         standing = engines.health.snapshot()["a"]
@@ -166,6 +166,20 @@ async def test_an_engine_that_cannot_be_reached_is_out_at_once() -> None:
     async with engines.polled(sleeps=0, fault_of=lambda error: Fault.UNREACHABLE):
         assert engines.health.snapshot()["a"].fault is Fault.UNREACHABLE
         assert not engines.health.usable("a") and engines.health.snapshot()["a"].why == "/health: refused"
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"), [(UpstreamSilent("silent"), Fault.HUNG), (UpstreamFailed("lost"), Fault.POLL)]
+)
+async def test_a_silent_engine_is_told_from_one_that_hung_up(error: UpstreamFailed, fault: Fault) -> None:
+    engines = Engines(["a"])
+
+    async def answer() -> Any:
+        raise error
+
+    engines.answers["a", "/health"] = answer
+    async with engines.polled(sleeps=0):
+        assert engines.health.snapshot()["a"].fault is fault
 
 
 @pytest.mark.parametrize("answer", [lambda: (404, b""), lambda: (200, b"no page"), fails("lost"), asyncio.Event().wait])

@@ -43,11 +43,12 @@ def health(clock: Clock) -> ReplicaHealth:
 
 
 def out(state: Health = Health.EJECTED, fault: Fault = Fault.UNREACHABLE, ejections: int = 1) -> Standing:
-    return Standing(state, 1, ejections, 0.0, 10.0, 0.0, fault, "gone")
+    return Standing(state, {fault: 1}, ejections, 0.0, 10.0, 0.0, fault, "gone")
 
 
 def healthy(failures: int, ejections: int = 0, until: float = 10.0, fault: Fault = Fault.REQUEST) -> Standing:
-    return Standing(Health.HEALTHY, failures, ejections, 0.0, until, 0.0, fault, "500")
+    counts = {fault: failures} if failures else {}
+    return Standing(Health.HEALTHY, counts, ejections, 0.0, until, 0.0, fault, "500")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,10 @@ def healthy(failures: int, ejections: int = 0, until: float = 10.0, fault: Fault
         (None, Fault.POLL, 5.0, Health.HEALTHY, None),
         (healthy(1), Fault.REQUEST, 5.0, Health.HEALTHY, None),
         (healthy(2), Fault.REQUEST, 5.0, Health.EJECTED, FIRST_S),
-        (healthy(2), Fault.POLL, 5.0, Health.EJECTED, FIRST_S),  # whatever they were, they came in a row
+        (healthy(2), Fault.POLL, 5.0, Health.HEALTHY, None),
+        (healthy(2), Fault.HUNG, 5.0, Health.HEALTHY, None),
+        (healthy(2, fault=Fault.POLL), Fault.HUNG, 5.0, Health.HEALTHY, None),
+        (healthy(2, fault=Fault.HUNG), Fault.HUNG, 5.0, Health.EJECTED, FIRST_S),
         (healthy(0), Fault.UNREACHABLE, 5.0, Health.EJECTED, FIRST_S),
         (healthy(2, ejections=2), Fault.REQUEST, 5.0, Health.EJECTED, FIRST_S * 4),  # not forgiven yet
         (healthy(2, ejections=2), Fault.REQUEST, 10.0, Health.EJECTED, FIRST_S),  # forgiven
@@ -99,10 +103,10 @@ def test_a_success_ends_a_run_of_failures(old: Standing, now: float, new: Standi
 
 def test_a_probes_success_makes_it_healthy_and_its_ejections_are_remembered_for_a_while() -> None:
     new = after_success(out(Health.PROBING, ejections=3), 5.0)
-    assert new and (new.state, new.failures, new.ejections, new.until) == (Health.HEALTHY, 0, 3, 5.0 + FORGIVEN_S)
+    assert new and (new.state, new.failures, new.ejections, new.until) == (Health.HEALTHY, {}, 3, 5.0 + FORGIVEN_S)
 
 
-@pytest.mark.parametrize("fault", [Fault.UNREACHABLE, Fault.POLL])
+@pytest.mark.parametrize("fault", [Fault.UNREACHABLE, Fault.POLL, Fault.HUNG])
 def test_an_answered_poll_disproves_that_it_cannot_be_reached(fault: Fault) -> None:
     assert after_poll(out(fault=fault), 3.0) == replace(out(fault=fault), until=3.0)
     assert after_poll(out(fault=fault), 30.0) == out(fault=fault)  # was due before
@@ -114,6 +118,8 @@ def test_an_answered_poll_disproves_that_it_cannot_be_reached(fault: Fault) -> N
 def test_an_answered_poll_says_nothing_about_an_engine_that_fails_requests() -> None:
     assert after_poll(out(fault=Fault.REQUEST), 3.0) == out(fault=Fault.REQUEST)
     assert after_poll(healthy(2), 3.0) == healthy(2)
+    both = replace(healthy(2), failures={Fault.REQUEST: 2, Fault.HUNG: 2})
+    assert after_poll(both, 3.0) == healthy(2)
 
 
 def test_a_refused_connection_ejects_at_once_and_a_500_only_when_it_is_the_third_in_a_row(
@@ -225,6 +231,17 @@ def test_each_ejection_is_told_once_with_its_fault(clock: Clock) -> None:
     health.started("r")
     health.failed("r", "refused", Fault.UNREACHABLE)
     assert told == [("r", Fault.REQUEST), ("r", Fault.UNREACHABLE)]
+
+
+def test_faults_that_take_turns_are_not_added_up_and_still_eject(health: ReplicaHealth) -> None:
+    for _ in range(2):
+        health.failed("r", "answered 500")
+        health.failed("r", "/health said nothing", Fault.HUNG)
+    assert health.usable("r")
+    health.failed("r", "/health answered 503", Fault.POLL)
+    assert health.usable("r")
+    health.failed("r", "answered 500")
+    assert not health.usable("r") and health.snapshot()["r"].fault is Fault.REQUEST
 
 
 def test_a_replica_that_is_gone_leaves_nothing_behind(health: ReplicaHealth) -> None:
