@@ -133,8 +133,9 @@ class Router:
 
     def forget(self, gone: Iterable[str]) -> None:
         """These replicas are no more, or have lost their caches. What is under way there can still be left."""
+        gone = list(gone)
+        self._gone.extend(gone)  # those that nobody was sent to, too: their gauges may be on their way
         gone = [replica_id for replica_id in gone if self._loads.pop(replica_id, None)]
-        self._gone.extend(gone)
         for deployment, fleet in list(self._fleets.items() if gone else ()):
             for replica_id in gone:
                 fleet.prefixes.forget(replica_id)

@@ -201,6 +201,12 @@ def test_what_is_gone_is_forgotten_and_what_runs_there_can_still_end(desk: Desk)
     assert desk.router.snapshot() == [] and not desk.router._fleets
 
 
+def test_gauges_that_come_late_of_a_replica_that_nobody_was_sent_to_leave_nothing_behind(desk: Desk) -> None:
+    desk.router.forget(["idle"])
+    desk.router.gauged("idle", Gauges(running=0, waiting=0, kv_usage=0.1, at=0.0))
+    assert desk.router.snapshot() == []
+
+
 @pytest.mark.parametrize("policy", Policy)
 def test_whatever_comes_and_goes_the_load_of_all_that_are_done_is_none(policy: Policy) -> None:
     chance = random.Random(3)
