@@ -95,7 +95,6 @@ class Call:
     fields: dict[str, Any]  # as sent by the client, unless `rewritten`
     rewritten: bool = False
     links: tuple[str, ...] = ()  # URLs the engine would fetch; see media.check
-    salt: bytes = b""  # of the tenant's prefix cache; empty where tenants share one
 
     @property
     def tokens(self) -> int:

@@ -193,7 +193,7 @@ def route(
         call.completion_tokens,
         calls.longest(call),
         calls.prompt_bytes(call),
-        call.salt,
+        call.model.encode(),  # as the engine knows it: an adapter's cached blocks are nobody else's
         session,
     )
 

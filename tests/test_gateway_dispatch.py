@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import orjson
 import pytest
 from engine import Engine, running
 from gateway_fixtures import HELLO, Platform, gateway, until
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway import replica_health
+from gateway import calls, dispatch, replica_health
 from gateway.app_keys import GATEWAY
+from gateway.calls import Kind
 from gateway.dispatch import ATTEMPTS, PRIORITY, SESSION
 from gateway.replica_health import Fault
 from registry import deployments, endpoints
@@ -367,6 +369,22 @@ async def test_an_adapters_name_reaches_the_engine_that_has_it(tmp_path: Path) -
         assert [r["model"] for r in engine.requests] == ["poet"]
         (event,) = await platform.settled()
         assert (event.attempt.model, event.attempt.replica) == ("poet", "base-1")
+
+
+async def test_what_an_adapter_has_cached_is_nothing_to_another_of_the_same_engine(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform:
+        assert platform.app is not None
+        gw = platform.app[GATEWAY]
+
+        def uncached(model: str) -> int:
+            body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": "word " * 4000}]})
+            routed = dispatch.route(gw, "tiny", calls.read(Kind.CHAT, body))
+            assert routed is not None
+            with routed:
+                return routed.uncached_tokens
+
+        whole = uncached("poet")
+        assert uncached("tiny") == whole > 5 * uncached("poet")
 
 
 @pytest.mark.parametrize("stream", [False, True])
