@@ -147,21 +147,23 @@ def judged(result: Soak) -> tuple[Counter[str], list[Seen]]:
 
 
 def billed_wrongly(seen: Sequence[Seen], events: Sequence[UsageEvent]) -> list[str]:
-    """A request that was answered whole is billed once, with its tokens; one whose client stayed, and did not get its
-    answer, is never billed as completed.
+    """A request that was answered whole is billed once, with its tokens, whatever else it was tried on; one that was
+    refused is not billed; one that was cut off may be, but not as completed. None is billed twice.
 
     A client that hangs up on [DONE], as SDKs do, may be written down as one that left, with the same tokens.
     """
     billed: dict[int, list[UsageEvent]] = {}
     for event in events:
-        if event.outcome in (Outcome.COMPLETED, Outcome.CLIENT_LEFT):
-            billed.setdefault(event.prompt_tokens - PROMPT_BASE, []).append(event)
+        billed.setdefault(event.prompt_tokens - PROMPT_BASE, []).append(event)
     wrong = []
     for one in seen:
         its = billed.get(one.nonce, [])
-        if one.saw is Saw.WHOLE and [event.completion_tokens for event in its] != [one.tokens]:
+        ended_well = all(event.outcome in (Outcome.COMPLETED, Outcome.CLIENT_LEFT) for event in its)
+        if one.saw is Saw.WHOLE and not (ended_well and [event.completion_tokens for event in its] == [one.tokens]):
             wrong.append(f"request {one.nonce}: {one.tokens} tokens came, billed were {its}")
-        elif one.saw in (Saw.REFUSED, Saw.CUT) and any(event.outcome is Outcome.COMPLETED for event in its):
+        elif one.saw is Saw.REFUSED and its:
+            wrong.append(f"request {one.nonce}: refused, and yet billed: {its}")
+        elif one.saw is Saw.CUT and any(event.outcome is Outcome.COMPLETED for event in its):
             wrong.append(f"request {one.nonce}: {one.saw}, and yet billed as completed: {its}")
         elif len(its) > 1:
             wrong.append(f"request {one.nonce}: billed {len(its)} times: {its}")
@@ -172,11 +174,7 @@ def shown(result: Soak) -> bool:
     """Print the figures, and on stderr the table; whether all is as it should be."""
     counts, unexplained = judged(result)
     whole = {seen.nonce: seen for seen in result.seen if seen.saw is Saw.WHOLE}
-    done = [
-        event
-        for event in result.books.events
-        if event.outcome is not Outcome.UPSTREAM_FAILED and event.prompt_tokens - PROMPT_BASE in whole
-    ]
+    done = [event for event in result.books.events if event.prompt_tokens - PROMPT_BASE in whole]
     hung_up = sum(event.outcome is Outcome.CLIENT_LEFT for event in done)
     made = sum(result.made.get(nonce, 0) for nonce in whole)
     billed = billed_wrongly(result.seen, result.books.events)

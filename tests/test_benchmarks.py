@@ -17,7 +17,10 @@ import uvloop
 from benchmarks import ledger as bench_ledger
 from benchmarks.figures import Cost, cost, interleaved, show, show_costs
 from benchmarks.gateway_parts import ENGINE_KEY, Cores, Done, Programs, Router, Work, compiled, do, engine
+from benchmarks.soak import billed_wrongly
 from benchmarks.soak_causes import Begun, Incident, Saw, Seen, Trouble, cause, slope
+from benchmarks.soak_engine import PROMPT_BASE
+from registry.ledger import Attempt, Outcome, UsageEvent
 
 
 def test_a_figure_is_one_json_object_with_its_peer_and_their_ratio(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +72,33 @@ def test_both_sides_of_the_ledgers_benchmark_leave_an_event_for_each_pair(monkey
     monkeypatch.setattr(bench_ledger, "BATCH", 32)
     bench_ledger.in_a_directory(lambda d: uvloop.run(bench_ledger.ours(d)), 320)()
     bench_ledger.in_a_directory(bench_ledger.sqlite, 320)()
+
+
+def billed_event(tokens: int, outcome: Outcome) -> UsageEvent:
+    made = Attempt("event", "physics", "key", "chat", "replica-1", "chat", "2026-01-01T12:00:00.000000Z")
+    return UsageEvent(made, PROMPT_BASE + 7, tokens, 1, outcome, made.started_at)
+
+
+@pytest.mark.parametrize(
+    ("saw", "events", "right"),
+    [
+        (Saw.WHOLE, [(5, Outcome.COMPLETED)], True),
+        (Saw.WHOLE, [(5, Outcome.CLIENT_LEFT)], True),
+        (Saw.WHOLE, [(4, Outcome.COMPLETED)], False),
+        (Saw.WHOLE, [], False),
+        (Saw.WHOLE, [(5, Outcome.UPSTREAM_FAILED)], False),
+        (Saw.WHOLE, [(2, Outcome.UPSTREAM_FAILED), (5, Outcome.COMPLETED)], False),  # charged twice by a failover
+        (Saw.REFUSED, [], True),
+        (Saw.REFUSED, [(0, Outcome.UPSTREAM_FAILED)], False),
+        (Saw.CUT, [(5, Outcome.UPSTREAM_FAILED)], True),
+        (Saw.CUT, [(5, Outcome.COMPLETED)], False),
+        (Saw.LEFT, [(5, Outcome.CLIENT_LEFT)], True),
+        (Saw.LEFT, [(2, Outcome.UPSTREAM_FAILED), (1, Outcome.CLIENT_LEFT)], False),
+    ],
+)
+def test_a_soak_sees_what_was_billed_wrongly(saw: Saw, events: list[tuple[int, Outcome]], right: bool) -> None:
+    seen = Seen(7, "physics", saw, 5, 200, 0.0, 1.0)
+    assert (not billed_wrongly([seen], [billed_event(*event) for event in events])) is right
 
 
 CORE = min(os.sched_getaffinity(0))
