@@ -144,12 +144,18 @@ def create(
 
 
 def adapters(request: Mapping[str, Any]) -> list[str]:
-    """The LoRA adapters that a deployment's engines load, by the names under which they answer."""
+    """The LoRA adapters that a deployment's engines load, by the names under which they answer.
+
+    As vLLM reads `--lora-modules`: NAME=PATH or a JSON object each; of a repeated option the last counts. Only what the
+    deployment itself was asked for is seen: adapters among the site's engine arguments answer under no name here.
+    """
     words = [str(word) for word in request.get("engine_args") or ()]
-    if "--lora-modules" not in words:
+    given = [n for n, word in enumerate(words) if word.partition("=")[0].replace("_", "-") == "--lora-modules"]
+    if not given:
         return []
-    named = itertools.takewhile(lambda word: not word.startswith("--"), words[words.index("--lora-modules") + 1 :])
-    return [word.partition("=")[0] for word in named if "=" in word]
+    _, joined, first = words[given[-1]].partition("=")
+    apart = itertools.takewhile(lambda word: not word.startswith("-"), words[given[-1] + 1 :])
+    return [name for word in ([first] if joined else apart) if (name := _adapter(word))]
 
 
 def refuse_adapters_name(db: Database, name: str, what: str) -> None:
@@ -286,6 +292,17 @@ def live_replicas(db: Database) -> dict[str, list[Replica]]:
 def ready_replicas(db: Database) -> dict[str, list[Replica]]:
     """What the gateway routes to: each live deployment's name -> its ready replicas (perhaps none)."""
     return {name: [r for r in found if r.state is ReplicaState.READY] for name, found in live_replicas(db).items()}
+
+
+def _adapter(word: str) -> str | None:
+    """The name in a NAME=PATH or a JSON object; None of what is neither, which the engine refuses."""
+    if not word.startswith("{"):
+        return word.partition("=")[0] if "=" in word else None
+    try:
+        name = json.loads(word).get("name")
+    except json.JSONDecodeError:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _refuse_adapter(db: Database, adapter: str, deployment: str) -> None:

@@ -75,6 +75,26 @@ def lora(registry: Database, name: str, *adapters: str) -> None:
     deployments.create(registry, name, "ada", model=name, version=1, model_path="/m", replicas=1, request=request)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], []),
+        (["--enable-lora"], []),
+        (["--lora-modules", "a=/p", "b=/q=1", "--max-loras", "2"], ["a", "b"]),
+        (["--lora-modules", "a=/p", "-tp", "2=3"], ["a"]),
+        (["--lora-modules=a=/p", "--max-loras=2"], ["a"]),
+        (["--lora_modules=a=/p"], ["a"]),
+        (["--lora-modules", '{"name": "a", "path": "/p", "base_model_name": "m=1"}', "b=/q"], ["a", "b"]),
+        (['--lora-modules={"name":"a","path":"/p"}'], ["a"]),
+        (["--lora-modules", "{broken", '{"path": "/p"}', "neither"], []),
+        (["--lora-modules", "a=/p", "--lora-modules", "b=/q"], ["b"]),
+        (["--lora-modules=a=/p", "--max-loras", "2", "--lora-modules", "b=/q", "c=/r"], ["b", "c"]),
+    ],
+)
+def test_adapters_are_known_by_whichever_form_their_engines_were_given(arguments: list[str], names: list[str]) -> None:
+    assert deployments.adapters({"engine_args": arguments}) == names
+
+
 def test_a_live_deployments_adapters_keep_their_names_to_themselves(registry: Database) -> None:
     lora(registry, "base", "poet", "clerk")
     with pytest.raises(Conflict, match="poet is a LoRA adapter of deployment base; the endpoint"):
