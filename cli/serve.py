@@ -27,6 +27,7 @@ from registry.site import Site
 @click.option("--engine-arg", "engine_args", multiple=True, help="One more argument for the engine; repeatable.")
 @click.option(
     "--routing",
+    # registry.deployments.ROUTING, whose import takes a tenth of a second; a test holds them equal
     type=click.Choice(["least-work", "least-outstanding", "round-robin"]),
     help="How the gateway chooses a replica.  [default: least-work]",
 )

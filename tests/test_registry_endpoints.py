@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
 import pytest
 
+from cli.serve import serve
 from gateway.routing import Policy
 from registry import deployments, endpoints
 from registry.db import Conflict, Database, NotFound, RegistryError
@@ -201,4 +203,7 @@ def test_a_deployment_says_how_its_replicas_are_chosen(registry: Database) -> No
 
 
 def test_every_policy_of_the_gateway_can_be_asked_for() -> None:
-    assert list(deployments.ROUTING) == [policy.value for policy in Policy]
+    (option,) = [param for param in serve.params if param.name == "routing"]
+    assert isinstance(option, click.Option) and isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == list(deployments.ROUTING) == [policy.value for policy in Policy]
+    assert option.help is not None and f"[default: {deployments.ROUTING[0]}]" in option.help
