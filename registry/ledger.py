@@ -58,9 +58,12 @@ def open_ledger(path: Path) -> Database:
     return open_writer(path, MIGRATIONS)
 
 
-def price_of(prices: Mapping[str, Price], model: str) -> Price | None:
-    """A model without a price of its own costs "default"; where there is none either, nothing."""
-    return prices.get(model) or prices.get("default")
+def price_of(prices: Mapping[str, Price], model: str, deployment: str = "") -> Price | None:
+    """A model without a price of its own costs what its deployment does, where `model` is a LoRA adapter of one.
+
+    What has no price either way costs "default"; where there is none, nothing.
+    """
+    return prices.get(model) or prices.get(deployment) or prices.get("default")
 
 
 def cost(price: Price | None, prompt_tokens: int, completion_tokens: int) -> int:

@@ -251,6 +251,14 @@ def test_prices_are_credits_per_million_tokens_in_microcredits() -> None:
     assert ledger.cost(ledger.price_of({}, "tiny"), 10, 10) == 0
 
 
+def test_an_adapter_costs_what_its_deployment_does_unless_it_has_a_price_of_its_own() -> None:
+    own, large, default = (Price(prompt=n, completion=n) for n in (1, 2, 3))
+    prices = {"default": default, "large": large, "poet": own}
+    assert ledger.price_of(prices, "poet", "large") == own
+    assert ledger.price_of(prices, "clerk", "large") == large
+    assert ledger.price_of(prices, "clerk", "small") == ledger.price_of(prices, "clerk") == default
+
+
 def test_event_ids_sort_by_time() -> None:
     noon = int(NOON.timestamp()) * 1_000_000_000
     ids = [ledger.mint(noon + n) for n in range(20)]
