@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ from gateway.admission import Hold
 from gateway.billing import Bill
 from gateway.calls import Call
 from gateway.delivery import EVENTS, JSON, Stream
-from gateway.errors import GatewayError, NotContinued, Refused, UpstreamFailed
+from gateway.errors import RETRY_LIMIT_S, GatewayError, NotContinued, Refused, UpstreamFailed
 from gateway.front import Front, Headers
 from gateway.metering import Meter, StreamMeter, Usage
 from gateway.relay import Address, Pool
@@ -144,8 +145,18 @@ def _refusal(upstream: Upstream, answer: bytes, attempt: Attempt) -> None:
     if front.started:  # with comments, while it waited: too late for a status
         raise Refused(_message(answer), upstream.status)
     attempt.asked.refused = upstream.status
-    again = [("retry-after", seconds.decode())] if (seconds := upstream.header(b"retry-after")) else []
-    front.whole(upstream.status, [JSON, *again, *attempt.headers], dialect.refusal(upstream.status, answer))
+    named = dict(attempt.headers).get("x-request-id")
+    made = [JSON, *retry_after(upstream.header(b"retry-after")), *attempt.headers]
+    front.whole(upstream.status, made, dialect.refusal(upstream.status, answer, named))
+
+
+def retry_after(said: bytes | None) -> Headers:
+    """What an upstream says, in seconds, but not more than SDKs will wait. Nothing where it names a date."""
+    try:
+        seconds = float(said or b"nan")
+    except ValueError:
+        return []
+    return [("retry-after", str(math.ceil(min(seconds, RETRY_LIMIT_S))))] if seconds >= 0 else []
 
 
 def _message(answer: bytes) -> str:

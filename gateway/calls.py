@@ -295,16 +295,20 @@ def prompt_bytes(call: Call) -> bytes:
 
 
 def _text_bytes(value: Any) -> int:
-    match value:
-        case str():
-            return len(value.encode())
-        case int():  # a token
-            return BYTES_PER_TOKEN
-        case list():
-            return sum(map(_text_bytes, value))
-        case dict():  # a message, or a part of one
-            return sum(_text_bytes(value[name]) for name in ("content", "text") if name in value)
-    return 0
+    """With a stack of its own: JSON nests deeper than Python may recurse."""
+    found = 0
+    nodes = [value]
+    while nodes:
+        match nodes.pop():
+            case str(text):
+                found += len(text.encode())
+            case int():  # a token
+                found += BYTES_PER_TOKEN
+            case list(parts):
+                nodes.extend(parts)
+            case dict(part):  # a message, or a part of one
+                nodes.extend(part[name] for name in ("content", "text") if name in part)
+    return found
 
 
 def _prompts(fields: dict[str, Any]) -> int:

@@ -5,7 +5,7 @@ GatewayError
   WrongKey            401
   UnknownModel        404  names it
   NotFound            404  no such path
-  Refused             4xx  whatever else aiohttp will not take: a wrong method, say
+  Refused             any  a key without the scope; what aiohttp will not take; an engine's own refusal in a stream
   RequestTimeout      408  it did not arrive in time
   BodyTooLarge        413
   HeadersTooLarge     431
@@ -110,7 +110,7 @@ class Bug(GatewayError):
 
 
 class Refused(GatewayError):
-    """aiohttp's own answer, in OpenAI's shape."""
+    """A status of no other error: aiohttp's of a wrong method, say, an engine's once comments have gone out, or 403."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

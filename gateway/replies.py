@@ -54,13 +54,14 @@ def cross_origin(allowed: tuple[str, ...], origin: str) -> Headers:
 def refuse(site: Site, front: Front, error: GatewayError) -> None:
     """Tell the client; within a stream that has begun, as its last event."""
     dialect = SURFACES[front.request.path].dialect if front.request.path in SURFACES else None
+    named = request_id(front.request)
     if front.started:
-        front.write(errors.event(error, dialect))
+        front.write(errors.event(error, dialect, named))
         front.end()
         front.request.keep_alive = False
         return
-    status, made, body = errors.raw(error, dialect)
-    if (named := request_id(front.request)) is not None:
+    status, made, body = errors.raw(error, dialect, named)
+    if named is not None:
         made.append(("x-request-id", named))
     if "origin" in front.request.headers:
         made += cross_origin(site.gateway.cors_origins, front.request.headers["origin"])

@@ -8,6 +8,7 @@ the batch through ledger.write one step at a time. That module alone says what i
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
@@ -16,6 +17,7 @@ from typing import Any
 from registry.steps import AMOUNT_LIMIT, HOLD, NOTE, RELEASE, SETTLE, Record
 
 ROWS = 64  # in one statement: more is no faster
+ADD_TO_TOTAL = "INSERT INTO totals VALUES (?, ?) ON CONFLICT (tenant) DO UPDATE SET tokens = tokens + excluded.tokens"
 IDS = 500  # looked for by one statement
 _ATTEMPT = slice(1, 8)  # of a record: the attempt's fields
 
@@ -41,6 +43,7 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
     noted: dict[str, Record] = {}
     over: list[str] = []  # of those before
     events: list[Sequence[Any]] = []
+    totals: Counter[str] = Counter()
     postings: list[tuple[Any, ...]] = []
 
     def closed(event_id: str) -> Record | None:
@@ -70,6 +73,7 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
                 return False
             tenant, amount = hold[2], hold[9]
             events.append(record[1:])
+            totals[tenant] += prompt + completion
             postings.append(
                 (
                     *(event_id, "settle", f"{tenant}/available", amount - used, at),
@@ -103,6 +107,7 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
     _insert(c, "holds", 13, chain.from_iterable(left))
     _insert(c, "usage_events", 12, chain.from_iterable(events))
     _insert(c, "postings", 5, chain.from_iterable(postings))
+    c.executemany(ADD_TO_TOTAL, totals.items())
     c.executemany(
         "UPDATE holds SET prompt_tokens = ?, completion_tokens = ?, microcredits = ? WHERE event_id = ?",
         [(*record[2:5], event_id) for event_id, record in noted.items() if event_id in before],

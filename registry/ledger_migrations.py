@@ -1,6 +1,7 @@
 """The schema of `ledger.db`, as named functions applied in order. Never edit one that has landed: add another.
 
-`postings` and `usage_events` are append-only, and the file itself says so. `holds` is what is open right now.
+`postings` and `usage_events` are append-only, and the file itself says so. `holds` is what is open right now,
+`totals` the tokens of each tenant's events.
 """
 
 from __future__ import annotations
@@ -44,4 +45,13 @@ def m003_demand(db: Database) -> None:
     db.conn.execute("CREATE TABLE demand (deployment TEXT PRIMARY KEY, at TEXT NOT NULL, waiting INTEGER NOT NULL)")
 
 
-MIGRATIONS = (m001_first, m002_journals, m003_demand)
+def m004_totals(db: Database) -> None:
+    """A gateway that starts need not add up every event there ever was."""
+    db.conn.execute("CREATE TABLE totals (tenant TEXT PRIMARY KEY, tokens INTEGER NOT NULL) WITHOUT ROWID")
+    db.conn.execute(
+        """INSERT INTO totals SELECT tenant, sum(prompt_tokens + completion_tokens)
+           FROM usage_events GROUP BY tenant"""
+    )
+
+
+MIGRATIONS = (m001_first, m002_journals, m003_demand, m004_totals)

@@ -36,7 +36,7 @@ class Attempt(NamedTuple):
     event_id: str
     tenant: str
     key_id: str
-    model: str  # the name the client asked for
+    model: str  # the deployment, its LoRA adapter or the external model that is asked, never an endpoint before it
     replica: str  # its id, or the provider's model for an external one
     kind: str  # gateway.calls.Kind
     started_at: str

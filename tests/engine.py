@@ -60,7 +60,7 @@ class Engine:
                 return web.json_response({"error": error}, status=500)
             if self.fail == "refuse":
                 error = {"message": "maximum context length is 16 tokens", "type": "BadRequestError", "code": 400}
-                return web.json_response({"error": error}, status=400)
+                return web.json_response({"error": error}, status=400, headers={"Retry-After": "3600"})
             if self.fail == "silent":
                 await self.go.wait()
             if self.heeds_max_tokens and body.get("max_tokens") is not None:

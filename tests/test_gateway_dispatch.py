@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import calls, dispatch, replica_health
 from gateway.app_keys import GATEWAY
+from gateway.attempt import retry_after
 from gateway.calls import Kind
 from gateway.dispatch import ATTEMPTS, PRIORITY, SESSION
 from gateway.replica_health import Fault
@@ -417,6 +418,41 @@ async def test_what_an_engine_refuses_is_counted_as_refused_and_not_as_a_client_
         async with http.post(PATH, json={**HELLO, "stream": stream}) as response:
             assert response.status == 400
         assert await requests_counted(platform) == {"4xx refused": 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_names_the_request_as_its_header_does(tmp_path: Path, stream: bool) -> None:
+    asked = {**HELLO, "max_tokens": 5, "stream": stream}
+    async with gateway(tmp_path, Engine(fail="refuse")) as platform, platform.http() as http:
+        for model, status in (("tiny", 400), ("nobody's", 404)):
+            for sent in ({}, {"x-request-id": "mine-1"}):
+                async with http.post("/v1/messages", json={**asked, "model": model}, headers=sent) as response:
+                    assert response.status == status
+                    named = (await response.json())["request_id"]
+                    assert named == response.headers.get("x-request-id")
+                    assert named == "mine-1" if sent else named != "mine-1"
+                    assert response.headers.get("retry-after") == ("120" if model == "tiny" else None)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"7", "7"),
+        (b"0", "0"),
+        (b"1.2", "2"),
+        (b"3600", "120"),
+        (b"9" * 5000, "120"),
+        (b"wed, 21 oct 2026 07:28:00 gmt", None),
+        (b"-1", None),
+        (b"nan", None),
+        (b"", None),
+        (None, None),
+    ],
+)
+def test_an_upstreams_word_on_when_to_come_again_is_passed_on_within_what_sdks_take(
+    said: bytes | None, told: str | None
+) -> None:
+    assert dict(retry_after(said)).get("retry-after") == told
 
 
 async def test_a_continued_stream_is_counted_once_and_with_what_both_replicas_wrote(tmp_path: Path) -> None:

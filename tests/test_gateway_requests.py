@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from pathlib import Path
 from unittest import mock
@@ -307,7 +308,8 @@ async def test_health_is_alive_and_ready_waits_for_the_registry(tmp_path: Path) 
         async with http.get("/health") as response:
             assert response.status == 200
             # Asked from this host: `headgate up` tells its own gateway from another one by it.
-            assert await response.json() == {"status": "ok", "site": "test", "state_dir": str(tmp_path)}
+            told = {"status": "ok", "site": "test", "state_dir": str(tmp_path), "pid": os.getpid()}
+            assert await response.json() == told
         async with http.get("/ready") as response:
             assert response.status == 200, await response.text()
 
@@ -320,3 +322,11 @@ def test_who_asks_from_another_host_is_not_told_where_the_state_is(client: str, 
     transport = mock.Mock()
     transport.get_extra_info.side_effect = {"peername": (client, 5555), "sockname": (here, 8080)}.get
     assert from_this_host(make_mocked_request("GET", "/health", transport=transport)) is ours
+
+
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
+def test_whoever_asks_through_a_proxy_on_this_host_is_not_told_either(name: str) -> None:
+    transport = mock.Mock()
+    transport.get_extra_info.side_effect = {"peername": ("127.0.0.1", 5555), "sockname": ("127.0.0.1", 8080)}.get
+    request = make_mocked_request("GET", "/health", headers={name: "192.0.2.1"}, transport=transport)
+    assert not from_this_host(request)

@@ -12,10 +12,12 @@ import orjson
 import pytest
 
 from registry import clock, ledger, ledger_bulk, steps
-from registry.db import Conflict, Database, StorageError, open_reader, transaction
+from registry.db import Conflict, Database, StorageError, open_reader, open_writer, transaction
 from registry.ledger import Attempt, Hold, Note, Outcome, Release, Step, UsageEvent
+from registry.ledger_migrations import MIGRATIONS
 from registry.site import Price
 
+TABLES = ("holds", "usage_events", "postings", "totals")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
@@ -137,6 +139,39 @@ def test_the_check_sees_what_was_tampered_with(db: Database) -> None:
     assert len(ledger.check(db)) == 2
 
 
+def test_the_check_sees_a_total_that_is_not_what_the_events_say(db: Database) -> None:
+    ledger.record(db, [Hold(attempt(), 1, 1), event(attempt())])
+    db.conn.execute("UPDATE totals SET tokens = 31")
+    assert ledger.check(db) == ["tenant physics: 31 tokens are its total, its events say 30"]
+    db.conn.execute("DELETE FROM totals")
+    assert ledger.check(db) == ["tenant physics: 0 tokens are its total, its events say 30"]
+
+
+def test_totals_are_read_without_the_events(db: Database) -> None:
+    for n in range(3):
+        ledger.record(db, [Hold(attempt(n), 1, 1), event(attempt(n))])
+    db.conn.execute("DROP TRIGGER usage_events_no_delete")
+    db.conn.execute("DELETE FROM usage_events")
+    assert (ledger.tokens_by_tenant(db), ledger.tokens_used(db, "physics")) == ({"physics": 90}, 90)
+
+
+def test_a_file_of_an_older_headgate_is_read_as_it_is_and_gets_its_totals_from_its_writer(path: Path) -> None:
+    old = open_writer(path, MIGRATIONS[:3])
+    for n, tenant in enumerate(("physics", "physics", "biology")):
+        one = attempt(n, tenant=tenant)
+        old.conn.execute(
+            f"INSERT INTO usage_events VALUES ({','.join('?' * 12)})", (*one, 10, 20, 0, "completed", clock.text(NOON))
+        )
+    for moved in (False, True):
+        reader = open_reader(path)
+        assert ledger.tokens_by_tenant(reader) == {"physics": 60, "biology": 30}
+        assert ledger.check(reader) == []
+        reader.close()
+        if not moved:
+            old.close()
+            ledger.open_ledger(path).close()
+
+
 def recorded(step: Step) -> steps.Record:
     """As a journal would have it, even where it would refuse it."""
     if isinstance(step, Hold):
@@ -187,9 +222,7 @@ def test_steps_in_bulk_leave_the_rows_that_they_leave_one_by_one(tmp_path: Path,
             with transaction(db) as c:
                 said += [str(r) for r in ledger.write(c, batch, "now", "j") if r]
         assert ledger.check(db) == []
-        books.append(
-            [[tuple(r) for r in db.conn.execute(f"SELECT * FROM {t}")] for t in ("holds", "usage_events", "postings")]
-        )
+        books.append([[tuple(r) for r in db.conn.execute(f"SELECT * FROM {t}")] for t in TABLES])
         refused.append(said)
         db.close()
     assert books[0] == books[1]
@@ -216,6 +249,14 @@ def test_prices_are_credits_per_million_tokens_in_microcredits() -> None:
     assert ledger.cost(ledger.price_of(prices, "tiny"), 1_000_000, 500_000) == 2_000_000  # two credits
     assert ledger.cost(ledger.price_of(prices, "cheap"), 10, 10) == 8  # 7.5 to the nearest
     assert ledger.cost(ledger.price_of({}, "tiny"), 10, 10) == 0
+
+
+def test_an_adapter_costs_what_its_deployment_does_unless_it_has_a_price_of_its_own() -> None:
+    own, large, default = (Price(prompt=n, completion=n) for n in (1, 2, 3))
+    prices = {"default": default, "large": large, "poet": own}
+    assert ledger.price_of(prices, "poet", "large") == own
+    assert ledger.price_of(prices, "clerk", "large") == large
+    assert ledger.price_of(prices, "clerk", "small") == ledger.price_of(prices, "clerk") == default
 
 
 def test_event_ids_sort_by_time() -> None:

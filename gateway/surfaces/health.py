@@ -7,6 +7,7 @@ import os
 from aiohttp import web
 
 from gateway.app_keys import GATEWAY, SITE
+from gateway.surfaces.metrics import FORWARDED
 
 
 async def health(request: web.Request) -> web.Response:
@@ -19,7 +20,12 @@ async def health(request: web.Request) -> web.Response:
 
 
 def from_this_host(request: web.Request) -> bool:
-    """A host that calls itself does so from the very address it calls, 127.0.0.1 or another of its own."""
+    """A host that calls itself does so from the very address it calls, 127.0.0.1 or another of its own.
+
+    Not what a proxy on this host passes on.
+    """
+    if any(name in request.headers for name in FORWARDED):
+        return False
     own = request.transport.get_extra_info("sockname") if request.transport else None
     return own is not None and request.remote == own[0]
 
