@@ -22,6 +22,7 @@
 
 #include "http.h"
 #ifdef WITH_TLS
+#include <openssl/err.h>
 #include <openssl/ssl.h>
 #endif
 
@@ -92,11 +93,15 @@ static ssize_t tls_result(Connection *c, int result) {
 }
 
 static ssize_t receive(Connection *c, char *to, size_t room) {
-    return c->tls ? tls_result(c, SSL_read(c->tls, to, (int)room)) : recv(c->fd, to, room, 0);
+    if (!c->tls) return recv(c->fd, to, room, 0);
+    ERR_clear_error(); /* what another connection left there would be taken for this one's */
+    return tls_result(c, SSL_read(c->tls, to, (int)room));
 }
 
 static ssize_t transmit(Connection *c, const char *data, size_t length) {
-    return c->tls ? tls_result(c, SSL_write(c->tls, data, (int)length)) : send(c->fd, data, length, MSG_NOSIGNAL);
+    if (!c->tls) return send(c->fd, data, length, MSG_NOSIGNAL);
+    ERR_clear_error();
+    return tls_result(c, SSL_write(c->tls, data, (int)length));
 }
 
 static void end_tls(Connection *c) { SSL_free(c->tls); }

@@ -119,13 +119,18 @@ class Billing:
         self._now = now
         self._stamps = Stamps()
 
-    def attempt(self, caller: LiveKey, call: Call, replica: str, hold: Hold, meter: Meter) -> Bill:
-        """The bill of an attempt that is about to begin; entering it holds, leaving it settles or releases."""
+    def attempt(
+        self, caller: LiveKey, call: Call, replica: str, hold: Hold, meter: Meter, deployment: str = ""
+    ) -> Bill:
+        """The bill of an attempt that is about to begin; entering it holds, leaving it settles or releases.
+
+        A LoRA adapter without a price of its own costs what its `deployment` does.
+        """
         ns = self._now()
         attempt = Attempt(
             mint(ns), caller.tenant.name, caller.id, call.model, replica, call.kind, self._stamps.text(ns)
         )
-        return Bill(self, attempt, call, hold, meter, ledger.price_of(self._prices, call.model))
+        return Bill(self, attempt, call, hold, meter, ledger.price_of(self._prices, call.model, deployment))
 
     def stamp(self) -> str:
         return self._stamps.text(self._now())

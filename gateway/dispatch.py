@@ -246,7 +246,7 @@ async def _attempt(
             asked.first_output = gw.clock()
         spoke()
 
-    with gw.billing.attempt(asked.caller, call, upstream, asked.hold, meter) as bill:
+    with gw.billing.attempt(asked.caller, call, upstream, asked.hold, meter, asked.served_by) as bill:
         try:
             headers = replies.headers(gw.site, asked, bill.attempt.event_id, upstream)
             await attempt.ask(gw.pool, Attempt(asked, call, body, address, bill, headers, gw.patience, begun, spoke))
