@@ -50,6 +50,7 @@ def test_the_readme_names_only_commands_that_exist() -> None:
 
 def test_a_taken_port_is_named_and_nothing_stays_running(laptop: Platform) -> None:
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of gateways before may linger
         taken.bind(("127.0.0.1", laptop.port))
         taken.listen()
         done = laptop.run("up")

@@ -277,6 +277,7 @@ def test_a_file_system_that_hangs_is_named_and_the_command_ends(laptop: Platform
 
 def test_a_port_that_somebody_else_holds_is_a_problem(laptop: Platform) -> None:
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of gateways before may linger
         taken.bind(("127.0.0.1", laptop.port))
         taken.listen()
         gateway = section(document(laptop), "This host")["gateway"]
