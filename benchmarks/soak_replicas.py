@@ -7,6 +7,7 @@ looks; then it is lost, and another takes its place.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -112,7 +113,8 @@ class Replicas:
 
     async def _kill(self, slot: int, replica: Replica) -> None:
         went_on = self._going_on(replica, Trouble.KILLED)
-        replica.process.kill()
+        with contextlib.suppress(ProcessLookupError):  # somebody else was first
+            replica.process.kill()
         await replica.process.wait()
         await self._lost(replica)
         self._over(went_on)
