@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -307,6 +308,7 @@ async def test_langchain_streams_asynchronously(client: Client) -> None:
     assert any(texts)
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed (on Debian: apt-get install curl)")
 def test_curl_chats_streams_and_turns_text_into_tokens_and_back(client: Client) -> None:
     whole = json.loads(client.curl("/v1/chat/completions", {"model": "tiny", "messages": ASK, "max_tokens": 4}))
     assert whole["choices"][0]["message"]["role"] == "assistant"
