@@ -17,7 +17,7 @@ from typing import TypeVar
 from gateway.relay import Address, address_of
 from registry import clock, deployments, endpoints, tenants
 from registry.db import Database, StorageError, data_version, open_reader, snapshot
-from registry.deployments import Deployment, Replica, ReplicaState
+from registry.deployments import Deployment, Replica
 from registry.deployments import adapters as adapters
 from registry.endpoints import Endpoint
 from registry.tenants import LiveKey
@@ -124,7 +124,7 @@ def _read(db: Database) -> View:
             deployments=wanted,
             ended={d.name: d for d in known if d.state.ended},
             live=live,
-            replicas={name: [r for r in all_ if r.state is ReplicaState.READY] for name, all_ in live.items()},
+            replicas=deployments.ready_replicas(db),
             endpoints={e.name: e for e in endpoints.everything(db)},
             adapters={name: d.name for d in wanted.values() for name in adapters(d.request)},
         )

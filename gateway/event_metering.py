@@ -12,7 +12,7 @@ import orjson
 
 from gateway.calls import Call
 from gateway.errors import UpstreamFailed
-from gateway.metering import EVENT_LIMIT, StreamMeter, Usage
+from gateway.metering import StreamMeter, Usage
 
 ERROR = b"event: error\n"
 
@@ -36,16 +36,7 @@ class EventMeter(StreamMeter):
         """Raises UpstreamFailed when an event does not end, or cannot be read."""
         if self.failure is not None:
             return b""
-        if self._partial:
-            data = self._partial + data
-            self._partial = b""
-        if not data.endswith(b"\n\n"):
-            end = data.rfind(b"\n\n") + 2
-            if end < 2:
-                end = 0
-            data, self._partial = data[:end], data[end:]
-            if len(self._partial) > EVENT_LIMIT:
-                raise UpstreamFailed(f"the replica sent an event of more than {EVENT_LIMIT} bytes")
+        data = self._whole_events(data)
         return self._passed(data) if data else b""
 
     def rest(self) -> bytes:

@@ -112,20 +112,25 @@ class StreamMeter(Meter):
 
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed when an event does not end, or when its count cannot be read."""
-        if self._partial:
-            data = self._partial + data
-            self._partial = b""
-        if not data.endswith(b"\n\n"):
-            end = data.rfind(b"\n\n") + 2
-            if end < 2:
-                end = 0
-            self._partial = data[end:]
-            if len(self._partial) > EVENT_LIMIT:
-                raise UpstreamFailed(f"the replica sent an event of more than {EVENT_LIMIT} bytes")
-            data = data[:end]
+        data = self._whole_events(data)
         if self.generated and USAGE not in data and ABORT not in data and ERROR not in data:
             return data
         return b"".join([self._event(event) for event in data.split(b"\n\n")[:-1]])
+
+    def _whole_events(self, data: bytes) -> bytes:
+        """Those that are complete by now; the beginning of the next one is kept. Raises UpstreamFailed."""
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        if data.endswith(b"\n\n"):
+            return data
+        end = data.rfind(b"\n\n") + 2
+        if end < 2:
+            end = 0
+        self._partial = data[end:]
+        if len(self._partial) > EVENT_LIMIT:
+            raise UpstreamFailed(f"the replica sent an event of more than {EVENT_LIMIT} bytes")
+        return data[:end]
 
     def rest(self) -> bytes:
         """What came after the last whole event, at the end of the stream."""
