@@ -397,6 +397,7 @@ async def test_a_replicas_row_says_what_it_waits_for_and_until_when_its_job_may_
     waits = await row(waiting_reason="Resources", expected_start_at="2030-01-02T14:05:00.000000Z", ends_at=None)
     (job,) = await _until_jobs(platform, 1)
     assert waits["job_id"] == str(job.pid)
+    await row(state="starting")  # its job's first word was taken in, which is written too
     # The same again, some seconds apart, is not written again: the gateway reads the registry after every change.
     await platform.turns()
     before = await controller.write(lambda: controller.db.conn.total_changes)
