@@ -14,12 +14,14 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import anthropic
 import openai
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
+from cutting import cutting
 from engine import Engine
 from gateway_fixtures import Platform, prepared, site_at, started
 from langchain_openai import ChatOpenAI
@@ -29,6 +31,7 @@ from vllm_fixtures import make_llamas, real_engine
 from waiting import wait_for
 
 from registry import tenants
+from registry.ledger import Outcome
 
 pytestmark = pytest.mark.chain
 CONTEXT = 1024  # tokens
@@ -195,6 +198,41 @@ def test_openai_completes(client: Client) -> None:
         ))  # fmt: skip
         assert text
     assert client.billed(2)[1] == first[1] + 4
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+async def test_openai_notices_nothing_of_a_replica_lost_in_mid_stream(vllm: Engine, tmp_path: Path, kind: str) -> None:
+    """What follows is what the engine says to the prompt and the text so far."""
+    site = prepared(site_at(tmp_path, continue_streams=True))
+    chat = kind == "chat"
+    how: Any = {"model": "tiny", "temperature": 0, "extra_body": {"ignore_eos": True}}
+    asked: Any = {"messages": ASK} if chat else {"prompt": "def f("}
+    counting: Any = {"stream": True, "stream_options": {"include_usage": True}}
+    async with cutting(vllm, after=6) as breaking:
+        site.ready(breaking, "replica-1")
+        site.ready(vllm, "replica-2")
+        async with started(site), site.openai() as sdk:
+            create: Any = sdk.chat.completions.create if chat else sdk.completions.create
+            chunks = [chunk async for chunk in await create(**how, **asked, **counting, max_tokens=24)]
+            lost, rest = await site.settled(2)
+            assert (lost.outcome, rest.outcome) == (Outcome.UPSTREAM_FAILED, Outcome.COMPLETED)
+            assert 0 < lost.completion_tokens < 24 == lost.completion_tokens + rest.completion_tokens
+            assert counts(chunks[-1].usage) == (lost.prompt_tokens, 24)
+            assert len({chunk.id for chunk in chunks}) == 1
+            told = [c.choices[0].delta.content or "" if chat else c.choices[0].text for c in chunks[:-1]]
+            (continued,) = [n for n, chunk in enumerate(chunks) if getattr(chunk, "headgate", None)]
+            so_far = "".join(told[:continued])
+            site.gone("replica-1")
+            if chat:
+                so_far = so_far.rstrip()  # as templates leave it
+                asked = {"messages": [*ASK, {"role": "assistant", "content": so_far}]}
+                how["extra_body"] |= {"add_generation_prompt": False, "continue_final_message": True}
+            else:
+                asked = {"prompt": "def f(" + so_far}
+            (choice,) = (await create(**how, **asked, max_tokens=rest.completion_tokens)).choices
+            said = choice.message.content if chat else choice.text
+            assert so_far and said and so_far + said == "".join(told)
+    site.registry.close()
 
 
 def test_openai_gets_json_of_a_schema(client: Client) -> None:
