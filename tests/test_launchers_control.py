@@ -305,7 +305,6 @@ async def test_an_attempt_that_the_books_ended_and_slurm_may_requeue_does_not_en
     """For some seconds the books have the attempt that ended, and nothing yet of the one that follows."""
     controller = platform.controller
     await platform.deploy("--no-tokens-until", str(platform.site.shared_dir / "never"))
-    await _until_jobs(platform, 1)
     await _begun(platform)  # it says no more now: it never gets ready
     await platform.turns()
     platform.cluster.silent = True  # what follows is all that is heard of the job
