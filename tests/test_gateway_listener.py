@@ -222,6 +222,7 @@ async def test_answers_that_nobody_reads_hold_back_those_behind_them(tmp_path: P
             return last == before
 
         for _ in range(50):
+            await asyncio.sleep(0.01)
             await until(stuck)
         assert last < 10
         wire.writer.transport.resume_reading()
