@@ -11,8 +11,10 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import uvloop
+from waiting import wait_for
 
 from benchmarks import ledger as bench_ledger
 from benchmarks.figures import Cost, cost, interleaved, show, show_costs
@@ -49,7 +51,8 @@ def test_the_cpu_of_children_counts_and_waiting_does_not() -> None:
     busy = cost(lambda: subprocess.run(["sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"], check=True))
     assert busy.cpu_s > 0.01
     with subprocess.Popen(["sh", "-c", "i=0; while :; do i=$((i+1)); done"]) as runs_on:
-        busy = cost(lambda: time.sleep(0.2))
+        used = psutil.Process(runs_on.pid).cpu_times
+        busy = cost(lambda: wait_for(lambda: used().user > 0.1, every=0.02))
         runs_on.kill()
     assert busy.cpu_s > 0.02
     asleep = cost(lambda: time.sleep(0.1))

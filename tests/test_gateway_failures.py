@@ -167,7 +167,8 @@ async def test_a_slow_client_slows_the_engine_instead_of_filling_memory(tmp_path
                 last, before = sent, last
                 return sent == before
 
-            for _ in range(20):  # no progress over 20 looks in a row
+            for _ in range(20):  # no progress from one look to the next, 20 times
+                await asyncio.sleep(0.01)
                 await until(stuck)
             assert sent < 32 << 20  # of 64 MiB: what sockets and buffers take, at most
             received = 0

@@ -66,6 +66,7 @@ async def test_bodies_waiting_in_their_connection_are_bounded_together(tmp_path:
             return last == before
 
         for _ in range(20):
+            await asyncio.sleep(0.01)
             await until(stuck)
         assert last > 20 << 20  # of 36 MiB: what the gateway has not read
         engine.go.set()

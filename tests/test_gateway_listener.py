@@ -156,9 +156,9 @@ async def test_a_client_that_sends_too_slowly_is_408(tmp_path: Path, what: str) 
 async def test_a_body_that_keeps_coming_may_take_longer_than_one_wait_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front_module, "BODY_S", 1.0)
-    async with gateway(tmp_path, Engine(), request_timeout_s=0.3) as platform:
-        for seconds, status in ((0.6, 200), (5.0, 408)):
+    monkeypatch.setattr(front_module, "BODY_S", 3.0)
+    async with gateway(tmp_path, Engine(), request_timeout_s=1.0) as platform:  # more than this loop may be held up
+        for seconds, status in ((1.5, 200), (30.0, 408)):
             async with wired(platform) as wire:
                 request = post(platform)
                 loop = asyncio.get_running_loop()
@@ -173,9 +173,9 @@ async def test_a_body_that_keeps_coming_may_take_longer_than_one_wait_but_not_fo
 
 
 async def test_a_connection_that_is_idle_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front_module, "IDLE_S", 0.3)
     async with gateway(tmp_path, Engine()) as platform, wired(platform) as wire, wired(platform) as silent:
         assert (await wire.ask(post(platform))).text == SAID
+        monkeypatch.setattr(front_module, "IDLE_S", 0.3)
         assert await wire.rest() == b""
         assert await silent.rest() == b""
         async with wired(platform) as empty:
@@ -222,6 +222,7 @@ async def test_answers_that_nobody_reads_hold_back_those_behind_them(tmp_path: P
             return last == before
 
         for _ in range(50):
+            await asyncio.sleep(0.01)
             await until(stuck)
         assert last < 10
         wire.writer.transport.resume_reading()
@@ -372,11 +373,10 @@ async def test_while_a_listener_lingers_an_idle_connection_is_served_once_more(t
         busy.send(post(platform, STREAM))
         await busy.reader.readuntil(b"Gra")
         assert platform.listener is not None
-        stopping = asyncio.create_task(platform.listener.stop(None, linger=0.6))
-        await asyncio.sleep(0.7)  # longer than it lingers for those that are idle
+        stopping = asyncio.create_task(platform.listener.stop(None, linger=1.5))
+        assert await idle.rest() == b""  # it has lingered for those that are idle
         engine.go.set()
         await busy.reader.readuntil(b"\r\n0\r\n\r\n")
-        assert await idle.rest() == b""
         await asyncio.sleep(0.1)
         # The stream's client was not told that this connection would end: it too may be about to ask.
         answer = await busy.ask(post(platform))

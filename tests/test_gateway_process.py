@@ -61,8 +61,9 @@ async def test_a_gateway_killed_before_its_journal_is_projected_bills_everything
         async with gateway_process(platform) as process, platform.openai() as client:
             ended = Engine()
             async with running(ended):
-                platform.ready(ended, "replica-2")
                 stream = await client.chat.completions.create(**HELLO, stream=True)  # the first replica's
+                platform.ready(ended, "replica-2")
+                await client.models.list()  # the gateway reads the registry for it: what follows is the second's
                 (journal,) = (tmp_path / "journal").iterdir()
                 await until(lambda: b'["n"' in journal.read_bytes())
                 await until(lambda: platform.open_holds() == 1)

@@ -146,8 +146,9 @@ async def test_a_replica_that_is_silent_or_not_there_has_failed_after_its_time()
 
 async def test_silence_is_not_the_replicas_while_its_client_does_not_read() -> None:
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")
-    async with reached(server) as (pool, address), asked(pool, address, patience=0.05) as upstream:
+    async with reached(server) as (pool, address), asked(pool, address) as upstream:
         await upstream.head()
+        upstream.patience = 0.05
         upstream.pause()
         waiting = asyncio.create_task(upstream.whole())
         await asyncio.wait([waiting], timeout=0.2)

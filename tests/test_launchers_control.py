@@ -305,7 +305,7 @@ async def test_an_attempt_that_the_books_ended_and_slurm_may_requeue_does_not_en
     """For some seconds the books have the attempt that ended, and nothing yet of the one that follows."""
     controller = platform.controller
     await platform.deploy("--no-tokens-until", str(platform.site.shared_dir / "never"))
-    await _until_jobs(platform, 1)
+    await _begun(platform)  # it says no more now: it never gets ready
     await platform.turns()
     platform.cluster.silent = True  # what follows is all that is heard of the job
     await platform.turns()
@@ -365,7 +365,7 @@ async def test_a_drain_that_does_not_end_is_cut_by_a_cancel(
 
 async def test_a_job_that_has_not_begun_is_cancelled_at_once(platform: Platform) -> None:
     await platform.deploy("--no-tokens-until", str(platform.site.shared_dir / "never"))
-    await platform.turns()
+    await _begun(platform)  # or it would end for want of the folder below
     (replica,) = deployments.replicas(platform.controller.db)
     announcements = platform.controller._folder(replica.id).announcements
     announcements.rename(announcements.with_name("elsewhere"))
@@ -382,7 +382,11 @@ async def test_a_deployment_stopped_before_it_is_ready_stops(platform: Platform)
     assert job["state"] == "CANCELLED"
 
 
-async def test_a_replicas_row_says_what_it_waits_for_and_until_when_its_job_may_run(platform: Platform) -> None:
+async def test_a_replicas_row_says_what_it_waits_for_and_until_when_its_job_may_run(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controllers, "RUNNING_USAGE_TURNS", 10**9)  # a job's usage grows, and is written
+
     async def row(**said: Any) -> Any:
         async def found() -> Any:
             described = await platform.get("deployments/chat")
@@ -487,7 +491,8 @@ async def test_resources_that_the_scheduler_refuses_fail_the_deployment_with_its
 # -- when the scheduler is silent -------------------------------------------------------------------------------------
 
 
-async def test_a_silent_scheduler_changes_nothing(platform: Platform) -> None:
+async def test_a_silent_scheduler_changes_nothing(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controllers, "RUNNING_USAGE_TURNS", 10**9)  # or the last answer may be a job's grown usage
     await platform.deploy()
     before = await platform.reaches("ready")
     platform.cluster.silent = True
@@ -605,10 +610,12 @@ async def test_whoever_reads_must_be_allowed_to(
 
 async def test_a_submission_whose_answer_was_lost_is_found_by_its_key(platform: Platform) -> None:
     platform.cluster.silent_after_submit = True
-    await platform.deploy()
+    go = platform.site.shared_dir / "go"
+    await platform.deploy("--no-tokens-until", str(go))
     await _until_jobs(platform, 1)
     await platform.turns(3)
     assert (await platform.get("deployments/chat"))["deployment"]["state"] == "starting"
+    go.touch()
     platform.cluster.silent_after_submit = platform.cluster.silent = False
     (replica,) = (await platform.reaches("ready"))["replicas"]
 
@@ -1115,6 +1122,15 @@ async def _until_jobs(platform: Platform, count: int) -> list[LocalJob]:
         return found if len(found := platform.jobs()) == count else None
 
     return await eventually(jobs)
+
+
+async def _begun(platform: Platform) -> None:
+    """Until the one replica's job has said its first word, and that was taken in."""
+
+    async def starting() -> bool:
+        return [r.state for r in deployments.replicas(platform.controller.db)] == [ReplicaState.STARTING]
+
+    await eventually(starting)
 
 
 def _tree(job: LocalJob) -> list[int]:

@@ -396,7 +396,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_local_job_is_told_before_its_time_limit_and_ended_at_it(local: Site) -> None:
-    ref = local.submit("r1", "wait", time_limit_s=8)
+    ref = local.submit("r1", "wait", "0", time_limit_s=12)  # told three seconds before
     assert local.ended(ref).state is JobState.TIMEOUT
     assert local.said("r1", "attempt-ended")[0].facts["cause"] == "timeout"
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -332,9 +333,10 @@ async def test_replicas_live_through_a_silence_of_slurm(running: Running) -> Non
         return controller.scheduler_error == "squeue: error: something went wrong"
 
     await eventually(silent, 30)
-    before = Counter(running.commands.calls)
+    before, began = Counter(running.commands.calls), time.monotonic()
     await running.turns(20)
-    assert (running.commands.calls - before)["squeue"] <= 5  # the watch backs off, and nobody else asks
+    most = 2 + (time.monotonic() - began) / 2
+    assert (running.commands.calls - before)["squeue"] <= most  # the watch backs off, and nobody else asks
     assert await running.ready(1) == [replica]
     running.commands.broken = None
 
