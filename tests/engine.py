@@ -70,7 +70,7 @@ class Engine:
             if body.get("stream"):
                 return await self.stream(request, body)
             return await self.whole(request)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionResetError):  # the latter in a write that comes before the former
             self.aborted.set()
             raise
         finally:

@@ -333,6 +333,11 @@ async def test_books_closed_by_a_report_do_not_hide_that_a_job_is_over(platform:
     db = platform.controller.db
     await platform.deploy("--no-tokens-until", str(platform.site.shared_dir / "never"))
     (job,) = await _until_jobs(platform, 1)
+
+    async def complete() -> bool:
+        return bool(_engines(platform.site))
+
+    await eventually(complete)  # or what the job starts next would outlive it
     platform.cluster.silent = True
     await platform.turns()
     _kill(_tree(job))
