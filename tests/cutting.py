@@ -28,7 +28,10 @@ async def cutting(engine: Engine, after: int) -> AsyncIterator[Engine]:
                 left -= len(passed)
                 back.write(b"".join(event + EVENT_ENDS for event in passed) + (rest if left else b""))
                 await back.drain()
-            back.close() if left else back.transport.abort()
+            if left:
+                back.close()
+            else:
+                back.transport.abort()
         except ConnectionError:
             back.transport.abort()
         finally:
