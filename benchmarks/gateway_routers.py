@@ -31,8 +31,9 @@ from benchmarks.gateway_parts import (
     started,
     until,
 )
-from registry import deployments, migrations, tenants
+from registry import deployments, keys, migrations, tenants
 from registry.db import Database, open_writer
+from registry.limits import Limits
 
 OURS = "headgate"
 VLLM_ROUTER = "vllm-router, round robin"  # its cheapest policy: it looks at no prompt
@@ -67,8 +68,8 @@ def prepared(state_dir: Path, port: int, upstreams: Mapping[str, Upstream]) -> t
     )
     registry = open_writer(state_dir / "registry.db", migrations.MIGRATIONS)
     with contextlib.closing(registry):
-        tenants.create(registry, "physics", "root", requests_per_minute=10**9, token_budget=10**15)
-        key = tenants.create_key(registry, "physics", "root")[1]
+        tenants.create(registry, "physics", "root", limited=Limits(requests_per_minute=10**9, token_budget=10**15))
+        key = keys.create(registry, keys.secret_of(state_dir / "key.secret"), "physics", "root")[1]
         for model, upstream in upstreams.items():
             deployments.create(
                 registry, model, "root", model=model, version=1, model_path="/m", replicas=REPLICAS, request={}

@@ -32,10 +32,11 @@ from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
 from registry import ledger
 from registry.db import open_reader
+from registry.keys import LiveKey
 from registry.ledger import Attempt, Hold, Outcome, UsageEvent
 from registry.projection import CHECKPOINT_PAGES
 from registry.site import Price
-from registry.tenants import LiveKey, Tenant
+from registry.tenants import Tenant
 
 PAIRS = 50_000
 IN_FLIGHT = 32
@@ -43,7 +44,7 @@ RATE = 5000  # requests a second of the gateway
 SECONDS = 4.0
 BATCH = 100  # pairs in a transaction of the peer
 AT = "2026-01-01T12:00:00.000000Z"
-CALLER = LiveKey("key-0123456789ab", Tenant("physics", "root", None, None, None, ""), frozenset())
+CALLER = LiveKey("key-0123456789ab", Tenant("physics", "root", None, ""), frozenset())
 CALL = calls.read(Kind.CHAT, b'{"model":"llama-3-8b","messages":[{"role":"user","content":"x"}],"max_tokens":50}')
 
 
@@ -73,21 +74,19 @@ def sqlite(directory: Path) -> None:
         for _ in range(PAIRS // BATCH):
             turn = [attempt() for _ in range(BATCH)]
             db.execute("BEGIN")
-            postings = [
-                (a.event_id, step, f"physics/{account}", amount, AT)
+            entries = [
+                (a.event_id, step, "physics", *amounts, AT)
                 for a in turn
-                for step, account, amount in (
-                    ("hold", "available", -110),
-                    ("hold", "held", 110),
-                    ("settle", "available", 60),
-                    ("settle", "consumed", 50),
-                    ("settle", "held", -110),
-                )
+                for step, *amounts in (("hold", -110, 110, 0), ("settle", 60, -110, 50))
             ]
-            db.executemany("INSERT INTO postings VALUES (?, ?, ?, ?, ?)", postings)
             db.executemany(
-                f"INSERT INTO usage_events VALUES ({','.join('?' * 12)})",
-                [(*a, 10, 20, 50, "completed", AT) for a in turn],
+                "INSERT INTO entries (event_id, step, tenant, available, held, consumed, at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                entries,
+            )
+            db.executemany(
+                f"INSERT INTO usage_events VALUES ({','.join('?' * 15)})",
+                [(*a, 10, 20, 50, "completed", AT, 0, 0) for a in turn],
             )
             db.execute("COMMIT")
 
@@ -103,7 +102,7 @@ async def requests(directory: Path, billed: bool) -> float:
         running: list[tuple[Bill | nullcontext[None], Meter]] = []
         for _ in range(IN_FLIGHT):
             meter = Meter(CALL)
-            hold = admission.admit(CALLER.tenant, CALL.tokens)
+            hold = admission.admit(CALLER, CALL.model, CALL.tokens, 0)
             bill = billing.attempt(CALLER, CALL, "replica-0123456789ab", hold, meter) if billed else nullcontext()
             bill.__enter__()
             running.append((bill, meter))

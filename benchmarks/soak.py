@@ -31,9 +31,10 @@ from benchmarks.soak_causes import Begun, Incident, Saw, Seen, cause, slope, tab
 from benchmarks.soak_clients import Clients, plans
 from benchmarks.soak_engine import PROMPT_BASE
 from benchmarks.soak_replicas import Replicas
-from registry import ledger, migrations, tenants
+from registry import keys, ledger, migrations, tenants
 from registry.db import Database, open_reader, open_writer
 from registry.ledger import Outcome, UsageEvent
+from registry.limits import Limits
 
 TENANTS = ("physics", "chemistry", "biology")
 LIMITED, ITS_LIMIT = "astronomy", 20  # requests a minute
@@ -69,13 +70,15 @@ class Soak:
 
 async def soak(seconds: float, seed: int, folder: Path) -> Soak:
     registry = open_writer(folder / "registry.db", migrations.MIGRATIONS)
-    keys = {name: key_of(registry, name) for name in TENANTS} | {LIMITED: key_of(registry, LIMITED, ITS_LIMIT)}
+    key_by = {name: key_of(folder, registry, name) for name in TENANTS} | {
+        LIMITED: key_of(folder, registry, LIMITED, ITS_LIMIT)
+    }
     replicas = Replicas(registry, folder, random.Random(seed))
     memory: list[tuple[float, float]] = []
     try:
         await replicas.start()
         async with gateway(folder) as (process, url):
-            clients = Clients(url, keys, plans(random.Random(seed + 1), list(TENANTS), LIMITED))
+            clients = Clients(url, key_by, plans(random.Random(seed + 1), list(TENANTS), LIMITED))
             watching = asyncio.create_task(watch(process.pid, memory))
             await asyncio.gather(replicas.trouble(seconds), clients.run(CONCURRENCY, seconds))
             watching.cancel()
@@ -91,9 +94,11 @@ async def soak(seconds: float, seed: int, folder: Path) -> Soak:
     return Soak(clients.seen, replicas.begun(), replicas.made(), replicas.incidents, memory, books)
 
 
-def key_of(registry: Database, tenant: str, requests_per_minute: int = 10**9) -> str:
-    tenants.create(registry, tenant, "root", requests_per_minute=requests_per_minute, token_budget=10**15)
-    return tenants.create_key(registry, tenant, "root")[1]
+def key_of(folder: Path, registry: Database, tenant: str, requests_per_minute: int = 10**9) -> str:
+    tenants.create(
+        registry, tenant, "root", limited=Limits(requests_per_minute=requests_per_minute, token_budget=10**15)
+    )
+    return keys.create(registry, keys.secret_of(folder / "key.secret"), tenant, "root")[1]
 
 
 @contextlib.asynccontextmanager

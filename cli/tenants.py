@@ -9,7 +9,7 @@ import click
 from cli.client import Control
 from cli.context import Context
 from cli.table import json_option, show
-from registry.tenants import Scope
+from registry.keys import Scope
 
 
 @click.group()

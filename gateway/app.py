@@ -37,6 +37,7 @@ from gateway.shadow import Shadow
 from gateway.surfaces import health, metrics, models
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import Standing, WaitingRoom
+from registry import keys
 from registry.db import StorageError
 from registry.demand import note_demand
 from registry.site import Site
@@ -64,7 +65,7 @@ def make_app(site: Site) -> web.Application:
     async def parts(app: web.Application) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
         settings = site.gateway
-        catalog = Catalog(site.registry_db)
+        catalog = Catalog(site.registry_db, keys.secret_of(site.key_secret))
         ledger = LedgerWriter(site.ledger_db, loop)
         counted = Metrics()
         pool = Pool(connect_timeout=settings.connect_timeout_s, sweep=min(SWEEP_S, settings.read_timeout_s / 4))
@@ -103,7 +104,11 @@ def make_app(site: Site) -> web.Application:
             patience=Patience(settings.first_byte_timeout_s, settings.read_timeout_s, WHOLE_S),
             clock=loop.time,
         )
-        catalog.on_change += [gw.queues.resize, lambda _: gw.room.changed()]
+        catalog.on_change += [
+            gw.queues.resize,
+            lambda _: gw.room.changed(),
+            lambda view: gw.admission.limit(view.limits),
+        ]
         catalog.on_gone += [gw.router.forget, gw.health.forget]
         catalog.refresh()
         _show_gauges(gw)

@@ -20,8 +20,8 @@ from gateway.metering import Meter, StreamMeter, Usage
 from gateway.relay import Address, Pool
 from gateway.surface import Surface
 from gateway.upstream import ConnectionLost, Upstream
+from registry.keys import LiveKey
 from registry.ledger import Outcome
-from registry.tenants import LiveKey
 
 SHOWN = 500  # bytes of an upstream's error
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gateway.catalog import Catalog
 from gateway.errors import Refused, WrongKey
-from registry.tenants import LiveKey, Scope, digest
+from registry.keys import LiveKey, Scope, digest
 
 
 def authenticate(catalog: Catalog, headers: Mapping[str, str], needs: Scope = Scope.INFERENCE) -> LiveKey:
@@ -17,8 +17,8 @@ def authenticate(catalog: Catalog, headers: Mapping[str, str], needs: Scope = Sc
     if not key.strip():
         raise WrongKey("no API key: send it as the header 'Authorization: Bearer KEY', or as 'x-api-key: KEY'")
     # Looked up by hash: how long a comparison takes says nothing about a key.
-    sha256 = digest(key.strip())
-    found = catalog.find(lambda view: view.keys.get(sha256))
+    hashed = digest(catalog.secret, key.strip())
+    found = catalog.find(lambda view: view.keys.get(hashed))
     if found is None:
         raise WrongKey("the API key is not known, or was revoked")
     if needs not in found.scopes:

@@ -15,9 +15,10 @@ from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
 from registry import ledger
 from registry.clock import Stamps
+from registry.keys import LiveKey
 from registry.ledger import Attempt, Note, Outcome, Release, UsageEvent
+from registry.prices import PriceBook, TokenPrice
 from registry.steps import mint
-from registry.tenants import LiveKey
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Bill:
     )
 
     def __init__(
-        self, billing: Billing, attempt: Attempt, call: Call, hold: Hold, meter: Meter, price: ledger.Price | None
+        self, billing: Billing, attempt: Attempt, call: Call, hold: Hold, meter: Meter, price: TokenPrice | None
     ) -> None:
         self._billing = billing
         self._call = call
@@ -77,9 +78,13 @@ class Bill:
             billing.writer.record(Release(attempt.event_id))
             return
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
-        self.microcredits = cost = ledger.cost(self._price, prompt, completion)
+        cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
+        self.microcredits = cost = ledger.cost(self._price, prompt, completion, cached)
         self._hold.used += prompt + completion
-        billing.writer.record(UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp()))
+        self._hold.paid += cost
+        billing.writer.record(
+            UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
+        )
 
     def when_held(self, then: Callable[[], object], failed: Callable[[LedgerUnwritable], object]) -> None:
         """Dispatch in `then`: the hold is journaled by now."""
@@ -110,7 +115,7 @@ class Billing:
     """`now` is the wall clock, in nanoseconds since 1970."""
 
     def __init__(
-        self, writer: LedgerWriter, prices: Mapping[str, ledger.Price], now: Callable[[], int] = time.time_ns
+        self, writer: LedgerWriter, prices: Mapping[str, TokenPrice], now: Callable[[], int] = time.time_ns
     ) -> None:
         self.writer = writer
         self.running: dict[str, Bill] = {}  # by event id
@@ -128,9 +133,17 @@ class Billing:
         """
         ns = self._now()
         attempt = Attempt(
-            mint(ns), caller.tenant.name, caller.id, call.model, replica, call.kind, self._stamps.text(ns)
+            f"{mint(ns)}:1",
+            caller.tenant.name,
+            caller.id,
+            call.model,
+            replica,
+            call.kind,
+            self._stamps.text(ns),
+            caller.user,
         )
-        return Bill(self, attempt, call, hold, meter, ledger.price_of(self._prices, call.model, deployment))
+        price = PriceBook((), self._prices).of_model(call.model, deployment, attempt.started_at)
+        return Bill(self, attempt, call, hold, meter, price)
 
     def stamp(self) -> str:
         return self._stamps.text(self._now())

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from gateway.relay import Address, address_of
-from registry import clock, deployments, endpoints, tenants
+from registry import clock, deployments, endpoints, keys, limits, prices
 from registry.db import Database, StorageError, data_version, open_reader, snapshot
 from registry.deployments import Deployment, Replica
 from registry.deployments import adapters as adapters
 from registry.endpoints import Endpoint
-from registry.tenants import LiveKey
+from registry.keys import LiveKey
+from registry.limits import Limits, Subject
+from registry.prices import Version
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,9 @@ POLL_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class View:
-    keys: Mapping[str, LiveKey] = field(default_factory=dict)  # by the key's sha256
+    keys: Mapping[str, LiveKey] = field(default_factory=dict)  # by the key's hash
+    limits: Mapping[tuple[Subject, str], Limits] = field(default_factory=dict)
+    prices: Sequence[Version] = ()
     deployments: Mapping[str, Deployment] = field(default_factory=dict)  # live ones, by name
     ended: Mapping[str, Deployment] = field(default_factory=dict)  # the others
     live: Mapping[str, list[Replica]] = field(default_factory=dict)  # replicas that have not ended, by deployment
@@ -41,7 +45,10 @@ class View:
 
 
 class Catalog:
-    def __init__(self, path: Path) -> None:
+    """`secret`: what the hashes of keys are keyed with."""
+
+    def __init__(self, path: Path, secret: bytes = b"") -> None:
+        self.secret = secret
         self.view = View()
         self.failure: str | None = "not read yet"
         self._path = path
@@ -120,7 +127,9 @@ def _read(db: Database) -> View:
         wanted = {d.name: d for d in known if not d.state.ended}
         live = deployments.live_replicas(db)
         return View(
-            keys=tenants.live_keys(db),
+            keys=keys.live(db),
+            limits=limits.everything(db),
+            prices=prices.everything(db),
             deployments=wanted,
             ended={d.name: d for d in known if d.state.ended},
             live=live,

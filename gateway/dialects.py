@@ -8,7 +8,7 @@ import orjson
 
 from gateway import errors, rate_headers
 from gateway.errors import GatewayError
-from gateway.rate_headers import Headers, Limits
+from gateway.rate_headers import Headers, Left
 
 OVERLOADED = 529  # Anthropic's own: what others answer 503 for
 ANTHROPIC_TYPES = {
@@ -36,7 +36,7 @@ class OpenAI:
     def refusal(self, status: int, answer: bytes, request_id: str | None = None) -> bytes:
         return answer
 
-    def headers(self, requests: Limits | None, tokens: Limits | None, now: float) -> Headers:
+    def headers(self, requests: Left | None, tokens: Left | None, now: float) -> Headers:
         return rate_headers.openai(requests, tokens)
 
 
@@ -61,7 +61,7 @@ class Anthropic:
         """vLLM answers /v1/messages in Anthropic's shape with types of its own, and in OpenAI's shape elsewhere."""
         return orjson.dumps(_anthropic(status, _message(answer), request_id))
 
-    def headers(self, requests: Limits | None, tokens: Limits | None, now: float) -> Headers:
+    def headers(self, requests: Left | None, tokens: Left | None, now: float) -> Headers:
         return rate_headers.anthropic(requests, tokens, now)
 
 

@@ -35,9 +35,9 @@ from gateway.router import Routed, Router
 from gateway.shadow import Shadow
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import WaitingRoom
+from registry.keys import LiveKey
 from registry.ledger import Outcome
 from registry.site import Site
-from registry.tenants import LiveKey
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +99,9 @@ async def answer(gw: Gateway, asked: Asked) -> None:
     call = asked.surface.read(request.body)
     media.check(call, gw.site.gateway.media_hosts)
     chosen = gw.names.choose(call.model, caller.id, request.headers)
-    if caller.tenant.token_budget is not None:
+    if gw.admission.counts_tokens(caller, call.model):
         call = calls.bounded(call, gw.catalog.context(chosen.chain[0]))
-    with gw.admission.admit(caller.tenant, call.tokens) as asked.hold:
+    with gw.admission.admit(caller, call.model, call.tokens, 0) as asked.hold:
         for name in chosen.missed:
             gw.called.miss(name)
         if chosen.shadow:

@@ -29,6 +29,8 @@ EVENT_LIMIT = 16 << 20  # bytes of one event; prompt log-probabilities come in o
 class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt's: what the engine had in its cache
+    reasoning_tokens: int = 0  # of the completion's
 
     @property
     def tokens(self) -> int:

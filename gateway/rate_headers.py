@@ -10,7 +10,7 @@ Headers = list[tuple[str, str]]
 
 
 @dataclass(slots=True)  # not frozen: one is made for every answer
-class Limits:
+class Left:
     """Of requests a minute, or of a token budget."""
 
     limit: int
@@ -18,7 +18,7 @@ class Limits:
     reset_s: float  # seconds until all of it is there again; 0 where waiting brings nothing back, as with a budget
 
 
-def openai(requests: Limits | None, tokens: Limits | None = None) -> Headers:
+def openai(requests: Left | None, tokens: Left | None = None) -> Headers:
     headers: Headers = []
     if requests is not None:
         headers += (
@@ -35,7 +35,7 @@ def openai(requests: Limits | None, tokens: Limits | None = None) -> Headers:
     return headers
 
 
-def anthropic(requests: Limits | None, tokens: Limits | None, now: float) -> Headers:
+def anthropic(requests: Left | None, tokens: Left | None, now: float) -> Headers:
     """`now` is the wall clock, in Unix seconds."""
     headers: Headers = []
     if requests is not None:

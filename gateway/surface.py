@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from gateway.calls import Call, Kind
 from gateway.errors import GatewayError
 from gateway.metering import Meter, StreamMeter
-from gateway.rate_headers import Headers, Limits
+from gateway.rate_headers import Headers, Left
 
 
 class Dialect(Protocol):
@@ -27,7 +27,7 @@ class Dialect(Protocol):
     def refusal(self, status: int, answer: bytes, request_id: str | None = None) -> bytes:
         """An engine's own refusal of a request, in this shape; as it came where it has it."""
 
-    def headers(self, requests: Limits | None, tokens: Limits | None, now: float) -> Headers:
+    def headers(self, requests: Left | None, tokens: Left | None, now: float) -> Headers:
         """What is left of the caller's limits; `now` is in Unix seconds."""
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from aiohttp import web
 
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, body_of
-from registry import tenants
+from registry import keys, limits, tenants
 from registry.access import Object, Verb, require
+from registry.limits import Limits
 
 
 async def create_tenant(request: web.Request) -> web.Response:
@@ -20,8 +23,7 @@ async def create_tenant(request: web.Request) -> web.Response:
             body["name"],
             principal.name,
             account=body.get("account"),
-            requests_per_minute=body.get("requests_per_minute", default.requests_per_minute),
-            token_budget=body.get("token_budget", default.token_budget),
+            limited=Limits(**{**dataclasses.asdict(default), **{n: body[n] for n in limits.NAMES if n in body}}),
         )
     )
     return answer(made, 201)
@@ -32,14 +34,11 @@ async def set_limits(request: web.Request) -> web.Response:
     body = await body_of(request, {}, {"requests_per_minute": int, "token_budget": int})
     require(principal, Verb.ADMINISTER, Object("tenant", principal.name))
 
-    def change() -> tenants.Tenant:
-        old = tenants.get(controller.db, request.match_info["name"])
-        return tenants.set_limits(
-            controller.db,
-            old.name,
-            requests_per_minute=body.get("requests_per_minute", old.requests_per_minute),
-            token_budget=body.get("token_budget", old.token_budget),
-        )
+    name = request.match_info["name"]
+
+    def change() -> Limits:
+        tenants.get(controller.db, name)
+        return limits.put(controller.db, limits.Subject.TENANT, name, body, principal.name)
 
     return answer(await controller.write(change))
 
@@ -47,7 +46,7 @@ async def set_limits(request: web.Request) -> web.Response:
 async def list_keys(request: web.Request) -> web.Response:
     controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
     require(principal, Verb.ADMINISTER, Object("key", principal.name))
-    return answer(await controller.write(tenants.keys, controller.db))
+    return answer(await controller.write(keys.everything, controller.db))
 
 
 async def create_key(request: web.Request) -> web.Response:
@@ -55,12 +54,14 @@ async def create_key(request: web.Request) -> web.Response:
     body = await body_of(request, {"tenant": str}, {"scopes": list})
     require(principal, Verb.ADMINISTER, Object("key", principal.name))
     asked = body.get("scopes")
-    scopes = (tenants.Scope.INFERENCE,) if asked is None else tenants.checked_scopes(asked)
-    key, secret = await controller.write(tenants.create_key, controller.db, body["tenant"], principal.name, scopes)
+    scopes = (keys.Scope.INFERENCE,) if asked is None else keys.checked_scopes(asked)
+    key, secret = await controller.write(
+        keys.create, controller.db, controller.key_secret, body["tenant"], principal.name, scopes
+    )
     return answer({"key": key, "secret": secret}, 201)
 
 
 async def revoke_key(request: web.Request) -> web.Response:
     controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
     require(principal, Verb.ADMINISTER, Object("key", principal.name))
-    return answer(await controller.write(tenants.revoke_key, controller.db, request.match_info["id"]))
+    return answer(await controller.write(keys.revoke, controller.db, request.match_info["id"]))

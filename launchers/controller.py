@@ -28,7 +28,7 @@ from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_f
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.spec import ServeSpec, Spec, SpecError, TrainSpec, load
-from registry import accounting, clock, deployments, runs
+from registry import accounting, clock, deployments, keys, runs
 from registry.db import Database, RegistryError
 from registry.demand import DemandReader
 from registry.deployments import Deployment, DeploymentState, ReplicaState
@@ -47,6 +47,8 @@ CANCEL_AGAIN_S = 60.0  # how much longer than its drain may take a job has, befo
 class Controller:
     def __init__(self, site: Site, db: Database, scheduler: Scheduler, watch: Watch | None = None) -> None:
         self.site, self.db, self.scheduler, self.watch = site, db, scheduler, watch
+        self.key_secret = keys.secret_of(site.key_secret)
+        keys.key_the_hashes(db, self.key_secret)
         self._demand = DemandReader(site.ledger_db)
         self._writer = ThreadPoolExecutor(1, "registry")
         self._commands = ThreadPoolExecutor(1, "scheduler")

@@ -11,36 +11,31 @@ registry.ledger_bulk does the same fast for steps that break none.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any
+
+import orjson
 
 from registry import clock
 from registry.db import Conflict, Database, open_writer, row, rows, snapshot, transaction
-from registry.ledger_bulk import ADD_TO_TOTAL
 from registry.ledger_migrations import MIGRATIONS
+from registry.ledger_sums import ALL, Sums
+from registry.prices import TokenPrice
 from registry.steps import AMOUNT_LIMIT as AMOUNT_LIMIT
 from registry.steps import Attempt as Attempt
 from registry.steps import Hold as Hold
 from registry.steps import Note as Note
 from registry.steps import Outcome as Outcome
 from registry.steps import Release as Release
+from registry.steps import Reversal as Reversal
 from registry.steps import Step as Step
 from registry.steps import TooMuch as TooMuch
 from registry.steps import UsageEvent as UsageEvent
 from registry.steps import check as check_step
 from registry.steps import mint as mint
-
-
-class Price(Protocol):
-    """Credits per million tokens, which is the same number as micro-credits per token."""
-
-    @property
-    def prompt(self) -> float: ...
-    @property
-    def completion(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +53,14 @@ def open_ledger(path: Path) -> Database:
     return open_writer(path, MIGRATIONS)
 
 
-def price_of(prices: Mapping[str, Price], model: str, deployment: str = "") -> Price | None:
-    """A model without a price of its own costs what its deployment does, where `model` is a LoRA adapter of one.
-
-    What has no price either way costs "default"; where there is none, nothing.
-    """
-    return prices.get(model) or prices.get(deployment) or prices.get("default")
-
-
-def cost(price: Price | None, prompt_tokens: int, completion_tokens: int) -> int:
-    """Micro-credits."""
+def cost(price: TokenPrice | None, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> int:
+    """Micro-credits. `cached_tokens` are of the prompt's."""
     if price is None:
         return 0
-    return round(prompt_tokens * price.prompt + completion_tokens * price.completion)
+    paid = prompt_tokens * price.prompt + completion_tokens * price.completion
+    if cached_tokens and price.cached is not None:
+        paid += cached_tokens * (price.cached - price.prompt)
+    return round(paid)
 
 
 def record(db: Database, steps: Sequence[Step], journal: str = "") -> list[Conflict | None]:
@@ -82,16 +72,22 @@ def record(db: Database, steps: Sequence[Step], journal: str = "") -> list[Confl
 def write(c: sqlite3.Connection, steps: Sequence[Step], at: str, journal: str = "") -> list[Conflict | None]:
     """Write steps of one journal, in order, in the caller's transaction; for each, None or why it was refused.
 
-    A refused step changes nothing and does not stop the others.
+    A refused step changes nothing but the table `conflicts`, and does not stop the others.
     """
     results: list[Conflict | None] = []
+    sums = Sums()
     for step in steps:
         try:
-            _write(c, step, at, journal)
+            _write(c, step, at, journal, sums)
         except Conflict as e:
             results.append(e)
+            c.execute(
+                "INSERT INTO conflicts (at, journal, record, why) VALUES (?, ?, ?, ?)",
+                (at, journal, orjson.dumps(step).decode(), str(e)),
+            )
         else:
             results.append(None)
+    sums.write(c)
     return results
 
 
@@ -100,7 +96,16 @@ def settle_orphans(db: Database, living: Collection[str] = ()) -> int:
     left = [h for h in rows(db, "SELECT * FROM holds") if h["journal"] not in living]
     at = clock.now()
     steps: list[Step] = [
-        UsageEvent(_attempt(h), h["prompt_tokens"], h["completion_tokens"], h["microcredits"], Outcome.ORPHANED, at)
+        UsageEvent(
+            _attempt(h),
+            h["prompt_tokens"],
+            h["completion_tokens"],
+            h["microcredits"],
+            Outcome.ORPHANED,
+            at,
+            h["cached_tokens"],
+            h["reasoning_tokens"],
+        )
         if h["prompt_tokens"] or h["completion_tokens"]
         else Release(h["event_id"])
         for h in left
@@ -111,27 +116,28 @@ def settle_orphans(db: Database, living: Collection[str] = ()) -> int:
     return len(left)
 
 
-def _write(c: sqlite3.Connection, step: Step, at: str, journal: str) -> None:
+def _write(c: sqlite3.Connection, step: Step, at: str, journal: str, sums: Sums) -> None:
     """One step. Whatever may be refused is looked at before anything is written."""
     check_step(step)
     match step:
         case Hold(attempt, tokens, microcredits):
             if c.execute("SELECT 1 FROM holds WHERE event_id = ?", (attempt.event_id,)).fetchone():
                 raise Conflict(f"event {attempt.event_id}: is held already")
-            if c.execute("SELECT 1 FROM postings WHERE event_id = ? LIMIT 1", (attempt.event_id,)).fetchone():
+            if c.execute("SELECT 1 FROM entries WHERE event_id = ? LIMIT 1", (attempt.event_id,)).fetchone():
                 raise Conflict(f"event {attempt.event_id}: was held before and is over")
             c.execute(
-                "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?)",
+                "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0, ?)",
                 (*attempt, tokens, microcredits, journal),
             )
-            _post(c, attempt.event_id, "hold", attempt.tenant, at, available=-microcredits, held=microcredits)
-        case Note(event_id, prompt, completion, microcredits):
+            _post(c, sums, attempt.event_id, "hold", attempt.tenant, at, available=-microcredits, held=microcredits)
+        case Note(event_id, prompt, completion, microcredits, cached, reasoning):
             c.execute(
-                "UPDATE holds SET prompt_tokens = ?, completion_tokens = ?, microcredits = ? WHERE event_id = ?",
-                (prompt, completion, microcredits, event_id),
+                """UPDATE holds SET prompt_tokens = ?, completion_tokens = ?, microcredits = ?, cached_tokens = ?,
+                   reasoning_tokens = ? WHERE event_id = ?""",
+                (prompt, completion, microcredits, cached, reasoning, event_id),
             )
-        case UsageEvent(attempt, prompt, completion, microcredits, outcome, ended_at):
-            event = (*attempt, prompt, completion, microcredits, outcome, ended_at)
+        case UsageEvent(attempt):
+            event = (*attempt, *step[1:])
             old = c.execute("SELECT * FROM usage_events WHERE event_id = ?", (attempt.event_id,)).fetchone()
             if old is not None:
                 if tuple(old) == event:
@@ -140,27 +146,64 @@ def _write(c: sqlite3.Connection, step: Step, at: str, journal: str) -> None:
             hold = c.execute("SELECT * FROM holds WHERE event_id = ?", (attempt.event_id,)).fetchone()
             if hold is None or _attempt(hold) != attempt:
                 raise Conflict(f"event {attempt.event_id}: nothing is held for it, or for another attempt")
-            held = hold["held_microcredits"]
+            held, paid = hold["held_microcredits"], step.microcredits
             c.execute("DELETE FROM holds WHERE event_id = ?", (attempt.event_id,))
-            c.execute("INSERT INTO usage_events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", event)
-            c.execute(ADD_TO_TOTAL, (attempt.tenant, prompt + completion))
-            back = held - microcredits
-            _post(c, attempt.event_id, "settle", attempt.tenant, at, held=-held, consumed=microcredits, available=back)
+            _insert_event(c, sums, event)
+            left = held - paid
+            _post(c, sums, attempt.event_id, "settle", attempt.tenant, at, held=-held, consumed=paid, available=left)
         case Release(event_id):
             hold = c.execute("SELECT * FROM holds WHERE event_id = ?", (event_id,)).fetchone()
             if hold is None:
                 return  # released already, or never held: nothing is owed either way
             held = hold["held_microcredits"]
             c.execute("DELETE FROM holds WHERE event_id = ?", (event_id,))
-            _post(c, event_id, "release", hold["tenant"], at, held=-held, available=held)
+            _post(c, sums, event_id, "release", hold["tenant"], at, held=-held, available=held)
+        case Reversal():
+            _reverse(c, sums, step, at)
 
 
-def _post(c: sqlite3.Connection, event_id: str, step: str, tenant: str, at: str, **amounts: int) -> None:
-    assert sum(amounts.values()) == 0, amounts
-    c.executemany(
-        "INSERT INTO postings VALUES (?, ?, ?, ?, ?)",
-        [(event_id, step, f"{tenant}/{account}", amount, at) for account, amount in amounts.items()],
+def _reverse(c: sqlite3.Connection, sums: Sums, step: Reversal, at: str) -> None:
+    old = c.execute("SELECT * FROM reversals WHERE event_id = ?", (step.event_id,)).fetchone()
+    if old is not None and tuple(old) == tuple(step):
+        return
+    found = c.execute("SELECT * FROM usage_events WHERE event_id = ?", (step.corrects,)).fetchone()
+    if old is not None:
+        raise Conflict(f"event {step.event_id}: is in the ledger with other contents")
+    if found is None or found["outcome"] == Outcome.REVERSED:
+        raise Conflict(f"event {step.corrects}: cannot be reversed: it is not in the ledger, or is itself a reversal")
+    if c.execute("SELECT 1 FROM reversals WHERE corrects = ?", (step.corrects,)).fetchone():
+        raise Conflict(f"event {step.corrects}: was reversed before")
+    c.execute("INSERT INTO reversals VALUES (?, ?, ?, ?, ?)", step)
+    attempt = _attempt(found)._replace(event_id=step.event_id)
+    amounts = [-found[name] for name in ("prompt_tokens", "completion_tokens", "microcredits")]
+    also = [-found[name] for name in ("cached_tokens", "reasoning_tokens")]
+    _insert_event(c, sums, (*attempt, *amounts, Outcome.REVERSED, step.at, *also))
+    paid = found["microcredits"]
+    _post(c, sums, step.event_id, "reverse", attempt.tenant, at, available=paid, consumed=-paid)
+
+
+def _insert_event(c: sqlite3.Connection, sums: Sums, event: Sequence[Any]) -> None:
+    c.execute(f"INSERT INTO usage_events VALUES ({', '.join('?' * 15)})", event)
+    sums.ended(event)
+
+
+def _post(
+    c: sqlite3.Connection,
+    sums: Sums,
+    event_id: str,
+    step: str,
+    tenant: str,
+    at: str,
+    *,
+    available: int = 0,
+    held: int = 0,
+    consumed: int = 0,
+) -> None:
+    c.execute(
+        "INSERT INTO entries (event_id, step, tenant, available, held, consumed, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (event_id, step, tenant, available, held, consumed, at),
     )
+    sums.posted(tenant, available, held, consumed)
 
 
 def _attempt(r: sqlite3.Row) -> Attempt:
@@ -186,21 +229,21 @@ def usage_by_tenant_and_model(
     ]
 
 
-def tokens_used(db: Database, tenant: str) -> int:
-    """Prompt and completion tokens of everything that is settled."""
-    return tokens_by_tenant(db).get(tenant, 0)
+def totals(db: Database, *periods: str) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """(period, subject, name) -> (tokens, micro-credits) of everything that is settled.
+
+    A period is a day ("2026-11-28"), a month ("2026-11") or "all"; a subject registry.limits.Subject.
+    """
+    places = ", ".join("?" * len(periods))
+    return {
+        (r["period"], r["subject"], r["name"]): (r["tokens"], r["microcredits"])
+        for r in rows(db, f"SELECT * FROM usage_totals WHERE period IN ({places})", *periods)
+    }
 
 
 def tokens_by_tenant(db: Database) -> dict[str, int]:
-    """tokens_used() of every tenant that used any."""
-    if not row(db, "SELECT 1 FROM sqlite_master WHERE name = 'totals'"):
-        return _tokens_of_events(db)  # the file's writer is an older Headgate, which is still to make way
-    return {r["tenant"]: r["tokens"] for r in rows(db, "SELECT tenant, tokens FROM totals")}
-
-
-def _tokens_of_events(db: Database) -> dict[str, int]:
-    by_tenant = "SELECT tenant, sum(prompt_tokens + completion_tokens) AS tokens FROM usage_events GROUP BY tenant"
-    return {r["tenant"]: r["tokens"] for r in rows(db, by_tenant)}
+    """Prompt and completion tokens of everything that is settled."""
+    return {name: tokens for (_, subject, name), (tokens, _) in totals(db, ALL).items() if subject == "tenant"}
 
 
 def usage_events(db: Database) -> list[UsageEvent]:
@@ -213,6 +256,8 @@ def usage_events(db: Database) -> list[UsageEvent]:
             r["microcredits"],
             Outcome(r["outcome"]),
             r["ended_at"],
+            r["cached_tokens"],
+            r["reasoning_tokens"],
         )
         for r in rows(db, "SELECT * FROM usage_events ORDER BY event_id")
     ]
@@ -227,30 +272,27 @@ def open_holds(db: Database) -> int:
 def check(db: Database) -> list[str]:
     """What does not add up, in words; empty when the ledger is sound.
 
-    Every step's postings sum to zero; each tenant's `consumed` is what its events cost, its `held` what is open, its
-    total what its events used.
+    Every posting sums to zero, and no number is missing; each tenant's balance is the sum of its postings, `consumed`
+    what its events cost, `held` what is open.
     """
     with snapshot(db):
         wrong = [
-            f"event {r['event_id']}: the postings of its {r['step']} sum to {r['total']}, not 0"
-            for r in rows(
-                db,
-                """SELECT event_id, step, sum(microcredits) AS total FROM postings
-                   GROUP BY event_id, step HAVING total != 0""",
-            )
+            f"entry {r['seq']} (event {r['event_id']}, {r['step']}) does not sum to 0"
+            for r in rows(db, "SELECT * FROM entries WHERE available + held + consumed != 0")
         ]
-        posted = dict(tuple(r) for r in rows(db, "SELECT account, sum(microcredits) FROM postings GROUP BY account"))
-        consumed = dict(
-            tuple(r) for r in rows(db, "SELECT tenant, sum(microcredits) FROM usage_events GROUP BY tenant")
-        )
-        held = dict(tuple(r) for r in rows(db, "SELECT tenant, sum(held_microcredits) FROM holds GROUP BY tenant"))
-        totals, used = tokens_by_tenant(db), _tokens_of_events(db)
-    for tenant in sorted({*totals, *used}):
-        if (got := totals.get(tenant, 0)) != (want := used.get(tenant, 0)):
-            wrong.append(f"tenant {tenant}: {got} tokens are its total, its events say {want}")
-    for account, expected in (("consumed", consumed), ("held", held)):
-        for tenant in sorted({a.split("/")[0] for a in posted} | set(expected)):
-            got, want = posted.get(f"{tenant}/{account}", 0), expected.get(tenant, 0)
-            if got != want:
-                wrong.append(f"tenant {tenant}: {got} micro-credits are posted as {account}, its rows say {want}")
+        posted = _by_tenant(db, "SELECT tenant, sum(available), sum(held), sum(consumed) FROM entries GROUP BY tenant")
+        balances = _by_tenant(db, "SELECT * FROM balances")
+        consumed = _by_tenant(db, "SELECT tenant, sum(microcredits) FROM usage_events GROUP BY tenant")
+        held = _by_tenant(db, "SELECT tenant, sum(held_microcredits) FROM holds GROUP BY tenant")
+    for tenant in sorted({*posted, *balances, *consumed, *held}):
+        amounts = posted.get(tenant, (0, 0, 0))
+        if balances.get(tenant, (0, 0, 0)) != amounts:
+            wrong.append(f"tenant {tenant}: its balance is {balances.get(tenant)}, its postings say {amounts}")
+        for name, got, want in (("held", amounts[1], held), ("consumed", amounts[2], consumed)):
+            if got != (expected := want.get(tenant, (0,))[0]):
+                wrong.append(f"tenant {tenant}: {got} micro-credits are posted as {name}, its rows say {expected}")
     return wrong
+
+
+def _by_tenant(db: Database, sql: str) -> dict[str, tuple[int, ...]]:
+    return {r[0]: tuple(r)[1:] for r in rows(db, sql)}

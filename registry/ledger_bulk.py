@@ -8,18 +8,17 @@ the batch through ledger.write one step at a time. That module alone says what i
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from registry.steps import AMOUNT_LIMIT, HOLD, NOTE, RELEASE, SETTLE, Record
+from registry.ledger_sums import Sums
+from registry.steps import AMOUNT_LIMIT, HOLD, NOTE, RELEASE, REVERSAL, SETTLE, Record
 
 ROWS = 64  # in one statement: more is no faster
-ADD_TO_TOTAL = "INSERT INTO totals VALUES (?, ?) ON CONFLICT (tenant) DO UPDATE SET tokens = tokens + excluded.tokens"
 IDS = 500  # looked for by one statement
-_ATTEMPT = slice(1, 8)  # of a record: the attempt's fields
+_ATTEMPT = slice(1, 9)  # of a record: the attempt's fields
 
 
 class NotPlain(Exception):
@@ -43,8 +42,8 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
     noted: dict[str, Record] = {}
     over: list[str] = []  # of those before
     events: list[Sequence[Any]] = []
-    totals: Counter[str] = Counter()
-    postings: list[tuple[Any, ...]] = []
+    entries: list[tuple[Any, ...]] = []
+    sums = Sums()
 
     def closed(event_id: str) -> Record | None:
         hold = held.pop(event_id, None)
@@ -57,61 +56,59 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
     for record in records:
         letter, event_id = record[0], record[1]
         if letter == HOLD:
-            tenant, amount = record[2], record[9]
-            if not (0 <= record[8] <= AMOUNT_LIMIT and 0 <= amount <= AMOUNT_LIMIT):
+            if len(record) != 11:
+                return False
+            tenant, amount = record[2], record[10]
+            if not (0 <= record[9] <= AMOUNT_LIMIT and 0 <= amount <= AMOUNT_LIMIT):
                 return False
             held[event_id] = record
-            postings.append(
-                (event_id, "hold", f"{tenant}/available", -amount, at, event_id, "hold", f"{tenant}/held", amount, at)
-            )
+            entries.append((event_id, "hold", tenant, -amount, amount, 0, at))
+            sums.posted(tenant, -amount, amount, 0)
         elif letter == SETTLE:
-            prompt, completion, used = record[8:11]
+            if len(record) != 16:
+                return False
+            prompt, completion, used = record[9:12]
             hold = closed(event_id)
             if hold is None or hold[_ATTEMPT] != record[_ATTEMPT]:
                 return False
             if not (0 <= prompt <= AMOUNT_LIMIT and 0 <= completion <= AMOUNT_LIMIT and 0 <= used <= AMOUNT_LIMIT):
                 return False
-            tenant, amount = hold[2], hold[9]
-            events.append(record[1:])
-            totals[tenant] += prompt + completion
-            postings.append(
-                (
-                    *(event_id, "settle", f"{tenant}/available", amount - used, at),
-                    *(event_id, "settle", f"{tenant}/consumed", used, at),
-                    *(event_id, "settle", f"{tenant}/held", -amount, at),
-                )
-            )
+            if not (0 <= record[14] <= AMOUNT_LIMIT and 0 <= record[15] <= AMOUNT_LIMIT):
+                return False
+            tenant, amount = hold[2], hold[10]
+            event = record[1:]
+            events.append(event)
+            sums.ended(event)
+            entries.append((event_id, "settle", tenant, amount - used, -amount, used, at))
+            sums.posted(tenant, amount - used, -amount, used)
         elif letter == NOTE:
-            if not all(0 <= amount <= AMOUNT_LIMIT for amount in record[2:5]):
+            if len(record) != 7 or not all(0 <= amount <= AMOUNT_LIMIT for amount in record[2:]):
                 return False
             if event_id in held or event_id in before:
                 noted[event_id] = record
         elif letter == RELEASE:
             hold = closed(event_id)
             if hold is not None:
-                tenant, amount = hold[2], hold[9]
-                postings.append(
-                    (
-                        *(event_id, "release", f"{tenant}/available", amount, at),
-                        *(event_id, "release", f"{tenant}/held", -amount, at),
-                    )
-                )
+                tenant, amount = hold[2], hold[10]
+                entries.append((event_id, "release", tenant, amount, -amount, 0, at))
+                sums.posted(tenant, amount, -amount, 0)
+        elif letter == REVERSAL:
+            return False
         else:
             raise ValueError(f"not a step of the ledger: {record!r}")
 
-    # In order of their keys, so that each page is touched once.
-    events.sort(key=itemgetter(0))
-    postings.sort(key=itemgetter(0))
-    left = [(*h[1:], *(noted[i][2:5] if i in noted else (0, 0, 0)), journal) for i, h in sorted(held.items())]
+    events.sort(key=itemgetter(0))  # in order of their keys, so that each page is touched once
+    left = [(*h[1:], *(noted[i][2:] if i in noted else (0, 0, 0, 0, 0)), journal) for i, h in sorted(held.items())]
     _delete(c, over)
-    _insert(c, "holds", 13, chain.from_iterable(left))
-    _insert(c, "usage_events", 12, chain.from_iterable(events))
-    _insert(c, "postings", 5, chain.from_iterable(postings))
-    c.executemany(ADD_TO_TOTAL, totals.items())
+    _insert(c, "holds", 16, chain.from_iterable(left))
+    _insert(c, "usage_events", 15, chain.from_iterable(events))
+    _insert(c, "entries (event_id, step, tenant, available, held, consumed, at)", 7, chain.from_iterable(entries))
     c.executemany(
-        "UPDATE holds SET prompt_tokens = ?, completion_tokens = ?, microcredits = ? WHERE event_id = ?",
-        [(*record[2:5], event_id) for event_id, record in noted.items() if event_id in before],
+        """UPDATE holds SET prompt_tokens = ?, completion_tokens = ?, microcredits = ?, cached_tokens = ?,
+           reasoning_tokens = ? WHERE event_id = ?""",
+        [(*record[2:], event_id) for event_id, record in noted.items() if event_id in before],
     )
+    sums.write(c)
     return True
 
 
@@ -121,7 +118,7 @@ def _holds(c: sqlite3.Connection, event_ids: Collection[str]) -> dict[str, Recor
     for ids in _parts(list(event_ids), IDS):
         places = ",".join("?" * len(ids))
         for r in c.execute(f"SELECT * FROM holds WHERE event_id IN ({places})", ids):
-            found[r[0]] = [HOLD, *tuple(r)[:9]]
+            found[r[0]] = [HOLD, *tuple(r)[:10]]
     return found
 
 

@@ -92,6 +92,36 @@ def m007_endpoints(db: Database) -> None:
     )
 
 
+def m008_limits_prices_members(db: Database) -> None:
+    """Limits of keys, users, tenants and models; prices in versions; users belong to tenants; keys to users."""
+    amounts = """requests_per_minute INTEGER, burst INTEGER, tokens_per_minute INTEGER, concurrent_requests INTEGER,
+        tokens_per_day INTEGER, tokens_per_month INTEGER, credits_per_day REAL, credits_per_month REAL,
+        token_budget INTEGER, spend_ceiling REAL"""
+    for statement in (
+        f"""CREATE TABLE limits (
+            subject TEXT NOT NULL, name TEXT NOT NULL, {amounts}, changed_at TEXT NOT NULL, changed_by TEXT NOT NULL,
+            PRIMARY KEY (subject, name))""",
+        """INSERT INTO limits (subject, name, requests_per_minute, token_budget, changed_at, changed_by)
+            SELECT 'tenant', name, requests_per_minute, token_budget, created_at, owner FROM tenants""",
+        """CREATE TABLE prices (
+            kind TEXT NOT NULL, name TEXT NOT NULL, valid_from TEXT NOT NULL, prompt REAL NOT NULL, cached REAL,
+            completion REAL NOT NULL, hour REAL NOT NULL, created_at TEXT NOT NULL, created_by TEXT NOT NULL,
+            PRIMARY KEY (kind, name, valid_from))""",
+        """CREATE TABLE members (
+            tenant TEXT NOT NULL REFERENCES tenants, user TEXT NOT NULL, source TEXT NOT NULL, added_at TEXT NOT NULL,
+            PRIMARY KEY (tenant, user))""",
+        # The two limits' columns stay, unread: a gateway of before may still be finishing its streams.
+        "ALTER TABLE keys ADD COLUMN user TEXT NOT NULL DEFAULT ''",
+        "UPDATE keys SET user = owner",
+        "ALTER TABLE keys RENAME COLUMN sha256 TO hash",
+        "ALTER TABLE keys ADD COLUMN keyed INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE keys ADD COLUMN models TEXT",  # a JSON list; NULL: all
+        "ALTER TABLE keys ADD COLUMN expires_at TEXT",
+        "ALTER TABLE keys ADD COLUMN replaced_by TEXT",
+    ):
+        db.conn.execute(statement)
+
+
 MIGRATIONS = (
     m001_first,
     m002_attempts,
@@ -100,4 +130,5 @@ MIGRATIONS = (
     m005_waiting,
     m006_key_scopes,
     m007_endpoints,
+    m008_limits_prices_members,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from registry import accounting, ledger, tenants
+from registry import accounting, ledger, limits, tenants
 from registry.db import Database
 
 
@@ -70,10 +70,14 @@ def usage(registry: Database, ledger_db: Database, scheduler_error: str | None =
         for r in ledger.usage_by_tenant_and_model(ledger_db)
     ]
     quota = []
+    used_by = ledger.tokens_by_tenant(ledger_db)
     for tenant in tenants.everyone(registry):
-        used = ledger.tokens_used(ledger_db, tenant.name)
-        left = None if tenant.token_budget is None else max(0, tenant.token_budget - used)
-        quota.append(QuotaRow(tenant.name, tenant.account, tenant.requests_per_minute, tenant.token_budget, used, left))
+        used = used_by.get(tenant.name, 0)
+        limited = limits.of(registry, limits.Subject.TENANT, tenant.name)
+        left = None if limited.token_budget is None else max(0, limited.token_budget - used)
+        quota.append(
+            QuotaRow(tenant.name, tenant.account, limited.requests_per_minute, limited.token_budget, used, left)
+        )
     jobs = [
         JobRow(
             job=j.job_id,

@@ -1,6 +1,6 @@
 """The site: one cluster's settings, from its TOML file, HEADGATE_SECTION__KEY variables and `--set` flags (last wins).
 
-Fields that end in `_s` are seconds, and are written as durations under the name without it (`read_timeout = "2m"`).
+Settings are in registry.settings.
 Nothing is read at import; `load_site` reads once, and the frozen Site is handed to whoever needs it.
 """
 
@@ -16,6 +16,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from registry.settings import Alerts as Alerts
+from registry.settings import Attribution as Attribution
+from registry.settings import Control as Control
+from registry.settings import Controller as Controller
+from registry.settings import DefaultResources as DefaultResources
+from registry.settings import Defaults as Defaults
+from registry.settings import Environment as Environment
+from registry.settings import Environments as Environments
+from registry.settings import External as External
+from registry.settings import Gateway as Gateway
+from registry.settings import GpuPrice as GpuPrice
+from registry.settings import Keys as Keys
+from registry.settings import Ledger as Ledger
+from registry.settings import Mail as Mail
+from registry.settings import Partition as Partition
+from registry.settings import Price as Price
+from registry.settings import Replicas as Replicas
+from registry.settings import Scheduler as Scheduler
+from registry.settings import TenantDefault as TenantDefault
+from registry.settings import Tenants as Tenants
+from registry.settings import Tls as Tls
+from registry.settings import Weights as Weights
 from registry.strict_toml import (
     ConfigError,
     build,
@@ -30,154 +52,6 @@ SITE_CONFIGS = Path(__file__).resolve().parent.parent / "site-configs"
 SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the final NUL
 PROVIDER_SOCKET_BYTES = 8  # of a name in `providers_dir`: two gateways of a site may run for a while
 
-_DURATION: dict[str, Any] = {"unit": "duration", "above": 0}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """For clients, where the gateway itself ends TLS: PEM files, the certificate with its chain."""
-
-    certificate: Path = field(metadata={"must_exist": True})
-    key: Path = field(metadata={"must_exist": True})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gateway:
-    """The tenants' door."""
-
-    host: str = "127.0.0.1"
-    port: int = field(default=8080, metadata={"min": 1, "max": 65535})
-    tls: Tls | None = None  # absent: plain HTTP
-    max_body_mb: int = field(default=32, metadata={"min": 1})  # MiB of one request
-    request_timeout_s: float = field(default=30.0, metadata=_DURATION)  # for a client to send a request's headers, and
-    # for each wait for more of its body
-    client_timeout_s: float = field(default=300.0, metadata=_DURATION)  # for a client that does not read its answer
-    connect_timeout_s: float = field(default=5.0, metadata=_DURATION)  # to a replica
-    first_byte_timeout_s: float = field(default=300.0, metadata=_DURATION)  # of a stream: queue and prefill
-    read_timeout_s: float = field(default=120.0, metadata=_DURATION)  # between two reads of a stream, not in total
-    max_in_flight: int = field(default=256, metadata={"min": 1})  # requests that one replica is given at a time
-    queue_length: int = field(default=1000, metadata={"min": 0})  # requests that wait for a deployment's replicas
-    queue_wait_s: float = field(default=30.0, metadata=_DURATION)  # expected wait above which one is refused
-    start_wait_s: float = field(default=60.0, metadata=_DURATION)  # for a first ready replica, without a stream
-    heartbeat_s: float = field(default=10.0, metadata=_DURATION)  # between two comments in a stream that waits
-    show_route: bool = True  # name the deployment, the replica and the time queued in headers of each answer
-    continue_streams: bool = False  # replay a broken stream's prompt and text on another replica
-    media_hosts: tuple[str, ...] = ()  # from which engines may fetch what a request links to; "*.example.org" too
-    metrics_from: tuple[str, ...] = ("127.0.0.0/8", "::1/128")  # networks that may read /metrics without a key
-    cors_origins: tuple[str, ...] = ()  # web pages that may call from a browser; "*" for any
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Controller:
-    poll_s: float = field(default=2.0, metadata=_DURATION)  # between two looks at the run folders
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scheduler:
-    kind: Literal["local", "slurm"]
-    slurm_conf: Path | None = field(default=None, metadata={"must_exist": True})  # exported as SLURM_CONF
-    backend: Literal["auto", "commands"] = "auto"  # auto: pyslurm where it works, else Slurm's commands
-    command_timeout_s: float = field(default=30.0, metadata=_DURATION)  # of one squeue, sbatch, ...
-    min_poll_s: float = field(default=2.0, metadata=_DURATION)  # between two looks at Slurm's queue: never less,
-    max_poll_s: float = field(default=30.0, metadata=_DURATION)  # and this when nothing happens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replicas:
-    """What every replica of every deployment has in common."""
-
-    listen: str = "127.0.0.1"  # the address engines bind; "0.0.0.0" where the gateway is on another node
-    tls: bool = True  # engines speak TLS with a certificate of their own, which the gateway pins
-    start_timeout_s: int = field(default=900, metadata=_DURATION)  # from the job's start to the first generated token
-    shutdown_timeout_s: int = field(default=30, metadata=_DURATION)  # for requests in flight, after SIGTERM
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
-    """Where a heavy program runs.
-
-    `{python}` in `command`, `{state_dir}` and `{shared_dir}` in `mounts`, `command`, `env` and `args` are replaced.
-    """
-
-    kind: Literal["venv", "apptainer", "pyxis"]
-    python: str = field(metadata={"unit": "program"})  # the interpreter, as seen inside the environment
-    image: str | None = None  # .sif path or URI (apptainer), image URI or .sqsh path (pyxis)
-    mounts: tuple[str, ...] = ()  # HOST:CONTAINER, containers only
-    modules: tuple[str, ...] = ()  # what `module load` takes, loaded in the batch script; Slurm only
-    command: tuple[str, ...] = ()  # engine only: argv that starts an OpenAI-compatible server
-    env: dict[str, str] = field(default_factory=dict)  # added to the program's environment; no secrets
-    args: tuple[str, ...] = ()  # engine only: arguments every deployment gets, before its own
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environments:
-    training: Environment | None = None
-    engine: Environment | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DefaultResources:
-    """What a job asks for when a person does not say; sbatch's words, the names of launchers.spec.Resources."""
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    nodes: int = field(default=1, metadata={"min": 1})
-    tasks_per_node: int = field(default=1, metadata={"min": 1})
-    cpus_per_task: int = field(default=1, metadata={"min": 1})
-    gpus_per_node: int = field(default=0, metadata={"min": 0})
-    mem_gb: float | None = field(default=None, metadata={"above": 0})  # GiB per node; absent: the partition's default
-    time_limit_s: int = field(default=24 * 3600, metadata=_DURATION)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    train: DefaultResources = DefaultResources()
-    serve: DefaultResources = DefaultResources()
-    convert: DefaultResources = DefaultResources(time_limit_s=3600)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
-    """Credits per million tokens, which is micro-credits per token."""
-
-    prompt: float = field(metadata={"min": 0})
-    completion: float = field(metadata={"min": 0})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TenantDefault:
-    """What a new tenant may do until somebody says otherwise."""
-
-    requests_per_minute: int = field(default=600, metadata={"min": 1})
-    token_budget: int | None = field(default=None, metadata={"min": 0})  # tokens; absent: unlimited
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tenants:
-    default: TenantDefault = TenantDefault()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class External:
-    """A model somebody else serves. The key itself never stands in a file: only the variable that holds it."""
-
-    model: str  # LiteLLM's name for it: "anthropic/claude-..."
-    api_base: str | None = None
-    api_key_env: str | None = None
-    # Where [prices] has none of its own for it: LiteLLM's price, which is in dollars, times this. Absent: "default".
-    credits_per_usd: float | None = field(default=None, metadata={"above": 0})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Partition:
-    """What Slurm does not know of a partition; Slurm stays the authority on the rest."""
-
-    gpu: str | None = None  # type name: "h100"
-    gpus_per_node: int = field(default=0, metadata={"min": 0})
-    peak_tflops: float | None = field(default=None, metadata={"above": 0})  # dense bf16 per GPU: the divisor of MFU
-    max_time_s: int | None = field(default=None, metadata=_DURATION)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
@@ -190,8 +64,15 @@ class Site:
     replicas: Replicas = Replicas()
     environments: Environments = Environments()
     defaults: Defaults = Defaults()
-    prices: dict[str, Price] = field(default_factory=dict)  # by model; "default" for every other model
+    prices: dict[str, Price] = field(default_factory=dict)  # by model; "default" for every other model. What
+    # `headgate price set` says goes before these
+    gpu_prices: dict[str, GpuPrice] = field(default_factory=dict)  # by type of GPU; "default" for every other
     tenants: Tenants = Tenants()
+    keys: Keys = Keys()
+    control: Control = Control()
+    attribution: Attribution = Attribution()
+    ledger: Ledger = Ledger()
+    alerts: Alerts = Alerts()
     external: dict[str, External] = field(default_factory=dict)  # by the name clients call
     partitions: dict[str, Partition] = field(default_factory=dict)
 
@@ -206,6 +87,11 @@ class Site:
     @property
     def ledger_db(self) -> Path:
         return self.state_dir / "ledger.db"
+
+    @property
+    def key_secret(self) -> Path:
+        """What the hashes of keys are keyed with."""
+        return self.state_dir / "key.secret"
 
     @property
     def control_socket(self) -> Path:

@@ -14,7 +14,8 @@ import orjson
 from registry.db import Conflict
 
 AMOUNT_LIMIT = 2**53  # of tokens or micro-credits in one step: sums of a thousand such still fit SQLite's integers
-HOLD, NOTE, SETTLE, RELEASE = "h", "n", "s", "r"  # the first field of a record
+HOLD, NOTE, SETTLE, RELEASE, REVERSAL = "h", "n", "s", "r", "c"  # the first field of a record
+PLATFORM = "platform"  # the tenant of what Headgate asks engines itself: probes, shadows
 
 Record = list[Any]  # a step as the journal has it: its letter, then its fields, the attempt's in line
 
@@ -28,10 +29,11 @@ class Outcome(enum.StrEnum):
     CLIENT_LEFT = "client_left"
     UPSTREAM_FAILED = "upstream_failed"
     ORPHANED = "orphaned"  # the gateway's process ended, or was about to, before the request did
+    REVERSED = "reversed"  # no attempt's: a correction takes an event back, with negative amounts
 
 
 class Attempt(NamedTuple):
-    """One dispatch of one request to one replica."""
+    """One dispatch of one request to one replica. `event_id` is the request's id, a colon, and which attempt it is."""
 
     event_id: str
     tenant: str
@@ -40,6 +42,7 @@ class Attempt(NamedTuple):
     replica: str  # its id, or the provider's model for an external one
     kind: str  # gateway.calls.Kind
     started_at: str
+    user: str = ""  # whose key it is: a user, or an application ("app:NAME")
 
 
 class Hold(NamedTuple):
@@ -57,10 +60,12 @@ class Note(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
     microcredits: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class UsageEvent(NamedTuple):
-    """What an attempt used, once it is over."""
+    """What an attempt used, once it is over. Any outcome but `completed` bills what was counted until then."""
 
     attempt: Attempt
     prompt_tokens: int
@@ -68,6 +73,8 @@ class UsageEvent(NamedTuple):
     microcredits: int
     outcome: Outcome
     ended_at: str
+    cached_tokens: int = 0  # of the prompt's
+    reasoning_tokens: int = 0  # of the completion's
 
 
 class Release(NamedTuple):
@@ -76,11 +83,21 @@ class Release(NamedTuple):
     event_id: str
 
 
-Step = Hold | Note | UsageEvent | Release
+class Reversal(NamedTuple):
+    """A correction: everything that the event `corrects` used is taken back, in an event of its own."""
+
+    event_id: str  # its own
+    corrects: str
+    by: str  # the administrator's user name
+    reason: str
+    at: str
+
+
+Step = Hold | Note | UsageEvent | Release | Reversal
 
 
 def mint(ns: int) -> str:
-    """A new event id: 16 hex digits of the time in nanoseconds, then 32 random bits (unique, not secret).
+    """A new request's id: 16 hex digits of the time in nanoseconds, then 32 random bits (unique, not secret).
 
     Later ids sort later, so that the ledger's tables grow at their ends.
     """
@@ -103,12 +120,15 @@ def encode(step: Step) -> bytes:
             check(step)
         return orjson.dumps((HOLD, *attempt, tokens, microcredits))
     if isinstance(step, UsageEvent):
-        attempt, prompt, completion, microcredits, outcome, ended_at = step
+        attempt, prompt, completion, microcredits, outcome, ended_at, cached, reasoning = step
         if not (0 <= prompt <= AMOUNT_LIMIT and 0 <= completion <= AMOUNT_LIMIT and 0 <= microcredits <= AMOUNT_LIMIT):
             check(step)
-        return orjson.dumps((SETTLE, *attempt, prompt, completion, microcredits, outcome, ended_at))
+        return orjson.dumps((SETTLE, *attempt, prompt, completion, microcredits, outcome, ended_at, cached, reasoning))
     check(step)
-    return orjson.dumps((NOTE if isinstance(step, Note) else RELEASE, *step))
+    return orjson.dumps((_LETTERS[type(step)], *step))
+
+
+_LETTERS = {Note: NOTE, Release: RELEASE, Reversal: REVERSAL}
 
 
 def record(step: Step) -> Record:
@@ -119,25 +139,57 @@ def record(step: Step) -> Record:
 
 def decode(record: Record) -> Step:
     """The opposite of encode(). Raises ValueError for what encode() does not write."""
-    match record:
+    match upgraded(record):
         case [str(letter), *attempt, int(tokens), int(microcredits)] if letter == HOLD:
             return Hold(Attempt(*attempt), tokens, microcredits)
-        case [str(letter), *attempt, int(prompt), int(completion), int(microcredits), outcome, ended] if (
-            letter == SETTLE
+        case [
+            str(letter),
+            *attempt,
+            int(prompt),
+            int(completion),
+            int(microcredits),
+            outcome,
+            ended,
+            cached,
+            reason,
+        ] if letter == SETTLE:
+            return UsageEvent(
+                Attempt(*attempt), prompt, completion, microcredits, Outcome(outcome), ended, cached, reason
+            )
+        case [str(letter), str(event_id), int(prompt), int(completion), int(microcredits), cached, reason] if (
+            letter == NOTE
         ):
-            return UsageEvent(Attempt(*attempt), prompt, completion, microcredits, Outcome(outcome), ended)
-        case [str(letter), str(event_id), int(prompt), int(completion), int(microcredits)] if letter == NOTE:
-            return Note(event_id, prompt, completion, microcredits)
+            return Note(event_id, prompt, completion, microcredits, cached, reason)
         case [str(letter), str(event_id)] if letter == RELEASE:
             return Release(event_id)
+        case [str(letter), *fields] if letter == REVERSAL and len(fields) == 5:
+            return Reversal(*fields)
     raise ValueError(f"not a step of the ledger: {record!r}")
+
+
+def upgraded(record: Record) -> Record:
+    """A record as this Headgate writes it, of one that the gateway before it may have written."""
+    match record:
+        case [letter, *_] if letter == HOLD and len(record) == 10:
+            return [*record[:8], "", *record[8:]]
+        case [letter, *_] if letter == SETTLE and len(record) == 13:
+            return [*record[:8], "", *record[8:], 0, 0]
+        case [letter, *_] if letter == NOTE and len(record) == 5:
+            return [*record, 0, 0]
+    return record
 
 
 def _amounts(step: Step) -> list[tuple[str, int]]:
     match step:
         case Hold(_, tokens, microcredits):
             return [("tokens", tokens), ("micro-credits", microcredits)]
-        case Note(_, prompt, completion, microcredits) | UsageEvent(_, prompt, completion, microcredits):
-            return [("prompt tokens", prompt), ("completion tokens", completion), ("micro-credits", microcredits)]
-        case Release():
+        case Note() | UsageEvent():
+            return [
+                ("prompt tokens", step.prompt_tokens),
+                ("completion tokens", step.completion_tokens),
+                ("micro-credits", step.microcredits),
+                ("cached tokens", step.cached_tokens),
+                ("reasoning tokens", step.reasoning_tokens),
+            ]
+        case Release() | Reversal():
             return []

@@ -22,10 +22,11 @@ from openai import AsyncOpenAI
 from gateway.app import backing_of, make_app, stopping
 from gateway.listener import Listener
 from gateway.serve import bind
-from registry import deployments, ledger, migrations, tenants
+from registry import deployments, keys, ledger, migrations, tenants
 from registry.db import Database, open_reader, open_writer
 from registry.deployments import ReplicaState
 from registry.ledger import UsageEvent
+from registry.limits import Limits
 from registry.site import External, Gateway, Price, Scheduler, Site
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,10 +52,13 @@ class Platform:
     listener: Listener | None = None
     said: list[str] = field(default_factory=list)  # by a gateway process, until it listened or ended
 
+    def new_key(self, tenant: str = "physics", user: str = "root", **about: Any) -> str:
+        return keys.create(self.registry, keys.secret_of(self.site.key_secret), tenant, user, **about)[1]
+
     def tenant(self, name: str, **limits: int) -> str:
         """A new tenant's key."""
-        tenants.create(self.registry, name, "root", **limits)
-        return tenants.create_key(self.registry, name, "root")[1]
+        tenants.create(self.registry, name, "root", limited=Limits(**limits))
+        return self.new_key(name)
 
     def deploy(self, name: str = "tiny") -> None:
         request: dict[str, Any] = {}
@@ -126,7 +130,8 @@ def prepared(site: Site) -> Platform:
     """A registry with one tenant, one key and one deployment, nothing of it ready."""
     registry = open_writer(site.registry_db, migrations.MIGRATIONS)
     tenants.create(registry, "physics", "root")
-    platform = Platform(site, registry, tenants.create_key(registry, "physics", "root")[1])
+    platform = Platform(site, registry, "")
+    platform.key = platform.new_key()
     platform.deploy()
     return platform
 

@@ -286,7 +286,7 @@ async def test_a_directory_that_cannot_be_written_is_told_at_the_start(path: Pat
 async def test_an_attempt_is_billed_by_how_it_ended(
     path: Path, outcome: Outcome | None, usage: Usage | None, tokens: int | None
 ) -> None:
-    caller = LiveKey("key-1", Tenant("physics", "root", None, None, None, ""), frozenset())
+    caller = LiveKey("key-1", Tenant("physics", "root", None, ""), frozenset())
     call = calls.read(Kind.COMPLETION, b'{"model":"tiny","prompt":"x","max_tokens":9}')
     admission = Admission({}, lambda: 0.0)
     async with writing(path) as writer:

@@ -19,7 +19,7 @@ from gateway_fixtures import HELLO, gateway, until
 from gateway import calls, relay
 from gateway.metering import StreamMeter
 from gateway.surfaces.health import from_this_host
-from registry import deployments, tenants
+from registry import deployments, keys
 from registry.deployments import DeploymentState
 from registry.ledger import Outcome
 
@@ -165,7 +165,7 @@ async def test_a_key_that_is_wrong_missing_or_revoked_is_401(tmp_path: Path) -> 
                 await client.models.list()
         async with platform.openai() as client:
             await client.chat.completions.create(**HELLO)
-            tenants.revoke_key(platform.registry, tenants.keys(platform.registry)[0].id)
+            keys.revoke(platform.registry, keys.everything(platform.registry)[0].id)
 
             async def refused() -> bool:
                 try:

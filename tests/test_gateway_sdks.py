@@ -32,6 +32,7 @@ from waiting import wait_for
 
 from registry import tenants
 from registry.ledger import Outcome
+from registry.limits import Limits
 
 pytestmark = pytest.mark.chain
 CONTEXT = 1024  # tokens
@@ -140,8 +141,8 @@ def client(platform: Platform, request: pytest.FixtureRequest) -> Client:
 
 def tenant(platform: Platform, request: pytest.FixtureRequest, requests_per_minute: int | None = None) -> Client:
     name = f"t{abs(hash(request.node.nodeid)) % 10**9}" + ("-hasty" if requests_per_minute else "")
-    tenants.create(platform.registry, name, "root", requests_per_minute=requests_per_minute)
-    return Client(platform, name, tenants.create_key(platform.registry, name, "root")[1])
+    tenants.create(platform.registry, name, "root", limited=Limits(requests_per_minute=requests_per_minute))
+    return Client(platform, name, platform.new_key(name))
 
 
 def counts(usage: Any) -> tuple[int, int]:

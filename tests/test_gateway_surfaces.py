@@ -21,7 +21,7 @@ from gateway.errors import (
 )
 from gateway.metering import Usage
 from gateway.pooling_metering import FreeMeter, PoolingMeter
-from gateway.rate_headers import Limits
+from gateway.rate_headers import Left
 from gateway.surfaces.table import SURFACES
 
 RERANK = SURFACES["/v1/rerank"].read(b'{"model":"tiny","query":"q","documents":["a"]}')
@@ -78,7 +78,7 @@ def test_who_brings_no_key_is_told_how_to() -> None:
 
 
 def test_limits_are_told_as_openai_tells_them() -> None:
-    assert OPENAI.headers(Limits(600, 599, 0.1), Limits(1000, 0, 360), 0) == [
+    assert OPENAI.headers(Left(600, 599, 0.1), Left(1000, 0, 360), 0) == [
         ("x-ratelimit-limit-requests", "600"),
         ("x-ratelimit-remaining-requests", "599"),
         ("x-ratelimit-reset-requests", "100ms"),

@@ -11,7 +11,7 @@ from gateway.app_keys import GATEWAY, SITE
 from gateway.auth import authenticate
 from gateway.errors import Refused
 from gateway.metrics import CONTENT_TYPE
-from registry.tenants import Scope
+from registry.keys import Scope
 
 # A proxy on this host would lend everyone its own address.
 FORWARDED = (hdrs.FORWARDED, hdrs.X_FORWARDED_FOR, "X-Real-IP", hdrs.VIA)

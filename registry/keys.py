@@ -1,0 +1,227 @@
+"""Keys: what a user or an application calls with. Each is shown once; the registry keeps a keyed hash of it.
+
+The hash is HMAC-SHA-256 under a secret that stands in a file of its own beside the databases: a copy of `registry.db`
+alone does not even tell whether a guessed key is right. (Over the key's SHA-256, which older registries kept.)
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry import clock, tenants
+from registry.db import Conflict, Database, NotFound, RegistryError, StorageError, row, rows, transaction
+from registry.tenants import Tenant
+
+SECRET_BYTES = 32
+APPLICATION = "app:"  # begins the `user` of a key that belongs to an application
+_SHOWN = "id, tenant, user, owner, hint, created_at, revoked_at, scopes, models, expires_at, replaced_by"
+
+
+class Scope(enum.StrEnum):
+    """What a key is good for. None implies another."""
+
+    INFERENCE = "inference"  # calling models
+    CONTROL = "control"  # the control API, as its user
+    ADMIN = "admin"  # what concerns every tenant: the control API as an administrator, the gateway's metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    id: str
+    tenant: str
+    user: str  # whose it is: a user's name, or "app:NAME"
+    owner: str  # who made it
+    hint: str  # the first characters, to recognise it by
+    created_at: str
+    revoked_at: str | None
+    scopes: tuple[Scope, ...] = (Scope.INFERENCE,)  # in the order of Scope
+    models: tuple[str, ...] | None = None  # the names it may call; None: all
+    expires_at: str | None = None
+    replaced_by: str | None = None  # the key that it was rotated to
+
+
+@dataclass(frozen=True, slots=True)
+class LiveKey:
+    """A key that may be used until `expires_at`, as the gateway knows it."""
+
+    id: str
+    tenant: Tenant
+    scopes: frozenset[Scope]
+    user: str = ""
+    models: frozenset[str] | None = None
+    expires_at: float | None = None  # Unix seconds
+
+
+def secret_of(path: Path) -> bytes:
+    """The site's secret (registry.site.Site.key_secret), made when there is none. Raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            hidden = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+            fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(secrets.token_bytes(SECRET_BYTES))
+                    file.flush()
+                    os.fsync(file.fileno())
+                try:
+                    os.link(hidden, path)
+                except FileExistsError:
+                    pass  # another process was first, and its secret is the site's
+            finally:
+                hidden.unlink()
+        found = path.read_bytes()
+        shared = path.stat().st_mode & 0o077
+    except OSError as e:
+        raise StorageError(f"{path}: the secret of the keys' hashes: {e.strerror or e}") from e
+    if len(found) != SECRET_BYTES or shared:
+        raise StorageError(f"{path}: must hold {SECRET_BYTES} bytes and be readable by its owner alone")
+    return found
+
+
+def digest(secret: bytes, key: str) -> str:
+    return _keyed(secret, hashlib.sha256(key.encode()).hexdigest())
+
+
+def _keyed(secret: bytes, sha256: str) -> str:
+    return hmac.digest(secret, sha256.encode(), "sha256").hex()
+
+
+def key_the_hashes(db: Database, secret: bytes) -> None:
+    """Replace plain hashes, of a Headgate that had no secret, by keyed ones. Idempotent."""
+    with transaction(db) as c:
+        for r in rows(db, "SELECT id, hash FROM keys WHERE keyed = 0"):
+            c.execute("UPDATE keys SET hash = ?, keyed = 1 WHERE id = ?", (_keyed(secret, r["hash"]), r["id"]))
+
+
+def checked_scopes(words: Iterable[object]) -> tuple[Scope, ...]:
+    """Each once, in the order of Scope. Raises RegistryError for an unknown one, and for none."""
+    asked = list(words)
+    for word in asked:
+        if word not in list(Scope):
+            raise RegistryError(f"scope {word!r} is not known; allowed: {', '.join(Scope)}")
+    if not asked:
+        raise RegistryError(f"a key needs a scope; allowed: {', '.join(Scope)}")
+    return tuple(scope for scope in Scope if scope in asked)
+
+
+def create(
+    db: Database,
+    secret: bytes,
+    tenant: str,
+    owner: str,
+    scopes: Iterable[Scope] = (Scope.INFERENCE,),
+    *,
+    user: str | None = None,
+    models: Iterable[str] | None = None,
+    expires_at: str | None = None,
+) -> tuple[Key, str]:
+    """Returns the key's row and, this once, the key itself. `user`: `owner` unless it is said."""
+    good_for = checked_scopes(scopes)
+    allowed = None if models is None else tuple(dict.fromkeys(models))
+    if allowed is not None and not all(allowed):
+        raise RegistryError("a model's name is empty; leave --model out for all models")
+    if expires_at is not None and expires_at <= clock.now():
+        raise RegistryError(f"a key cannot expire at {expires_at}, which is past")
+    shown = "sk-hg-" + secrets.token_urlsafe(32)
+    with transaction(db) as c:
+        tenants.get(db, tenant)
+        key = Key(
+            "key-" + secrets.token_hex(4),
+            tenant,
+            user or owner,
+            owner,
+            shown[:10],
+            clock.now(),
+            None,
+            good_for,
+            allowed,
+            expires_at,
+        )
+        c.execute(
+            "INSERT INTO keys (id, tenant, user, owner, hash, keyed, hint, created_at, scopes, models, expires_at) "
+            "VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?)",
+            (
+                key.id,
+                tenant,
+                key.user,
+                owner,
+                digest(secret, shown),
+                key.hint,
+                key.created_at,
+                " ".join(good_for),
+                None if allowed is None else json.dumps(allowed),
+                expires_at,
+            ),
+        )
+    return key, shown
+
+
+def get(db: Database, key_id: str) -> Key:
+    found = row(db, f"SELECT {_SHOWN} FROM keys WHERE id = ?", key_id)
+    if found is None:
+        raise NotFound(f"no key has the id {key_id!r}")
+    return _key(found)
+
+
+def revoke(db: Database, key_id: str) -> Key:
+    with transaction(db) as c:
+        get(db, key_id)
+        c.execute("UPDATE keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", (clock.now(), key_id))
+    return get(db, key_id)
+
+
+def rotate(db: Database, secret: bytes, key_id: str, owner: str, until: str) -> tuple[Key, str]:
+    """A new key in the place of an old one, which works `until` then. Raises Conflict for one that is over."""
+    with transaction(db) as c:
+        old = get(db, key_id)
+        if old.replaced_by is not None or old.revoked_at is not None:
+            what = f"was rotated to {old.replaced_by}" if old.replaced_by else "was revoked"
+            raise Conflict(f"{key_id} {what}")
+    key, shown = create(
+        db, secret, old.tenant, owner, old.scopes, user=old.user, models=old.models, expires_at=old.expires_at
+    )
+    with transaction(db) as c:
+        until = min(until, old.expires_at) if old.expires_at else until
+        c.execute("UPDATE keys SET expires_at = ?, replaced_by = ? WHERE id = ?", (until, key.id, key_id))
+    return key, shown
+
+
+def everything(db: Database) -> list[Key]:
+    return [_key(r) for r in rows(db, f"SELECT {_SHOWN} FROM keys ORDER BY created_at")]
+
+
+def live(db: Database) -> dict[str, LiveKey]:
+    """By the hash of each key that was not revoked. Expiry is the reader's to look at."""
+    known = {t.name: t for t in tenants.everyone(db)}
+    return {
+        r["hash"]: LiveKey(
+            r["id"],
+            known[r["tenant"]],
+            frozenset(_scopes(r["scopes"])),
+            r["user"],
+            None if r["models"] is None else frozenset(json.loads(r["models"])),
+            None if r["expires_at"] is None else clock.parse(r["expires_at"]).timestamp(),
+        )
+        for r in rows(db, "SELECT * FROM keys WHERE revoked_at IS NULL AND keyed = 1")
+    }
+
+
+def _key(found: sqlite3.Row) -> Key:
+    values = dict(found)
+    models = None if values["models"] is None else tuple(json.loads(values["models"]))
+    return Key(**values | {"scopes": _scopes(values["scopes"]), "models": models})
+
+
+def _scopes(stored: str) -> tuple[Scope, ...]:
+    """A scope that a newer Headgate gave and this one does not know opens nothing here."""
+    return tuple(scope for scope in Scope if scope in stored.split())
