@@ -22,7 +22,7 @@ from gateway.errors import (
     WrongKey,
 )
 from gateway.metering import Usage
-from gateway.rate_headers import Limits
+from gateway.rate_headers import Left
 from gateway.surfaces.anthropic import read
 
 
@@ -170,7 +170,7 @@ def test_an_engines_refusal_becomes_anthropics_whatever_shape_it_had(answer: byt
 
 
 def test_limits_are_told_with_the_time_at_which_they_are_whole_again() -> None:
-    told = ANTHROPIC.headers(Limits(600, 599, 0.1), Limits(1000, 0, 0), 1_790_000_000.0)
+    told = ANTHROPIC.headers(Left(600, 599, 0.1), Left(1000, 0, 0), 1_790_000_000.0)
     assert told == [
         ("anthropic-ratelimit-requests-limit", "600"),
         ("anthropic-ratelimit-requests-remaining", "599"),
