@@ -14,7 +14,14 @@ from typing import Any
 
 from aiohttp import web
 
-from launchers import control_cluster, control_deployments, control_endpoints, control_reports, control_runs, control_tenants
+from launchers import (
+    control_cluster,
+    control_deployments,
+    control_endpoints,
+    control_reports,
+    control_runs,
+    control_tenants,
+)
 from launchers.control_cluster import CLUSTER, Cluster, Misdirected
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller

@@ -64,7 +64,7 @@ def _whose(request: web.Request, tenant: str | None) -> frozenset[str] | None:
     if principal.admin and request.match_info["kind"] != "mine":
         reading(request, "report")
         return None
-    for name in principal.tenants or {None}:
+    for name in principal.tenants or [None]:
         require(principal, Verb.READ, Object("report", "", name))
     return principal.tenants
 
@@ -85,7 +85,8 @@ async def _told(controller: Controller, cluster: Cluster, of: Asked, now: dateti
         silence = str(e)
     except TimeoutError:
         silence = f"no answer within {BOOKS_WAIT_S:g} s"
-    return Told(*books, *(None,) * (2 - len(books)), limits=limits, silence=silence)
+    this, before = (*books, None, None)[:2]
+    return Told(this, before, limits, silence)
 
 
 async def _books(controller: Controller, start: datetime, end: datetime) -> Books:

@@ -41,6 +41,14 @@ COUNTS = (
 )
 
 
+def row(**cells: Value) -> Row:
+    return cells
+
+
+def named(by: Iterable[str], key: Iterable[str]) -> Row:
+    return dict(zip(by, key, strict=True))
+
+
 def dimensions(by: Iterable[str]) -> tuple[Column, ...]:
     return tuple(DIMENSIONS[one] for one in by)
 
@@ -85,5 +93,5 @@ def equal(what: str, here: int, there: int, of: str) -> Check:
     return Check(f"{what} are {here:,}, but {of} is {there:,}", False)
 
 
-def top(rows: Sequence[T], worth: Callable[[T], float], most: int = TOP) -> list[T]:
+def top(rows: Sequence[T], worth: Callable[[T], tuple[float, ...]], most: int = TOP) -> list[T]:
     return sorted(rows, key=worth, reverse=True)[:most]

@@ -11,7 +11,7 @@ from registry.accounting import Job
 from registry.attempts import Attempt
 from registry.attribution import Allocation
 from registry.report import Chart, Column, Section
-from registry.report_columns import HOUR, Row, change, credits, dimensions, ratio
+from registry.report_columns import HOUR, Row, change, credits, dimensions, named, ratio, row
 from registry.report_gpu import GpuTime, Priced, seconds
 from registry.report_models import MILLION, SERVED
 from registry.usage_rows import Counts
@@ -123,7 +123,7 @@ def wasted(of: Month) -> Section:
             Column("credits", "Credits", "credits"),
         ),
         tuple(rows),
-        {"what": "total"} | {name: sum(_number(row[name]) for row in rows) for name in ("gpu_hours", "cpu_hours")},
+        row(what="total", **{name: sum(_number(r[name]) for r in rows) for name in ("gpu_hours", "cpu_hours")}),
         notes=(
             "Lost to restarts: iterations after an attempt's newest checkpoint, as a share of the attempt's time. "
             "They are part of the training hours.",
@@ -133,10 +133,10 @@ def wasted(of: Month) -> Section:
                 "bars",
                 "Wasted hours",
                 "hours",
-                tuple(str(row["what"]) for row in rows),
+                tuple(str(r["what"]) for r in rows),
                 (
-                    ("GPU-hours", tuple(_number(row["gpu_hours"]) for row in rows)),
-                    ("CPU-hours", tuple(_number(row["cpu_hours"]) for row in rows)),
+                    ("GPU-hours", tuple(_number(r["gpu_hours"]) for r in rows)),
+                    ("CPU-hours", tuple(_number(r["cpu_hours"]) for r in rows)),
                 ),
             ),
         ),
@@ -192,8 +192,8 @@ def waits(allocations: Iterable[Allocation], by: Sequence[str]) -> Section:
             Column("p90_s", "90th percentile", "seconds"),
             Column("longest_s", "Longest", "seconds"),
         ),
-        tuple(dict(zip(by, key, strict=True)) | _waited(some) for key, some in sorted(groups.items())),
-        {by[0]: "all"} | _waited(everyone) if everyone else None,
+        tuple(named(by, key) | _waited(some) for key, some in sorted(groups.items())),
+        named(by[:1], ["all"]) | _waited(everyone) if everyone else None,
         notes=("From a job's submission to its start; one that was requeued counts again.",),
     )
 

@@ -10,7 +10,7 @@ from registry import clock
 from registry.attribution import Allocation, Attributed, Line
 from registry.prices import PriceBook
 from registry.report import Chart, Check, Column, Section
-from registry.report_columns import HOUR, MICRO, TOP, Row, credits, dimensions, equal, top
+from registry.report_columns import HOUR, MICRO, TOP, Row, credits, dimensions, equal, named, row, top
 
 ALLOWED = ("tenant", "user", "model", "account", "partition", "qos", "gpu", "subject")
 DEFAULT = ("tenant",)
@@ -27,9 +27,7 @@ class GpuTime:
     notes: tuple[str, ...]  # why it may not be all
 
 
-def seen(
-    attributed: Attributed, tenants: Collection[str] | None, payer: Callable[[Allocation], str | None]
-) -> GpuTime:
+def seen(attributed: Attributed, tenants: Collection[str] | None, payer: Callable[[Allocation], str | None]) -> GpuTime:
     """`tenants`: of these alone; the site's totals are then nobody's to see. `payer`: the tenant of a job."""
     books = attributed.books
     notes = () if books.partial is None else (f"The scheduler's books may not be whole: {books.partial}",)
@@ -83,15 +81,13 @@ def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
         groups.setdefault(tuple(_value(line, one) for one in by), []).append(line)
     unit, main = ("GPU", 0) if seconds(of.lines)[0] else ("CPU", 1)
 
-    def row(lines: Collection[Line]) -> Row:
+    def cells(lines: Collection[Line]) -> Row:
         gpu_s, cpu_s = seconds(lines)
-        return {what: seconds(lines, what)[main] / HOUR for what in WHATS} | {
-            "gpu_hours": gpu_s / HOUR,
-            "cpu_hours": cpu_s / HOUR,
-            "credits": credits(sum(map(priced, lines))),
-        }
+        parts = {what: seconds(lines, what)[main] / HOUR for what in WHATS}
+        paid = credits(sum(map(priced, lines)))
+        return row(**parts, gpu_hours=gpu_s / HOUR, cpu_hours=cpu_s / HOUR, credits=paid)
 
-    most = top([*groups.items()], lambda item: seconds(item[1])[main])
+    most = top([*groups.items()], lambda item: seconds(item[1]))
     chart = Chart(
         "stacked",
         f"{unit}-hours by {by[0]}",
@@ -109,8 +105,8 @@ def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
             Column("cpu_hours", "CPU-hours", "hours"),
             Column("credits", "Credits", "credits"),
         ),
-        tuple(dict(zip(by, key, strict=True)) | row(lines) for key, lines in sorted(groups.items())),
-        {by[0]: "total"} | row(of.lines),
+        tuple(named(by, key) | cells(lines) for key, lines in sorted(groups.items())),
+        named(by[:1], ["total"]) | cells(of.lines),
         notes=(
             "A GPU-hour costs what was in force when its job began.",
             *((f"The chart shows the {TOP} largest of {len(groups)}.",) if len(groups) > TOP else ()),
@@ -122,9 +118,9 @@ def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
 def by_what(of: GpuTime, priced: Priced) -> Section:
     """In whole seconds, which add up."""
 
-    def row(lines: Collection[Line]) -> Row:
+    def cells(what: str, lines: Collection[Line]) -> Row:
         gpu_s, cpu_s = seconds(lines)
-        return {"gpu_s": gpu_s, "cpu_s": cpu_s, "credits": credits(sum(map(priced, lines)))}
+        return row(what=what, gpu_s=gpu_s, cpu_s=cpu_s, credits=credits(sum(map(priced, lines))))
 
     return Section(
         "what",
@@ -135,8 +131,8 @@ def by_what(of: GpuTime, priced: Priced) -> Section:
             Column("cpu_s", "CPU-seconds", "count"),
             Column("credits", "Credits", "credits"),
         ),
-        tuple({"what": t} | row([line for line in of.lines if line.what == what]) for what, t in WHATS.items()),
-        {"what": "total"} | row(of.lines),
+        tuple(cells(t, [line for line in of.lines if line.what == what]) for what, t in WHATS.items()),
+        cells("total", of.lines),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from registry.attribution import Line
 from registry.report import Chart, Column, Section
-from registry.report_columns import HOUR, TOP, Row, credits, ratio, top
+from registry.report_columns import HOUR, TOP, Row, credits, ratio, row, top
 from registry.report_gpu import Priced, seconds
 from registry.usage_rows import Counts, together
 
@@ -23,19 +23,19 @@ def by_model(used: Mapping[str, Counts], lines: tuple[Line, ...], priced: Priced
         if line.what in SERVED:
             of.setdefault(line.model, []).append(line)
     rows = tuple(
-        {"model": model or "none"} | served(used.get(model, Counts()), of.get(model, []), priced)
+        row(model=model or "none") | served(used.get(model, Counts()), of.get(model, []), priced)
         for model in sorted({*used, *of})
     )
     total = served(together(used.values()), [line for some in of.values() for line in some], priced)
-    costly = top([row for row in rows if row["cost_per_million"] is not None], lambda row: _number(row, "tokens"))
+    costly = top([r for r in rows if r["cost_per_million"] is not None], lambda r: (_number(r, "tokens"),))
     chart = Chart(
         "bars",
         "A million tokens: what they cost as served, and what was charged",
         "credits",
-        tuple(str(row["model"]) for row in costly),
+        tuple(str(r["model"]) for r in costly),
         (
-            ("as served", tuple(_number(row, "cost_per_million") for row in costly)),
-            ("charged", tuple(_number(row, "charged_per_million") for row in costly)),
+            ("as served", tuple(_number(r, "cost_per_million") for r in costly)),
+            ("charged", tuple(_number(r, "charged_per_million") for r in costly)),
         ),
     )
     return Section(
@@ -56,7 +56,7 @@ def by_model(used: Mapping[str, Counts], lines: tuple[Line, ...], priced: Priced
             Column("charged_per_million", "per million tokens", "credits"),
         ),
         rows,
-        {"model": "total"} | total,
+        row(model="total") | total,
         notes=(
             "Cost as served: all GPU-hours of its replicas, idle and starting ones too, at the price of their type.",
             *((f"The chart shows the {TOP} that were used most.",) if len(costly) < len(rows) > TOP else ()),

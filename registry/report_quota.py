@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from registry.limits import Limits, Subject
-from registry.report import Chart, Column, Section
+from registry.report import Chart, Column, Kind, Section
 from registry.report_columns import MICRO, TOP, Row, ratio, top
 
 ALLOWED = tuple(subject.value for subject in (Subject.TENANT, Subject.USER, Subject.KEY, Subject.MODEL))
@@ -122,7 +122,7 @@ def _quantities(
                 | dict.fromkeys(("allowed", "left", "percent", "runs_out"))
             )
     full = [row for row in rows if isinstance(row["percent"], float)]
-    most = top(full, lambda row: float(row["percent"] or 0))
+    most = top(full, lambda r: (float(r["percent"] or 0),))
     chart = Chart(
         "bars",
         f"Used of each limit of {key}",
@@ -140,8 +140,7 @@ def _quantities(
     )
 
 
-def _columns(kind: str) -> tuple[Column, ...]:
-    assert kind in ("count", "credits", "hours")
+def _columns(kind: Kind) -> tuple[Column, ...]:
     return (
         Column("subject", "Of"),
         Column("name", "Name"),

@@ -1,4 +1,4 @@
-"""`headgate report statement`: what a tenant owes for a month, and why: by model and user, with prices and corrections."""
+"""`headgate report statement`: what a tenant owes for a month, and why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from registry.attribution import Line
 from registry.limits import Limits
 from registry.report import Chart, Column, Section
-from registry.report_columns import COUNTS, HOUR, MICRO, Row, counted, credits
+from registry.report_columns import COUNTS, HOUR, MICRO, Row, counted, credits, named, row
 from registry.report_gpu import WHATS, Priced, seconds
 from registry.report_models import SERVED
 from registry.report_prices import InForce
@@ -47,12 +47,16 @@ def sections(of: Account, window: Window, priced: Priced) -> tuple[Section, ...]
 
 
 def _section(
-    of: Account, key: str, title: str, columns: Iterable[Column], rows: Iterable[Row], total: Row | None = None,
-    notes: tuple[str, ...] = (), charts: tuple[Chart, ...] = (),
+    of: Account,
+    key: str,
+    title: str,
+    columns: Iterable[Column],
+    rows: Iterable[Row],
+    total: Row | None = None,
+    notes: tuple[str, ...] = (),
+    charts: tuple[Chart, ...] = (),
 ) -> Section:
-    return Section(
-        f"{of.tenant}/{key}", f"{of.tenant}: {title}", tuple(columns), tuple(rows), total, notes, charts
-    )
+    return Section(f"{of.tenant}/{key}", f"{of.tenant}: {title}", tuple(columns), tuple(rows), total, notes, charts)
 
 
 def _summary(of: Account, used: Counts, priced: Priced) -> Section:
@@ -117,22 +121,22 @@ def _limits(of: Account, used: Counts, window: Window) -> Section:
 
 
 def _usage(of: Account, key: str, title: str, used: Mapping[str, Counts]) -> Section:
-    named = [(name or "unknown", counts) for name, counts in sorted(used.items())]
+    each = [(name or "unknown", counts) for name, counts in sorted(used.items())]
     chart = Chart(
         "bars",
         f"Credits {title.lower()}",
         "credits",
-        tuple(name for name, _ in named),
-        (("credits", tuple(credits(counts.microcredits) for _, counts in named)),),
+        tuple(name for name, _ in each),
+        (("credits", tuple(credits(counts.microcredits) for _, counts in each)),),
     )
     return _section(
         of,
         key,
         title.lower(),
         (Column(key, key.capitalize()), *COUNTS),
-        [{key: name} | counted(counts) for name, counts in named],
-        {key: "total"} | counted(together(used.values())),
-        charts=(chart,) if 1 < len(named) <= 20 else (),
+        [named([key], [name]) | counted(counts) for name, counts in each],
+        named([key], ["total"]) | counted(together(used.values())),
+        charts=(chart,) if 1 < len(each) <= 20 else (),
     )
 
 
@@ -172,7 +176,7 @@ def _gpu(of: Account, lines: Sequence[Line], priced: Priced) -> Section:
         some = [line for line in lines if line.what == what]
         gpu_s, cpu_s = seconds(some)
         if some:
-            rows.append({"what": title} | _time(gpu_s, cpu_s, sum(map(priced, some))))
+            rows.append(row(what=title) | _time(gpu_s, cpu_s, sum(map(priced, some))))
     return _section(
         of,
         "gpu",
@@ -184,7 +188,7 @@ def _gpu(of: Account, lines: Sequence[Line], priced: Priced) -> Section:
             Column("credits", "Credits", "credits"),
         ),
         rows,
-        {"what": "total"} | _time(*seconds(lines), sum(map(priced, lines))),
+        row(what="total") | _time(*seconds(lines), sum(map(priced, lines))),
     )
 
 

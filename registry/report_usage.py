@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from registry.report import Chart, Check, Column, Section
-from registry.report_columns import COUNTS, DIMENSIONS, change, counted, credits, dimensions, equal, top
+from registry.report_columns import (
+    COUNTS,
+    DIMENSIONS,
+    Row,
+    change,
+    counted,
+    credits,
+    dimensions,
+    equal,
+    named,
+    row,
+    top,
+)
 from registry.usage_rows import Counts, Used, together
 from registry.window import Window
 
@@ -18,28 +30,31 @@ def by_columns(used: Used, before: Used, by: Sequence[str]) -> Section:
     rows = []
     for key in sorted({*used, *before}):
         now, then = used.get(key, Counts()), before.get(key, Counts())
-        rows.append(dict(zip(by, key, strict=True)) | counted(now) | _compared(now, then))
+        rows.append(named(by, key) | counted(now) | _compared(now, then))
     whole, then = together(used.values()), together(before.values())
     return Section(
         "usage",
         "Tokens and credits",
-        (*dimensions(by), *COUNTS, Column("before", "Credits before", "credits"), Column("change", "Change", "percent")),
+        (
+            *dimensions(by),
+            *COUNTS,
+            Column("before", "Credits before", "credits"),
+            Column("change", "Change", "percent"),
+        ),
         tuple(rows),
-        {by[0]: "total"} | counted(whole) | _compared(whole, then),
+        named(by[:1], ["total"]) | counted(whole) | _compared(whole, then),
         notes=("Cached tokens are among the prompt's, reasoning tokens among the completion's.",),
     )
 
 
-def _compared(now: Counts, before: Counts) -> dict[str, float | None]:
-    return {"before": credits(before.microcredits), "change": change(now.microcredits, before.microcredits)}
+def _compared(now: Counts, before: Counts) -> Row:
+    return row(before=credits(before.microcredits), change=change(now.microcredits, before.microcredits))
 
 
 def top_users(used: Used) -> Section:
     """`used` is by tenant and user."""
     most = top([*used.items()], lambda item: (item[1].microcredits, item[1].tokens))
-    rows = tuple(
-        {"tenant": tenant, "user": user or "unknown"} | counted(counts) for (tenant, user), counts in most
-    )
+    rows = tuple(row(tenant=tenant, user=user or "unknown") | counted(counts) for (tenant, user), counts in most)
     return Section("top_users", "Top users", (DIMENSIONS["tenant"], DIMENSIONS["user"], *COUNTS), rows)
 
 
@@ -80,13 +95,15 @@ def daily(by_day: Mapping[tuple[str, ...], Counts], window: Window) -> Section:
             ("completion", tuple(float(c.completion_tokens) for _, c in days)),
         ),
     )
-    paid = Chart("line", "Credits by day", "credits", labels, (("credits", tuple(credits(c.microcredits) for _, c in days)),))
+    paid = Chart(
+        "line", "Credits by day", "credits", labels, (("credits", tuple(credits(c.microcredits) for _, c in days)),)
+    )
     return Section(
         "daily",
         "By day",
         (Column("day", "Day", "time"), *COUNTS),
-        tuple({"day": day} | counted(counts) for day, counts in days if counts != Counts()),
-        {"day": "total"} | counted(together(counts for _, counts in days)),
+        tuple(row(day=day) | counted(counts) for day, counts in days if counts != Counts()),
+        row(day="total") | counted(together(counts for _, counts in days)),
         charts=(tokens, paid),
     )
 

@@ -19,6 +19,7 @@ from registry import report_usage as usage
 from registry import usage_rows as ledger_sums
 from registry.attribution import Books, Payers
 from registry.db import Database, RegistryError, snapshot
+from registry.ledger_sums import ALL
 from registry.limits import UNLIMITED, Limits, Subject
 from registry.report import Check, Report, Section
 from registry.report_columns import regrouped
@@ -116,7 +117,7 @@ def make(of: Asked, sources: Sources) -> Report:
     notes = () if silence is None else (f"The scheduler did not tell everything: {silence}",)
     return Report(
         of.kind,
-        f"{kind.title}, {of.window}",
+        kind.title,
         sources.site.name,
         "all tenants" if of.tenants is None else f"tenant {', '.join(sorted(of.tenants)) or 'none'}",
         start,
@@ -141,8 +142,10 @@ def _quota(of: Asked, s: Sources) -> Parts:
         latest = [str(today - timedelta(days=n)) for n in range(quota.RATE_DAYS)]
         for subject in Subject:
             use[subject] = quota.Use(
-                *(ledger_sums.totals(s.ledger, subject, period) for period in (str(today), month, "all")),
-                ledger_sums.totals(s.ledger, subject, *latest),
+                day=ledger_sums.totals(s.ledger, subject, str(today)),
+                month=ledger_sums.totals(s.ledger, subject, month),
+                ever=ledger_sums.totals(s.ledger, subject, ALL),
+                latest=ledger_sums.totals(s.ledger, subject, *latest),
             )
         notes: tuple[str, ...] = (
             f"A limit runs out on the day named if use goes on as in the last {quota.RATE_DAYS} days.",
@@ -163,7 +166,9 @@ def _quota(of: Asked, s: Sources) -> Parts:
 def _limits(of: Asked, s: Sources) -> dict[tuple[Subject, str], Limits]:
     """Of all that are to be shown: every tenant, and of the others those that have a limit."""
     if of.tenants is not None and not {*of.by} <= {Subject.TENANT.value, Subject.KEY.value}:
-        raise RegistryError("limits of users and models count for all tenants together: by tenant or key, for one tenant")
+        raise RegistryError(
+            "limits of users and models count for all tenants together: by tenant or key, for one tenant"
+        )
     known = limits.everything(s.registry)
     of_key = {key.id: key.tenant for key in keys.everything(s.registry)} if "key" in of.by else {}
     found: dict[tuple[Subject, str], Limits] = {}
@@ -297,7 +302,9 @@ def _statement(of: Asked, s: Sources) -> Parts:
     by_user = ledger_sums.used(s.ledger, of.window, "tenant", "user", tenants=known)
     before = ledger_sums.used_before(s.ledger, of.window.first, known)
     corrections = ledger_sums.corrections(s.ledger, of.window, known)
-    served_by = {adapter: d.name for d in deployments.everything(s.registry) for adapter in deployments.adapters(d.request)}
+    served_by = {
+        adapter: d.name for d in deployments.everything(s.registry) for adapter in deployments.adapters(d.request)
+    }
     sections: list[Section] = []
     for name in known:
         lines = None if s.told.books is None else [line for line in time.lines if line.tenant == name]

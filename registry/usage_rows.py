@@ -42,7 +42,9 @@ class Counts:
 Used = Mapping[tuple[str, ...], Counts]
 
 
-def used(db: Database, window: Window, *by: str, tenants: Collection[str] | None = None) -> dict[tuple[str, ...], Counts]:
+def used(
+    db: Database, window: Window, *by: str, tenants: Collection[str] | None = None
+) -> dict[tuple[str, ...], Counts]:
     """What ended in the window, by any of COLUMNS, in their order. `tenants`: of these alone."""
     columns = [COLUMNS[one] for one in by]
     chosen = ", ".join([*columns, *(f"sum({name})" for name in Counts.__dataclass_fields__)])
@@ -68,7 +70,7 @@ def together(of: Iterable[Counts]) -> Counts:
 
 
 def totals(db: Database, subject: Subject, *periods: str) -> dict[str, tuple[int, int]]:
-    """By name: (tokens, micro-credits) that limits of this subject count, in these periods of `usage_totals` together."""
+    """By name: (tokens, micro-credits) that limits of this subject count, in these periods together."""
     places = ", ".join("?" * len(periods))
     return {
         r[0]: (r[1], r[2])
