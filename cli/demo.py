@@ -17,12 +17,13 @@ from typing import Any
 
 import click
 
-from cli import render, serve
+from cli import serve
 from cli.client import Control, Refused
 from cli.context import Context
 from cli.follow import follow, show
 from cli.metrics import Tail
 from cli.progress import Display, display
+from cli.render import render
 from cli.report import fetch
 from cli.services import start_services, stop_local_jobs, stop_services, url
 from cli.train import publish_spec, submit, train_spec
@@ -274,7 +275,7 @@ class Demo:
             self.started.deployment = None
         usage, time_used = self._report("usage", "tenant,model"), self._report("gpu", "subject")
         for made in (usage, time_used):
-            self.display.note(str(render.render(made, "table")))
+            self.display.note(str(render(made, "table")))
             if wrong := [check.text for check in made.checks if not check.holds]:
                 raise click.ClickException(f"the report of {made.kind} does not add up: {'; '.join(wrong)}")
         if billed != expected:

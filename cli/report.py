@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from cli import render
 from cli.client import Control
 from cli.context import Context
+from cli.render import FORMATS, Format, render
 from registry.report import Report, from_json
 
 KINDS = ("quota", "usage", "gpu", "models", "efficiency", "statement")
@@ -21,7 +21,7 @@ KINDS = ("quota", "usage", "gpu", "models", "efficiency", "statement")
 @click.option("--until", metavar="2026-12-01", help="... until before that day; by default until now.")
 @click.option("--by", help="Columns to split it by, with commas between them: tenant,user,model,account,qos,partition.")
 @click.option("--tenant", help="Of one tenant alone. Without it: of all that you may see.")
-@click.option("--format", "form", type=click.Choice(render.FORMATS), default="table", show_default=True)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it into a file.")
 @click.pass_obj
 def report(
@@ -33,7 +33,7 @@ def report(
     until: str | None,
     by: str | None,
     tenant: str | None,
-    form: render.Format,
+    form: Format,
     output: Path | None,
 ) -> None:
     """What was used, by whom, what it cost, and what is left.
@@ -49,7 +49,7 @@ def report(
     made = fetch(
         Control(context.site().control_socket), kind, month=month, since=since, until=until, by=by, tenant=tenant
     )
-    shown = render.render(made, form)
+    shown = render(made, form)
     if output is not None:
         write(output, shown)
     elif isinstance(shown, bytes) and click.get_binary_stream("stdout").isatty():

@@ -35,9 +35,7 @@ BY = ("cluster", "account", "user", "qos", "partition", "month")
 @click.option("--until", type=Moment(), help="... until then; by default now.")
 @click.option("--by", multiple=True, type=click.Choice(BY), help="Split what was used; may be given several times.")
 @click.option("-a", "--all", "everybody", is_flag=True, help="With --since: everybody's use, not mine alone.")
-@click.option(
-    "--mine", is_flag=True, help="Instead what my tenants used this month, and what is left."
-)
+@click.option("--mine", is_flag=True, help="Instead what my tenants used this month, and what is left.")
 @json_option
 @click.pass_obj
 def usage(

@@ -48,7 +48,7 @@ def in_force(
                 found[kind, name] = _of(kind, name, own, site.get(name), start, end)
                 if name in site or (own and own[0].valid_from <= start):
                     break  # it has a price throughout
-    return [one for who in sorted(found) for one in found[who]]
+    return [one for who in sorted(found, key=lambda who: (who[0] is Kind.GPU, who[1])) for one in found[who]]
 
 
 def _of(

@@ -60,13 +60,13 @@ def _section(
 
 
 def _summary(of: Account, used: Counts, priced: Priced) -> Section:
-    corrected = -sum(c.microcredits or 0 for c in of.corrections)
+    taken_back = sum(c.microcredits or 0 for c in of.corrections)
     lines = of.lines or ()
     own = sum(priced(line) for line in lines if line.what not in SERVED)
     served = sum(priced(line) for line in lines if line.what in SERVED)
     rows: list[Row] = [
-        {"what": "Tokens, before corrections", "credits": credits(used.microcredits + corrected)},
-        {"what": "Corrections", "credits": credits(-corrected)},
+        {"what": "Tokens, before corrections", "credits": credits(used.microcredits + taken_back)},
+        {"what": "Corrections", "credits": credits(-taken_back)},
         {"what": "GPU time of training and batch jobs", "credits": None if of.lines is None else credits(own)},
     ]
     notes = [f"GPU time of replicas, {credits(served):,.2f} credits at cost, is what the tokens pay for: not added."]
