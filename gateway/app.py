@@ -81,6 +81,7 @@ def make_app(site: Site) -> web.Application:
 
         replicas = ReplicaHealth(loop.time, ejected=ejected)
         providers = Providers(site, os.environ)
+        billing = Billing(ledger, providers.prices)
         gw = app[GATEWAY] = Gateway(
             site=site,
             catalog=catalog,
@@ -99,9 +100,9 @@ def make_app(site: Site) -> web.Application:
             health=replicas,
             pool=pool,
             ledger=ledger,
-            billing=Billing(ledger, providers.prices),
+            billing=billing,
             providers=providers,
-            shadow=Shadow(catalog, pool, lambda name, call: dispatch.route(gw, name, call)),
+            shadow=Shadow(pool, billing, lambda name, call: dispatch.route(gw, name, call)),
             metrics=counted,
             patience=Patience(settings.first_byte_timeout_s, settings.read_timeout_s, WHOLE_S),
             clock=loop.time,
