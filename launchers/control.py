@@ -15,7 +15,14 @@ from typing import Any
 
 from aiohttp import web
 
-from launchers import control_cluster, control_deployments, control_endpoints, control_runs, control_tenants
+from launchers import (
+    control_cluster,
+    control_deployments,
+    control_endpoints,
+    control_ledger,
+    control_runs,
+    control_tenants,
+)
 from launchers.control_cluster import CLUSTER, Cluster, Misdirected
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
@@ -55,6 +62,7 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             web.get("/v1/keys", control_tenants.list_keys),
             web.post("/v1/keys", control_tenants.create_key),
             web.post("/v1/keys/{id}/revoke", control_tenants.revoke_key),
+            *control_ledger.routes(),
             web.get("/v1/report/usage", report_usage),
             web.get("/v1/queue", control_cluster.queue),
             web.get("/v1/nodes", control_cluster.nodes),
