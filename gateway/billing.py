@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from gateway.admission import Hold
@@ -17,7 +17,7 @@ from registry import ledger
 from registry.clock import Stamps
 from registry.keys import LiveKey
 from registry.ledger import Attempt, Note, Outcome, Release, UsageEvent
-from registry.prices import PriceBook, TokenPrice
+from registry.prices import PriceBook, TokenPrice, Version
 from registry.steps import mint
 
 log = logging.getLogger(__name__)
@@ -115,9 +115,10 @@ class Bill:
 
 
 class Billing:
-    """`now` is the wall clock, in nanoseconds since 1970.
+    """`prices` are those of models by name, where no version is in force (`priced`); what changes in them counts.
 
-    `repeated` is told prompt tokens (of a replica, how many) that its engine counts and no event has.
+    `now` is the wall clock, in nanoseconds since 1970. `repeated` is told prompt tokens (of a replica, how many) that
+    its engine counts and no event has.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Billing:
         self.running: dict[str, Bill] = {}  # by event id
         self.stopping = False  # the process is ending: what is cut off now is cut off by us
         self._prices = prices
+        self._book = PriceBook((), prices)
         self._now = now
         self._stamps = Stamps()
 
@@ -164,8 +166,17 @@ class Billing:
             self.stamp(),
             caller.user,
         )
-        price = PriceBook((), self._prices).of_model(call.model, deployment, attempt.started_at)
+        price = self._book.of_model(call.model, deployment, attempt.started_at)
         return Bill(self, attempt, call, hold, meter, price)
+
+    def priced(self, versions: Sequence[Version]) -> None:
+        """What the registry says now; an attempt costs what was in force when it began."""
+        self._book = PriceBook(versions, self._prices)
+
+    def estimate(self, call: Call, model: str, deployment: str) -> int:
+        """Micro-credits that a call of a model costs at most, as far as its tokens are known."""
+        price = self._book.of_model(model, deployment, self.stamp())
+        return ledger.cost(price, call.prompt_tokens, call.completion_tokens)
 
     def stamp(self) -> str:
         return self._stamps.text(self._now())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from gateway import attempt, calls, delivery, media, replies
 from gateway.admission import Admission
 from gateway.attempt import Asked, Attempt, Patience
-from gateway.auth import authenticate
+from gateway.auth import authenticate, may_call
 from gateway.billing import Billing
 from gateway.calls import Call, renamed
 from gateway.catalog import Catalog
@@ -98,11 +98,16 @@ async def answer(gw: Gateway, asked: Asked) -> None:
     """The whole path. Raises GatewayError."""
     request, caller = asked.front.request, asked.caller
     call = asked.surface.read(request.body)
+    may_call(caller, call.model)
     media.check(call, gw.site.gateway.media_hosts)
     chosen = gw.names.choose(call.model, caller.id, request.headers)
-    if gw.admission.counts_tokens(caller, call.model):
-        call = calls.bounded(call, gw.catalog.context(chosen.chain[0]))
-    with gw.admission.admit(caller, call.model, call.tokens, 0) as asked.hold:
+    first = chosen.chain[0]
+    model = call.model if chosen.keeps_name else first
+    limited = gw.admission.limits(caller, model)
+    if limited.tokens or limited.credits:
+        call = calls.bounded(call, gw.catalog.context(first))
+    cost = gw.billing.estimate(call, model, first) if limited.credits else 0
+    with gw.admission.admit(caller, model, call.tokens, cost, call.model) as asked.hold:
         for name in chosen.missed:
             gw.called.miss(name)
         if chosen.shadow:

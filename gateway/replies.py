@@ -31,8 +31,9 @@ def headers(site: Site, asked: Asked, replica: str = "") -> Headers:
             *([("x-headgate-replica", replica)] if replica else []),
             ("x-headgate-queue-ms", f"{asked.queued_s * 1000:.0f}"),
         ]
-    if asked.hold.requests is not None or asked.hold.budget is not None:
-        made += asked.surface.dialect.headers(asked.hold.requests, asked.hold.budget, time.time())
+    requests, tokens = asked.hold.left()
+    if requests is not None or tokens is not None:
+        made += asked.surface.dialect.headers(requests, tokens, time.time())
     if "origin" in request.headers:
         made += cross_origin(site.gateway.cors_origins, request.headers["origin"])
     return made
