@@ -80,6 +80,8 @@ class Bill:
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
         cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
         self.microcredits = cost = self.cost(usage)
+        if again := self.meter.repeated_prompt_tokens:
+            billing.repeated(attempt.replica, again)
         if self._hold is not None:
             self._hold.used += prompt + completion
             self._hold.paid += cost
@@ -115,13 +117,19 @@ class Bill:
 class Billing:
     """`prices` are those of models by name, where no version is in force (`priced`); what changes in them counts.
 
-    `now` is the wall clock, in nanoseconds since 1970.
+    `now` is the wall clock, in nanoseconds since 1970. `repeated` is told prompt tokens (of a replica, how many) that
+    its engine counts and no event has.
     """
 
     def __init__(
-        self, writer: LedgerWriter, prices: Mapping[str, TokenPrice], now: Callable[[], int] = time.time_ns
+        self,
+        writer: LedgerWriter,
+        prices: Mapping[str, TokenPrice],
+        now: Callable[[], int] = time.time_ns,
+        repeated: Callable[[str, int], None] = lambda replica, tokens: None,
     ) -> None:
         self.writer = writer
+        self.repeated = repeated
         self.running: dict[str, Bill] = {}  # by event id
         self.stopping = False  # the process is ending: what is cut off now is cut off by us
         self._prices = prices
