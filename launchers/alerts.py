@@ -37,11 +37,11 @@ class Alerting:
 
     async def run(self) -> None:
         while True:
+            await asyncio.sleep(self._controller.site.alerts.every_s)
             try:
                 await self.turn(datetime.now(UTC))
             except (RegistryError, sqlite3.Error, OSError) as e:
                 log.error("limits cannot be looked at now, the next look tries again: %s", e)
-            await asyncio.sleep(self._controller.site.alerts.every_s)
 
     async def turn(self, now: datetime) -> None:
         """Look once, and tell what is due and what could not be told before."""
@@ -65,6 +65,8 @@ class Alerting:
         if not isinstance(controller.scheduler, SlurmScheduler):
             return []
         client, watch = controller.scheduler.client, controller.watch
+        if watch is not None and watch.silence is not None:
+            return []  # the watch says so in the log, and nobody else need wait for the same
         picture = watch.latest if watch is not None else None
         try:
             associations = await asyncio.to_thread(client.associations)
