@@ -26,7 +26,9 @@ from launchers import (
     control_reports,
     control_runs,
     control_tenants,
+    notify,
 )
+from launchers.alerts import Alerting
 from launchers.control_cluster import CLUSTER, Cluster, Misdirected
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
@@ -78,7 +80,8 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
 async def turning(app: web.Application) -> Any:
     """The controller's loop, and the watch that it follows, for as long as the API is served."""
     controller = app[CONTROLLER]
-    loops = [asyncio.create_task(controller.run())]
+    alerting = Alerting(controller, notify.channels(controller.site.alerts, controller.site.name))
+    loops = [asyncio.create_task(controller.run()), asyncio.create_task(alerting.run())]
     if controller.watch is not None:
         loops.append(asyncio.create_task(controller.watch.run()))
         loops.append(asyncio.create_task(controller.follow(controller.watch)))
