@@ -39,6 +39,7 @@ COMMANDS = {
     "tenant": ("cli.tenants", "tenant", "Tenants: who is billed, and their limits."),
     "key": ("cli.tenants", "key", "Keys: what applications call with."),
     "report": ("cli.report", "report", "What was used, by whom, and what is left."),
+    "ledger": ("cli.ledger", "ledger", "The ledger: prove it, export it, copy it, correct it."),
     "config": ("cli.config", "config", "Settings of the site."),
     "demo": ("cli.demo", "demo", "From raw text to a metered answer, on this machine."),
     "gateway": ("cli.services", "gateway", "Run the gateway in the foreground (a service)."),

@@ -17,8 +17,8 @@ def render(report: Report) -> bytes:
     page = render_html.render(report)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints advice of its own when a library is missing
-            from weasyprint import HTML  # type: ignore[import-untyped]  # it has no types
-            from weasyprint.urls import URLFetcher  # type: ignore[import-untyped]  # as above
+            from weasyprint import HTML
+            from weasyprint.urls import URLFetcher
     except ImportError as e:
         raise _missing(f"the Python package weasyprint ({e})", "pip install weasyprint") from e
     except OSError as e:  # the package is here, and a library of the system that it loads is not

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -18,7 +19,7 @@ from gateway.app_keys import GATEWAY, SITE
 from gateway.attempt import Patience
 from gateway.backing import Backing
 from gateway.billing import Billing
-from gateway.catalog import Catalog
+from gateway.catalog import Catalog, View
 from gateway.demand import Called
 from gateway.dispatch import Gateway
 from gateway.engine_polls import TIMEOUT_S as POLL_TIMEOUT_S
@@ -37,6 +38,7 @@ from gateway.shadow import Shadow
 from gateway.surfaces import health, metrics, models
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import Standing, WaitingRoom
+from gateway.windows import Calendar
 from registry import keys
 from registry.db import StorageError
 from registry.demand import note_demand
@@ -79,11 +81,12 @@ def make_app(site: Site) -> web.Application:
 
         replicas = ReplicaHealth(loop.time, ejected=ejected)
         providers = Providers(site, os.environ)
+        billing = Billing(ledger, providers.prices)
         gw = app[GATEWAY] = Gateway(
             site=site,
             catalog=catalog,
             names=Names(catalog, site.external, random.random),
-            admission=Admission(ledger.tokens_by_tenant(), loop.time),
+            admission=Admission(ledger.totals(*Calendar(time.time()).words), loop.time),
             queues=Queues(settings, loop.time),
             room=WaitingRoom(
                 lambda name: Standing(catalog.deployment(name), catalog.view.live.get(name, ())),
@@ -97,25 +100,28 @@ def make_app(site: Site) -> web.Application:
             health=replicas,
             pool=pool,
             ledger=ledger,
-            billing=Billing(ledger, providers.prices),
+            billing=billing,
             providers=providers,
-            shadow=Shadow(catalog, pool, lambda name, call: dispatch.route(gw, name, call)),
+            shadow=Shadow(pool, billing, lambda name, call: dispatch.route(gw, name, call)),
             metrics=counted,
             patience=Patience(settings.first_byte_timeout_s, settings.read_timeout_s, WHOLE_S),
             clock=loop.time,
         )
-        catalog.on_change += [
-            gw.queues.resize,
-            lambda _: gw.room.changed(),
-            lambda view: gw.admission.limit(view.limits),
-        ]
+        limited = asyncio.Event()  # somebody who was not before
+
+        def registered(view: View) -> None:
+            gw.billing.priced(view.prices)
+            if gw.admission.limit(view.limits):
+                limited.set()
+
+        catalog.on_change += [gw.queues.resize, lambda _: gw.room.changed(), registered]
         catalog.on_gone += [gw.router.forget, gw.health.forget]
         catalog.refresh()
         _show_gauges(gw)
         background = [
             _watched(task)
             for task in (
-                _budgets(gw.admission, ledger),
+                _budgets(gw.admission, ledger, limited),
                 catalog.watch(),
                 pool.watch(),
                 gw.billing.note_running(),
@@ -163,12 +169,14 @@ def backing_of(app: web.Application, cold_protocol: Callable[[], asyncio.Protoco
     )
 
 
-async def _budgets(admission: Admission, ledger: LedgerWriter) -> None:
-    """What each tenant used, also by a gateway that was taken over from and finishes its streams."""
+async def _budgets(admission: Admission, ledger: LedgerWriter, limited: asyncio.Event) -> None:
+    """What was used, also by a gateway that was taken over from and finishes its streams, or before a limit was set."""
     while True:
-        await asyncio.sleep(BUDGETS_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(limited.wait(), BUDGETS_S)
+        limited.clear()
         with contextlib.suppress(StorageError):  # the ledger's own failure is told elsewhere
-            admission.settled(await asyncio.to_thread(ledger.tokens_by_tenant))
+            admission.settled(await asyncio.to_thread(ledger.totals, *admission.periods))
 
 
 def _watched(task: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -43,7 +43,8 @@ def real_engine(model: Path, root: Path, *words: str) -> Iterator[Engine]:
     how = laptop.environment("engine")
     port = free_port()
     argv = [
-        *how.command, *how.args, *words, "--model", str(model), "--served-model-name", "tiny",
+        *how.command, *how.args, *words, "--enable-prompt-tokens-details", "--model", str(model),
+        "--served-model-name", "tiny",
         "--host", "127.0.0.1", "--port", str(port), "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
         # A model with random weights would fill a schema's gaps with blanks until its bound.
         "--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}),
