@@ -19,6 +19,7 @@ from gateway.app_keys import GATEWAY, SITE
 from gateway.attempt import Patience
 from gateway.backing import Backing
 from gateway.billing import Billing
+from gateway.capture import Capture
 from gateway.catalog import Catalog, View
 from gateway.demand import Called
 from gateway.dispatch import Gateway
@@ -82,6 +83,8 @@ def make_app(site: Site) -> web.Application:
 
         replicas = ReplicaHealth(loop.time, ejected=ejected)
         providers = Providers(site, os.environ)
+        capture = Capture(ledger.on_projector, catalog.every_ready)
+        billing = Billing(ledger, providers.prices, repeated=capture.repeated)
         gw = app[GATEWAY] = Gateway(
             site=site,
             catalog=catalog,
@@ -100,9 +103,9 @@ def make_app(site: Site) -> web.Application:
             health=replicas,
             pool=pool,
             ledger=ledger,
-            billing=Billing(ledger, providers.prices),
+            billing=billing,
             providers=providers,
-            shadow=Shadow(catalog, pool, lambda name, call: dispatch.route(gw, name, call)),
+            shadow=Shadow(pool, billing, lambda name, call: dispatch.route(gw, name, call)),
             metrics=counted,
             patience=Patience(settings.first_byte_timeout_s, settings.read_timeout_s, WHOLE_S),
             clock=loop.time,
@@ -117,7 +120,7 @@ def make_app(site: Site) -> web.Application:
         catalog.on_change += [gw.queues.resize, lambda _: gw.room.changed(), registered]
         catalog.on_gone += [gw.router.forget, gw.health.forget]
         catalog.refresh()
-        _show_gauges(gw)
+        _show_gauges(gw, capture)
         background = [
             _watched(task)
             for task in (
@@ -132,7 +135,9 @@ def make_app(site: Site) -> web.Application:
                     gw.router.gauged,
                     loop.time,
                     fault_of=dispatch.fault,
+                    counted=capture.counted,
                 ),
+                capture.watch(),
                 called.tell(
                     lambda told: ledger.on_projector(lambda db: note_demand(db, told)),
                     gw.queues.in_use,
@@ -146,6 +151,7 @@ def make_app(site: Site) -> web.Application:
         await asyncio.gather(*background, return_exceptions=True)
         await gw.shadow.close()
         await gw.providers.close()
+        capture.tell()
         await ledger.close()
         pool.close()
         catalog.close()
@@ -197,9 +203,15 @@ def stopping(app: web.Application) -> None:
     app[GATEWAY].billing.stopping = True
 
 
-def _show_gauges(gw: Gateway) -> None:
+def _show_gauges(gw: Gateway, capture: Capture) -> None:
     """What /metrics reads at each scrape."""
     watch_replicas(gw.metrics, gw.catalog.every_ready, gw.health, gw.router.snapshot, gw.clock)
     deployment = ("deployment",)
     gw.metrics.watch("requests_running", "Requests at a deployment's replicas.", deployment, gw.queues.taken)
     gw.metrics.watch("requests_queued", "Requests that wait for a place.", deployment, gw.queues.waiting)
+    gw.metrics.watch(
+        "ledger_engine_tokens_ratio",
+        "Tokens in the ledger for each that a replica's engine counted.",
+        ("deployment", "replica", "type"),
+        capture.ratios,
+    )

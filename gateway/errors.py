@@ -214,8 +214,10 @@ class LedgerUnreadable(GatewayError):
     retry_after = 5
 
 
-def shape(error: GatewayError) -> dict[str, Any]:
-    return {"error": {"message": str(error), "type": error.type, "param": error.param, "code": error.code}}
+def shape(error: GatewayError, request_id: str | None = None) -> dict[str, Any]:
+    """OpenAI's. `request_id` where no header can name the request any more."""
+    named = {} if request_id is None else {"request_id": request_id}
+    return {"error": {"message": str(error), "type": error.type, "param": error.param, "code": error.code, **named}}
 
 
 def raw(
@@ -246,4 +248,4 @@ def event(error: GatewayError, dialect: Dialect | None = None, request_id: str |
     """The error as a server-sent event: the last one of a stream that broke off."""
     if dialect is not None:
         return dialect.event(error, request_id)
-    return b"data: " + orjson.dumps(shape(error)) + b"\n\n"
+    return b"data: " + orjson.dumps(shape(error, request_id)) + b"\n\n"

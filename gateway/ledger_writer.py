@@ -17,12 +17,12 @@ from gateway.errors import BadRequest, LedgerUnwritable
 from gateway.projector import STOPPED, Errand, Projector, end_process
 from registry import journal, ledger
 from registry.db import StorageError, open_reader
+from registry.own_steps import JOURNALS
 from registry.steps import Hold, Note, Release, TooMuch, UsageEvent, encode
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.25  # between two attempts to write what is owed
-JOURNALS = "journal"  # the directory, beside the ledger
 
 
 class LedgerWriter:

@@ -108,7 +108,7 @@ def test_tokens_that_came_from_a_cache_are_billed_as_tokens_of_the_prompt() -> N
     answer = orjson.dumps({"type": "message", "stop_reason": "tool_use", "usage": used})
     meter = MessageMeter(call(stream=False))
     assert meter.whole(answer) is answer
-    assert meter.usage == Usage(20, 4)
+    assert meter.usage == Usage(20, 4, cached_tokens=16)
 
 
 def test_what_a_tool_is_given_is_not_taken_for_the_count() -> None:
