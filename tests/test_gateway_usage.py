@@ -184,8 +184,8 @@ async def test_what_a_running_request_holds_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "message", "param"),
     [
-        ("?month=2026-13", "month is '2026-13'; write it like 2026-11", "month"),
-        ("?month=november", "month is 'november'; write it like 2026-11", "month"),
+        ("?month=2026-13", "month '2026-13' is no such time; it is written as 2026-11", "month"),
+        ("?month=november", "month 'november' is no such time; it is written as 2026-11", "month"),
         ("?since=2026-11-01", "there is no parameter 'since'; allowed: month, tenant", "since"),
     ],
 )
