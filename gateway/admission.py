@@ -22,6 +22,7 @@ from registry.limits import Limits, Subject
 FOUND_LIMIT = 20_000  # keys times models whose limits are remembered
 
 Who = tuple[Subject, str]
+Debit = tuple[Standing, Grain]  # whose, and what it counts in
 Totals = Mapping[tuple[str, str, str], tuple[int, int]]  # as registry.ledger.totals has it
 
 
@@ -40,14 +41,14 @@ UNLIMITED = Limited()
 class Hold:
     """What is set aside for one request. Leaving the block gives it back, less what `used` and `paid` were set to."""
 
-    __slots__ = ("_admission", "_grains", "_limited", "microcredits", "paid", "tokens", "used")
+    __slots__ = ("_admission", "_debits", "_limited", "microcredits", "paid", "tokens", "used")
 
     def __init__(
-        self, admission: Admission, limited: Limited, grains: list[Grain], tokens: int, microcredits: int
+        self, admission: Admission, limited: Limited, debits: list[Debit], tokens: int, microcredits: int
     ) -> None:
         self._admission = admission
         self._limited = limited
-        self._grains = grains  # one for each gate
+        self._debits = debits  # one for each gate
         self.tokens = tokens
         self.microcredits = microcredits
         self.used = 0  # tokens
@@ -57,12 +58,12 @@ class Hold:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._grains:
-            self._admission.settle(self, self._limited.gates, self._grains)
+        if self._debits:
+            self._admission.settle(self, self._debits)
 
     def left(self) -> tuple[Left | None, Left | None]:
         """Of the requests and of the tokens that the caller may still use now; None where they are not limited."""
-        return self._admission.left(self._limited.gates) if self._grains else (None, None)
+        return self._admission.left(self._limited.gates) if self._debits else (None, None)
 
 
 class Admission:
@@ -127,22 +128,27 @@ class Admission:
         limited = self.limits(caller, model)
         if not limited.gates:
             return Hold(self, limited, [], tokens, microcredits)
-        now = self._now()
+        self._turn(self._wall())
+        now = self._clock()
         for gate in limited.gates:
-            gates.check(gate, tokens, microcredits, now, asked or model)
-        grains: list[Grain] = []
+            by = gates.refuses(gate, tokens, microcredits, now)
+            if by is not None:
+                raise gates.refusal(gate, by, tokens, microcredits, self._now(), asked or model)
+        debits: list[Debit] = []
         for gate in limited.gates:
+            standing = gate.standing
             if gate.burst is not None:
-                gate.standing.take(now.monotonic, gate.burst, gate.rate)
-            grains.append(gate.standing.start(now.monotonic, tokens, microcredits))
-        return Hold(self, limited, grains, tokens, microcredits)
+                standing.take(now, gate.burst, gate.rate)
+            debits.append((standing, standing.start(now, tokens, microcredits)))
+        return Hold(self, limited, debits, tokens, microcredits)
 
-    def settle(self, hold: Hold, of: tuple[Gate, ...], grains: list[Grain]) -> None:
+    def settle(self, hold: Hold, debits: list[Debit]) -> None:
         """Only Hold calls this."""
-        now = self._now().monotonic
-        held, used = (hold.tokens, hold.microcredits), (hold.used, hold.paid)
-        for gate, grain in zip(of, grains, strict=True):
-            gate.standing.settle(now, grain, held, used)
+        self._turn(self._wall())
+        now = self._clock()
+        tokens, microcredits, used, paid = hold.tokens, hold.microcredits, hold.used, hold.paid
+        for standing, grain in debits:
+            standing.settle(now, grain, tokens, microcredits, used, paid)
 
     def left(self, of: tuple[Gate, ...]) -> tuple[Left | None, Left | None]:
         return gates.left(of, self._now())
@@ -169,8 +175,11 @@ class Admission:
         return limited
 
     def _now(self) -> Now:
-        now = Now(self._clock(), self._wall(), self._calendar)
-        for period in self._calendar.turn(now.wall):
+        wall = self._wall()
+        self._turn(wall)
+        return Now(self._clock(), wall, self._calendar)
+
+    def _turn(self, wall: float) -> None:
+        for period in self._calendar.turn(wall):
             for standing in self._standings.values():
                 standing.over(period)
-        return now

@@ -5,6 +5,7 @@ Texts go to whoever called: they name the caller's own key, user and tenant, and
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,6 +45,15 @@ class Shown:
     held: float  # by requests that are running
     left: float
     ends: str | None  # when the window does; None for the last 60 s, and where there is none
+
+
+class Flow(enum.Enum):
+    """A limit of what starts or runs now, unlike a Budget."""
+
+    REQUESTS = enum.auto()
+    BURST = enum.auto()
+    RUNNING = enum.auto()
+    TOKENS = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,47 +104,72 @@ def gate(subject: Subject, name: str, limits: Limits, standing: Standing) -> Gat
     )
 
 
-def check(gate: Gate, tokens: int, microcredits: int, now: Now, asked: str) -> None:
-    """Raises TooManyRequests or BudgetExhausted. `asked`: the model, as the client calls it."""
+def refuses(gate: Gate, tokens: int, microcredits: int, now: float) -> Flow | Budget | None:
+    """The first limit that has no room for one more request; `now` is monotonic."""
     standing = gate.standing
-    standing.forget(now.monotonic)
+    if standing.minute:
+        standing.forget(now)
     if gate.requests is not None and standing.minute_requests >= gate.requests:
-        raise _too_many(gate, now, asked)
-    if gate.burst is not None and standing.bucket(now.monotonic, gate.burst, gate.rate) < 1:
-        raise _too_many_at_once(gate, gate.burst, now, asked)
+        return Flow.REQUESTS
+    if gate.burst is not None and standing.bucket(now, gate.burst, gate.rate) < 1:
+        return Flow.BURST
     if gate.running is not None and standing.running >= gate.running:
-        has = f"may have {gate.running} requests running at a time: 0 left, {standing.running} are running"
-        raise TooManyRequests(f"{_who(gate, asked)} {has}", 1 if gate.running else None)
+        return Flow.RUNNING
     if gate.minute_tokens is not None and standing.minute_tokens + tokens > gate.minute_tokens:
-        raise _too_many_tokens(gate, gate.minute_tokens, tokens, now, asked)
+        return Flow.TOKENS
     for budget in gate.tokens:
         if budget.account.used[budget.period] + budget.account.held + tokens > budget.most:
-            raise _spent(gate, budget, tokens, now, asked)
+            return budget
     for budget in gate.credits:
         if budget.account.used[budget.period] + budget.account.held + microcredits > budget.most:
-            raise _spent(gate, budget, microcredits, now, asked)
+            return budget
+    return None
+
+
+def refusal(
+    gate: Gate, by: Flow | Budget, tokens: int, microcredits: int, now: Now, asked: str
+) -> TooManyRequests | BudgetExhausted:
+    """What the client is told. `asked`: the model, as the client calls it."""
+    who = f"{gate.subject} {asked if gate.subject is Subject.MODEL else gate.name}"
+    match by:
+        case Flow.REQUESTS:
+            return _too_many(gate, who, now)
+        case Flow.BURST:
+            return _too_many_at_once(gate, who, now)
+        case Flow.RUNNING:
+            has = f"may have {gate.running} requests running at a time: 0 left, {gate.standing.running} are running"
+            return TooManyRequests(f"{who} {has}", 1 if gate.running else None)
+        case Flow.TOKENS:
+            return _too_many_tokens(gate, who, tokens, now)
+        case Budget():
+            return _spent(by, who, tokens if by.unit == 1 else microcredits, now)
 
 
 def left(gates: Iterable[Gate], now: Now) -> tuple[Left | None, Left | None]:
     """Of requests and of tokens: the limits of which there is least."""
-    requests: list[Left] = []
-    tokens: list[Left] = []
+    requests = tokens = None
     for gate in gates:
         standing = gate.standing
-        standing.forget(now.monotonic)
-        # All are there again once the newest has left the window.
-        reset_s = standing.minute[-1].at + WINDOW_S - now.monotonic if standing.minute else 0.0
+        if standing.minute:
+            standing.forget(now.monotonic)
         if gate.requests is not None:
             free = gate.requests - standing.minute_requests
             if gate.burst is not None:
                 free = min(free, int(standing.bucket(now.monotonic, gate.burst, gate.rate)))
-            requests.append(Left(gate.requests, max(0, free), reset_s))
+            if requests is None or free < requests.remaining:
+                requests = Left(gate.requests, free, _whole_again(standing, now))
         if gate.minute_tokens is not None:
-            tokens.append(Left(gate.minute_tokens, max(0, gate.minute_tokens - standing.minute_tokens), reset_s))
+            free = gate.minute_tokens - standing.minute_tokens
+            if tokens is None or free < tokens.remaining:
+                tokens = Left(gate.minute_tokens, free, _whole_again(standing, now))
         for budget in gate.tokens:
-            ends_s = 0.0 if budget.period is Period.EVER else now.until(budget.period)
-            tokens.append(Left(budget.most, _free(budget), ends_s))
-    return min(requests, key=_remaining, default=None), min(tokens, key=_remaining, default=None)
+            free = budget.most - budget.account.used[budget.period] - budget.account.held
+            if tokens is None or free < tokens.remaining:
+                tokens = Left(budget.most, free, 0.0 if budget.period is Period.EVER else now.until(budget.period))
+    for found in (requests, tokens):
+        if found is not None and found.remaining < 0:  # the limit was more, before
+            found.remaining = 0
+    return requests, tokens
 
 
 def shown(gate: Gate, now: Now) -> list[Shown]:
@@ -172,36 +207,35 @@ def _free(budget: Budget) -> int:
     return max(0, budget.most - budget.account.used[budget.period] - budget.account.held)
 
 
-def _remaining(found: Left) -> int:
-    return found.remaining
-
-
 def _instant(seconds: float) -> str:
     return clock.text(datetime.fromtimestamp(seconds, UTC))
 
 
-def _who(gate: Gate, asked: str) -> str:
-    return f"{gate.subject} {asked if gate.subject is Subject.MODEL else gate.name}"
+def _whole_again(standing: Standing, now: Now) -> float:
+    """Seconds until all of a minute is there again: until the newest has left the window."""
+    return standing.minute[-1].at + WINDOW_S - now.monotonic if standing.minute else 0.0
 
 
-def _too_many(gate: Gate, now: Now, asked: str) -> TooManyRequests:
-    said = f"{_who(gate, asked)} may start {gate.requests} requests a minute (any 60 s): 0 left"
+def _too_many(gate: Gate, who: str, now: Now) -> TooManyRequests:
+    said = f"{who} may start {gate.requests} requests a minute (any 60 s): 0 left"
     if not gate.requests:
         return TooManyRequests(said, None)
     wait = _leaves(gate.standing, gate.standing.minute_requests - gate.requests + 1, 0, now)
     return TooManyRequests(f"{said}, the next may start in {wait} s", wait)
 
 
-def _too_many_at_once(gate: Gate, burst: int, now: Now, asked: str) -> TooManyRequests:
-    lacks = 1 - gate.standing.bucket(now.monotonic, burst, gate.rate)
+def _too_many_at_once(gate: Gate, who: str, now: Now) -> TooManyRequests:
+    assert gate.burst is not None
+    lacks = 1 - gate.standing.bucket(now.monotonic, gate.burst, gate.rate)
     wait = max(1, math.ceil(lacks / gate.rate))  # a rate of 0 was refused before
-    said = f"{_who(gate, asked)} may start {burst} requests at once, of {gate.requests} a minute: 0 left, "
+    said = f"{who} may start {gate.burst} requests at once, of {gate.requests} a minute: 0 left, "
     return TooManyRequests(f"{said}the next may start in {wait} s", wait)
 
 
-def _too_many_tokens(gate: Gate, most: int, tokens: int, now: Now, asked: str) -> TooManyRequests:
-    used = gate.standing.minute_tokens
-    said = f"{_who(gate, asked)} may use {most} tokens a minute (any 60 s): {max(0, most - used)} left, "
+def _too_many_tokens(gate: Gate, who: str, tokens: int, now: Now) -> TooManyRequests:
+    used, most = gate.standing.minute_tokens, gate.minute_tokens
+    assert most is not None
+    said = f"{who} may use {most} tokens a minute (any 60 s): {max(0, most - used)} left, "
     said += f"this request may need {tokens} ({MAY_NEED})"
     if tokens > most:
         return TooManyRequests(f"{said}, which is more than any minute has", None, "tokens")
@@ -221,13 +255,13 @@ def _leaves(standing: Standing, requests: int, tokens: int, now: Now) -> int:
     return max(1, math.ceil(wait))
 
 
-def _spent(gate: Gate, budget: Budget, needs: int, now: Now, asked: str) -> BudgetExhausted:
+def _spent(budget: Budget, who: str, needs: int, now: Now) -> BudgetExhausted:
     def amount(count: int) -> str:
         return str(count) if budget.unit == 1 else f"{count / budget.unit:.6f}".rstrip("0").rstrip(".")
 
     used, held = budget.account.used[budget.period], budget.account.held
     use, things, need = ("use", "tokens", "need") if budget.unit == 1 else ("spend", "credits", "cost")
-    said = f"{_who(gate, asked)} may {use} {amount(budget.most)} {things} {LASTS[budget.period]}: "
+    said = f"{who} may {use} {amount(budget.most)} {things} {LASTS[budget.period]}: "
     said += f"{amount(_free(budget))} left"
     if held:
         said += f", {amount(held)} held by requests that are running"

@@ -29,18 +29,20 @@ class Calendar:
         """Times are Unix seconds."""
         self.words = ("", "", ALL)  # by Period, as the ledger spells them
         self.ends = (-math.inf, -math.inf, math.inf)  # by Period
+        self.day_ends = -math.inf
         self.turn(now)
 
     def turn(self, now: float) -> tuple[Period, ...]:
         """Those that ended since the last call."""
-        if now < self.ends[Period.DAY]:
+        if now < self.day_ends:
             return ()
         midnight = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         first = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
         month = f"{midnight:%Y-%m}"
         over = (Period.DAY,) if month == self.words[Period.MONTH] else (Period.DAY, Period.MONTH)
         self.words = (f"{midnight:%Y-%m-%d}", month, ALL)
-        self.ends = ((midnight + timedelta(days=1)).timestamp(), first.timestamp(), math.inf)
+        self.day_ends = (midnight + timedelta(days=1)).timestamp()
+        self.ends = (self.day_ends, first.timestamp(), math.inf)
         return over
 
 
@@ -60,13 +62,11 @@ class Account:
     used: list[int] = field(default_factory=lambda: [0, 0, 0])  # settled, by Period
     held: int = 0  # set aside by requests that are running
 
-    def settle(self, held: int, used: int) -> None:
-        self.held -= held
-        if used:
-            mine = self.used
-            mine[0] += used
-            mine[1] += used
-            mine[2] += used
+    def pay(self, amount: int) -> None:
+        used = self.used
+        used[0] += amount
+        used[1] += amount
+        used[2] += amount
 
 
 @dataclass(slots=True)
@@ -107,14 +107,18 @@ class Standing:
         self.credits.held += microcredits
         return grain
 
-    def settle(self, now: float, grain: Grain, held: tuple[int, int], used: tuple[int, int]) -> None:
-        """The request is over. `held` and `used`: tokens, micro-credits."""
+    def settle(self, now: float, grain: Grain, tokens: int, microcredits: int, used: int, paid: int) -> None:
+        """The request is over: `tokens` and `microcredits` were held for it, and so many `used` and `paid`."""
         if grain.at > now - WINDOW_S:  # else it is forgotten, or is about to be as it is
-            grain.tokens += used[0] - held[0]
-            self.minute_tokens += used[0] - held[0]
+            grain.tokens += used - tokens
+            self.minute_tokens += used - tokens
         self.running -= 1
-        self.tokens.settle(held[0], used[0])
-        self.credits.settle(held[1], used[1])
+        self.tokens.held -= tokens
+        self.credits.held -= microcredits
+        if used:
+            self.tokens.pay(used)
+        if paid:
+            self.credits.pay(paid)
 
     def bucket(self, now: float, burst: int, rate: float) -> float:
         """Starts that are allowed at once now; `rate` comes in per second, until there are `burst`."""
