@@ -271,3 +271,14 @@ def test_config_show_of_a_broken_site_prints_the_problem_and_fails(small):
     result = CliRunner().invoke(config, ["show"], obj=Context(small("[gateway]\nport = 'x'\n")))
     assert result.exit_code == 1
     assert result.output == "Error: small.toml:12: gateway.port: expects an integer, not a string ('x')\n"
+
+
+def test_alerts_that_could_never_be_told_are_refused(small) -> None:
+    mail = '\n[alerts.mail]\nhost = "relay"\nsender = "hg@example.org"\nto = []\nuser = "hg"\n'
+    said = refused(small('\n[alerts]\nthresholds = [0, 90]\nwebhook = "chat/hush"\n' + mail))
+    assert [line.split(": ", 1)[1] for line in said.splitlines()] == [
+        "alerts.thresholds: are percent, from 1 to 100, not 0",
+        "alerts.webhook: must be a URL that begins with http:// or https://",
+        "alerts.mail.to: names nobody who gets the mail",
+        "alerts.mail.user: and alerts.mail.password_env (the variable that holds its password) go together",
+    ]
