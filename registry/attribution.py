@@ -231,7 +231,7 @@ def split(total: int, proportions: Sequence[Fraction]) -> list[int]:
 
     Where all proportions are 0, the first part is all.
     """
-    whole = sum(proportions, Fraction(0))
+    whole = sum(proportions, Fraction(0)) if len(proportions) > 1 else 0  # most jobs are one part: a month has many
     if not whole:
         return [total, *[0] * (len(proportions) - 1)]
     exact = [total * p / whole for p in proportions]
