@@ -41,6 +41,7 @@ COMMANDS = {
     "limit": ("cli.limits", "limit", "Limits of tenants, users, keys and models."),
     "price": ("cli.prices", "price", "Prices of tokens and GPU hours, in versions."),
     "report": ("cli.report", "report", "What was used, by whom, and what is left."),
+    "ledger": ("cli.ledger", "ledger", "The ledger: prove it, export it, copy it, correct it."),
     "config": ("cli.config", "config", "Settings of the site."),
     "demo": ("cli.demo", "demo", "From raw text to a metered answer, on this machine."),
     "gateway": ("cli.services", "gateway", "Run the gateway in the foreground (a service)."),

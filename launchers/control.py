@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 from typing import Any
 
 from aiohttp import web
@@ -21,8 +20,10 @@ from launchers import (
     control_deployments,
     control_endpoints,
     control_keys,
+    control_ledger,
     control_limits,
     control_prices,
+    control_reports,
     control_runs,
     control_tenants,
 )
@@ -31,15 +32,14 @@ from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
 from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.schedulers import watch_for
-from registry import models, reports, tenants
+from registry import models, tenants
 from registry.access import Forbidden, Principal
-from registry.db import Conflict, NotFound, RegistryError, StorageError, open_reader, open_writer
+from registry.db import Conflict, NotFound, RegistryError, StorageError, open_writer
 from registry.migrations import MIGRATIONS
 from registry.site import Site
 
 log = logging.getLogger(__name__)
 
-BOOKS_WAIT_S = 20.0  # how long a report waits for the scheduler's books
 STATUS = {Forbidden: 403, NotFound: 404, Conflict: 409, Misdirected: 421, StorageError: 503, SchedulerUnavailable: 503}
 
 
@@ -63,7 +63,8 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             *control_keys.routes(),
             *control_limits.routes(),
             *control_prices.routes(),
-            web.get("/v1/report/usage", report_usage),
+            *control_ledger.routes(),
+            *control_reports.routes(),
             web.get("/v1/queue", control_cluster.queue),
             web.get("/v1/nodes", control_cluster.nodes),
             web.get("/v1/limits", control_cluster.usage),
@@ -160,26 +161,6 @@ async def poke(request: web.Request) -> web.Response:
     if controller.watch is not None:
         controller.watch.hurry()
     return answer({})
-
-
-async def report_usage(request: web.Request) -> web.Response:
-    controller = reading(request, "report")
-    scheduler_error = None  # otherwise the jobs are as they were last known
-    try:
-        async with asyncio.timeout(BOOKS_WAIT_S):
-            await controller.settle(running=True)
-    except SchedulerError as e:
-        scheduler_error = str(e)
-    except TimeoutError:
-        scheduler_error = f"the scheduler's books were not brought up to date within {BOOKS_WAIT_S:g} s"
-    site = controller.site
-
-    def make() -> reports.UsageReport:
-        """On a thread and over connections of its own: adding up a long ledger keeps nobody waiting."""
-        with closing(open_reader(site.registry_db)) as registry, closing(open_reader(site.ledger_db)) as ledger:
-            return reports.usage(registry, ledger, scheduler_error)
-
-    return answer(await asyncio.to_thread(make))
 
 
 # The process.

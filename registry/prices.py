@@ -146,7 +146,8 @@ class PriceBook:
         models: Mapping[str, TokenPrice] | None = None,
         gpus: Mapping[str, GpuPrice] | None = None,
     ) -> None:
-        self._models, self._gpus = models or {}, gpus or {}
+        self._models = {} if models is None else models  # not a copy: providers' prices come later
+        self._gpus = gpus or {}
         self._versions: dict[tuple[Kind, str], tuple[list[str], list[Version]]] = {}
         for version in sorted(versions, key=lambda v: v.valid_from):
             starts, found = self._versions.setdefault((version.kind, version.name), ([], []))
