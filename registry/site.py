@@ -204,6 +204,9 @@ def _problems(site: Site) -> Iterator[tuple[str, str]]:
             ipaddress.ip_network(network)
         except ValueError as e:
             yield "gateway.metrics_from", f'{e}; write a network ("10.2.0.0/16", "fd00::/8") or one address'
+    for percent in site.alerts.thresholds:
+        if not 1 <= percent <= 100:
+            yield "alerts.thresholds", f"must be percents from 1 to 100, not {percent}"
     if site.scheduler.min_poll_s > site.scheduler.max_poll_s:
         lowest = f"{site.scheduler.min_poll_s:g} s (scheduler.min_poll)"
         yield "scheduler.max_poll", f"must be at least {lowest}, not {site.scheduler.max_poll_s:g} s"

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from cli.config import config
 from cli.context import Context
-from registry.site import SITE_CONFIGS, Price, load_site, show
+from registry.site import SITE_CONFIGS, GpuPrice, Price, load_site, show
 from registry.strict_toml import ConfigError
 
 SHIPPED = sorted(SITE_CONFIGS.glob("*.toml"))
@@ -100,7 +100,9 @@ def test_the_private_cluster_trains_on_cpu_nodes_and_serves_where_the_gpus_are(t
 
 def test_the_example_prices_models_and_names_others_without_their_keys():
     site = load_site(SITE_CONFIGS / "slurm-example.toml", {})
-    assert site.prices["llama-3.1-70b"] == Price(prompt=4.0, completion=12.0)
+    assert site.prices["llama-3.1-70b"] == Price(prompt=4.0, cached=0.4, completion=12.0)
+    assert site.gpu_prices["h100"] == GpuPrice(hour=2.5) and site.tenants.default.burst == 100
+    assert site.ledger.keep_months == 24 and site.attribution.idle == "pro-rata"
     assert site.external["claude"].api_key_env == "ANTHROPIC_API_KEY"
     assert site.defaults.train.time_limit_s == 86400 and site.defaults.serve.time_limit_s == 7 * 86400
     assert site.partitions["gpu"].peak_tflops == 989
@@ -209,6 +211,12 @@ def test_networks_that_are_none_are_refused_with_how_one_is_written(small, netwo
 def test_a_longest_wait_for_slurm_below_the_shortest_is_refused(small):
     said = refused(small(), {}, ("scheduler.min_poll=40s",))
     assert "scheduler.max_poll: must be at least 40 s (scheduler.min_poll), not 30 s" in said
+
+
+@pytest.mark.parametrize("percent", [0, 101, -5])
+def test_a_threshold_of_no_percent_of_a_limit_is_refused(small, percent: int):
+    said = refused(small(f"[alerts]\nthresholds = [50, {percent}]\n"))
+    assert f"alerts.thresholds: must be percents from 1 to 100, not {percent}" in said
 
 
 def test_a_key_in_place_of_its_variables_name_is_refused_without_being_printed(small):
