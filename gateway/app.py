@@ -36,7 +36,7 @@ from gateway.replica_gauges import watch_replicas
 from gateway.replica_health import Fault, ReplicaHealth
 from gateway.router import Router
 from gateway.shadow import Shadow
-from gateway.surfaces import health, metrics, models
+from gateway.surfaces import health, metrics, models, usage
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import Standing, WaitingRoom
 from gateway.windows import Calendar
@@ -61,6 +61,7 @@ def make_app(site: Site) -> web.Application:
         app.router.add_post(path, cold.elsewhere)  # the front's; known here so that GET is told what is allowed
     app.router.add_get("/v1/models", models.models)
     app.router.add_get("/v1/models/{model:.+}", models.model)
+    app.router.add_get("/v1/usage", usage.usage)
     app.router.add_get("/metrics", metrics.metrics)
     app.router.add_get("/health", health.health)
     app.router.add_get("/ready", health.ready)

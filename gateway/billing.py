@@ -13,6 +13,7 @@ from gateway.calls import Call
 from gateway.errors import LedgerUnwritable
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
+from gateway.passed_on import PassedOn
 from registry import ledger
 from registry.clock import Stamps
 from registry.keys import LiveKey
@@ -43,6 +44,7 @@ class Bill:
         "microcredits",
         "noted",
         "outcome",
+        "passed_on",
     )
 
     def __init__(
@@ -57,6 +59,7 @@ class Bill:
         self.microcredits = 0
         self.noted: Usage | None = None
         self.outcome: Outcome | None = None
+        self.passed_on: PassedOn | None = None  # of a stream
 
     def __enter__(self) -> Bill:
         """Raises LedgerUnwritable or BadRequest. Nothing may be sent before `when_held`."""
@@ -70,6 +73,23 @@ class Bill:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.attempt.event_id in self._billing.running:
+            self._close()
+
+    def settle(self) -> None:
+        """The attempt is completed: that is journaled now, before the client hears of it, so that what ended is billed
+        also if the process is killed in this moment."""
+        self.outcome = Outcome.COMPLETED
+        if self.attempt.event_id in self._billing.running:
+            self._close()
+            self._billing.writer.flush()
+
+    def running_count(self) -> Usage | None:
+        """What is to be billed should the process be killed."""
+        counted = self.meter.usage
+        return counted if self.passed_on is None else self.passed_on.of(counted)
+
+    def _close(self) -> None:
         billing = self._billing
         attempt = self.attempt
         del billing.running[attempt.event_id]
@@ -186,7 +206,7 @@ class Billing:
         while True:
             await asyncio.sleep(NOTE_S)
             for event_id, bill in self.running.items():
-                usage = bill.meter.usage
+                usage = bill.running_count()
                 if usage is not None and usage != bill.noted:
                     bill.noted = usage
                     self.writer.record(

@@ -371,23 +371,24 @@ def test_a_signal_to_the_whole_group_does_not_end_it(worker: Worker) -> None:
 
 def test_it_says_the_prices_of_those_models_that_litellm_knows(worker: Worker) -> None:
     assert set(worker.said["prices"]) == {PRICED}
-    prompt, completion = worker.said["prices"][PRICED]
-    assert 0 < prompt < completion < 1e-3
+    prompt, completion, cached = worker.said["prices"][PRICED]
+    assert 0 < cached < prompt < completion < 1e-3
 
 
 def test_a_price_is_found_by_the_whole_name_or_within_the_provider_only() -> None:
+    gpt = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6, "cache_read_input_token_cost": 1e-7}
     costs = {
-        "gpt": {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6, "litellm_provider": "openai"},
+        "gpt": {**gpt, "litellm_provider": "openai"},
         "gemini/flash": {"input_cost_per_token": 3e-6, "output_cost_per_token": 4e-6, "litellm_provider": "gemini"},
         "embed": {"input_cost_per_token": 5e-6, "litellm_provider": "openai"},
         "picture": {"output_cost_per_image": 1.0, "litellm_provider": "openai"},
     }
     asked = ["openai/gpt", "azure/gpt", "gemini/flash", "openai/embed", "openai/picture", "openai/gone", "gpt"]
     assert prices(costs, asked) == {
-        "openai/gpt": (1e-6, 2e-6),
-        "gemini/flash": (3e-6, 4e-6),
-        "openai/embed": (5e-6, 0.0),
-        "gpt": (1e-6, 2e-6),
+        "openai/gpt": (1e-6, 2e-6, 1e-7),
+        "gemini/flash": (3e-6, 4e-6, None),
+        "openai/embed": (5e-6, 0.0, None),
+        "gpt": (1e-6, 2e-6, 1e-7),
     }
 
 
