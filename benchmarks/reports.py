@@ -150,7 +150,8 @@ def fill(db: sqlite3.Connection, events: int) -> None:
         INSERT INTO usage_events
         SELECT printf('%024x:1', i), 'tenant-' || (i % {TENANTS}),
             printf('key-%08x', i % {TENANTS * KEYS}), 'model-' || (i % {MODELS}),
-            'replica-' || (i * {DAYS} / {events} * {PER_DAY} + i / 7 % {REPLICAS} * {MODELS} + i % {MODELS}), 'chat', at, 'user-' || (i % {TENANTS * KEYS}),
+            'replica-' || (i * {DAYS} / {events} * {PER_DAY} + i / 7 % {REPLICAS} * {MODELS} + i % {MODELS}),
+            'chat', at, 'user-' || (i % {TENANTS * KEYS}),
             100 + i % 900, 10 + i % 90, 120 + i % 1080,
             CASE WHEN i % 100 THEN 'completed' ELSE 'client_left' END, at, i % 100, i % 10
         FROM (SELECT i, strftime('%Y-%m-%dT%H:%M:%S.000000Z', julianday('{FIRST}') + {DAYS}.0 * i / {events}) AS at
@@ -173,7 +174,8 @@ def fill(db: sqlite3.Connection, events: int) -> None:
     db.execute(
         f"""WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {DAYS * PER_DAY * 24})
             INSERT INTO busy SELECT 'replica-' || (i / 24),
-                strftime('%Y-%m-%dT', '{FIRST}', (i / 24 / {PER_DAY}) || ' days') || printf('%02d', i % 24), ? FROM n""",
+                strftime('%Y-%m-%dT', '{FIRST}', (i / 24 / {PER_DAY}) || ' days') || printf('%02d', i % 24), ?
+            FROM n""",
         (b"\x55" * 450,),
     )
     db.execute("COMMIT")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import pwd
@@ -18,7 +19,10 @@ from launchers import (
     control_cluster,
     control_deployments,
     control_endpoints,
+    control_keys,
     control_ledger,
+    control_limits,
+    control_prices,
     control_reports,
     control_runs,
     control_tenants,
@@ -55,12 +59,10 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             web.get("/v1/deployments/{name}", control_deployments.get_deployment),
             web.post("/v1/deployments/{name}/stop", control_deployments.stop_deployment),
             *control_endpoints.routes(),
-            web.get("/v1/tenants", listing("tenant", tenants.everyone)),
-            web.post("/v1/tenants", control_tenants.create_tenant),
-            web.post("/v1/tenants/{name}/limits", control_tenants.set_limits),
-            web.get("/v1/keys", control_tenants.list_keys),
-            web.post("/v1/keys", control_tenants.create_key),
-            web.post("/v1/keys/{id}/revoke", control_tenants.revoke_key),
+            *control_tenants.routes(),
+            *control_keys.routes(),
+            *control_limits.routes(),
+            *control_prices.routes(),
             *control_reports.routes(),
             *control_ledger.routes(),
             web.get("/v1/queue", control_cluster.queue),
@@ -112,7 +114,9 @@ def principal_of(connection: socket.socket, service_uid: int) -> Principal:
 @web.middleware
 async def identify(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
     assert request.transport is not None
-    request[PRINCIPAL] = principal_of(request.transport.get_extra_info("socket"), os.getuid())
+    caller, controller = principal_of(request.transport.get_extra_info("socket"), os.getuid()), request.app[CONTROLLER]
+    belongs_to = await controller.write(tenants.of_user, controller.db, caller.name)
+    request[PRINCIPAL] = dataclasses.replace(caller, tenants=belongs_to)
     return await handler(request)
 
 
