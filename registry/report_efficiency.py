@@ -98,8 +98,7 @@ def _measures(of: Month) -> dict[str, float | None]:
         "Idle replicas, credits": credits(idle.microcredits),
         "GPU-hours of training": total(of.times, "training").gpu_s / HOUR,
         "GPU-hours of batch jobs": total(of.times, "batch").gpu_s / HOUR,
-        "GPU-hours wasted": (total(of.times, "idle", "startup").gpu_s + sum(x.seconds * x.gpus for x in of.lost))
-        / HOUR,
+        "GPU-hours wasted": (total(of.times, "idle", "startup").gpu_s + lost_s) / HOUR,
     }
 
 
