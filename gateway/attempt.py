@@ -35,8 +35,10 @@ class Asked:
     surface: Surface
     caller: LiveKey
     began: float
+    request_id: str  # the answer's x-request-id, unless the client named one
     hold: Hold = field(init=False)  # once it is admitted
     served_by: str = ""  # a deployment, or a provider's model
+    attempts: int = 0  # so far: the number of the last one's event
     queued_s: float = 0.0
     first_output: float | None = None
     used: Usage | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from gateway.admission import Hold
@@ -18,7 +18,7 @@ from registry import ledger
 from registry.clock import Stamps
 from registry.keys import LiveKey
 from registry.ledger import Attempt, Note, Outcome, Release, UsageEvent
-from registry.prices import PriceBook, TokenPrice
+from registry.prices import PriceBook, TokenPrice, Version
 from registry.steps import mint
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Bill:
     )
 
     def __init__(
-        self, billing: Billing, attempt: Attempt, call: Call, hold: Hold, meter: Meter, price: TokenPrice | None
+        self, billing: Billing, attempt: Attempt, call: Call, hold: Hold | None, meter: Meter, price: TokenPrice | None
     ) -> None:
         self._billing = billing
         self._call = call
@@ -99,9 +99,12 @@ class Bill:
             return
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
         cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
-        self.microcredits = cost = ledger.cost(self._price, prompt, completion, cached)
-        self._hold.used += prompt + completion
-        self._hold.paid += cost
+        self.microcredits = cost = self.cost(usage)
+        if again := self.meter.repeated_prompt_tokens:
+            billing.repeated(attempt.replica, again)
+        if self._hold is not None:
+            self._hold.used += prompt + completion
+            self._hold.paid += cost
         billing.writer.record(
             UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
         )
@@ -114,9 +117,9 @@ class Bill:
         else:
             writer.when_journaled(then, failed)
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> int:
+    def cost(self, usage: Usage) -> int:
         """Micro-credits."""
-        return ledger.cost(self._price, prompt_tokens, completion_tokens)
+        return ledger.cost(self._price, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
 
     def _usage(self) -> Usage | None:
         """What is to be billed; None for nothing at all."""
@@ -132,38 +135,68 @@ class Bill:
 
 
 class Billing:
-    """`now` is the wall clock, in nanoseconds since 1970."""
+    """`prices` are those of models by name, where no version is in force (`priced`); what changes in them counts.
+
+    `now` is the wall clock, in nanoseconds since 1970. `repeated` is told prompt tokens (of a replica, how many) that
+    its engine counts and no event has.
+    """
 
     def __init__(
-        self, writer: LedgerWriter, prices: Mapping[str, TokenPrice], now: Callable[[], int] = time.time_ns
+        self,
+        writer: LedgerWriter,
+        prices: Mapping[str, TokenPrice],
+        now: Callable[[], int] = time.time_ns,
+        repeated: Callable[[str, int], None] = lambda replica, tokens: None,
     ) -> None:
         self.writer = writer
+        self.repeated = repeated
         self.running: dict[str, Bill] = {}  # by event id
         self.stopping = False  # the process is ending: what is cut off now is cut off by us
         self._prices = prices
+        self._book = PriceBook((), prices)
         self._now = now
         self._stamps = Stamps()
 
+    def request_id(self) -> str:
+        """A new request's. Its attempts are events of that name, with a colon and a number from 1 behind it."""
+        return mint(self._now())
+
     def attempt(
-        self, caller: LiveKey, call: Call, replica: str, hold: Hold, meter: Meter, deployment: str = ""
+        self,
+        caller: LiveKey,
+        call: Call,
+        replica: str,
+        hold: Hold | None,
+        meter: Meter,
+        deployment: str = "",
+        event_id: str | None = None,
     ) -> Bill:
         """The bill of an attempt that is about to begin; entering it holds, leaving it settles or releases.
 
-        A LoRA adapter without a price of its own costs what its `deployment` does.
+        `hold`: what its caller's limits have set aside; None for Headgate itself, which has none. A LoRA adapter
+        without a price of its own costs what its `deployment` does. `event_id`: None for a request's only attempt.
         """
-        ns = self._now()
         attempt = Attempt(
-            f"{mint(ns)}:1",
+            event_id or f"{self.request_id()}:1",
             caller.tenant.name,
             caller.id,
             call.model,
             replica,
             call.kind,
-            self._stamps.text(ns),
+            self.stamp(),
             caller.user,
         )
-        price = PriceBook((), self._prices).of_model(call.model, deployment, attempt.started_at)
+        price = self._book.of_model(call.model, deployment, attempt.started_at)
         return Bill(self, attempt, call, hold, meter, price)
+
+    def priced(self, versions: Sequence[Version]) -> None:
+        """What the registry says now; an attempt costs what was in force when it began."""
+        self._book = PriceBook(versions, self._prices)
+
+    def estimate(self, call: Call, model: str, deployment: str) -> int:
+        """Micro-credits that a call of a model costs at most, as far as its tokens are known."""
+        price = self._book.of_model(model, deployment, self.stamp())
+        return ledger.cost(price, call.prompt_tokens, call.completion_tokens)
 
     def stamp(self) -> str:
         return self._stamps.text(self._now())
@@ -176,5 +209,13 @@ class Billing:
                 usage = bill.running_count()
                 if usage is not None and usage != bill.noted:
                     bill.noted = usage
-                    prompt, completion = usage.prompt_tokens, usage.completion_tokens
-                    self.writer.record(Note(event_id, prompt, completion, bill.cost(prompt, completion)))
+                    self.writer.record(
+                        Note(
+                            event_id,
+                            usage.prompt_tokens,
+                            usage.completion_tokens,
+                            bill.cost(usage),
+                            usage.cached_tokens,
+                            usage.reasoning_tokens,
+                        )
+                    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,11 +59,13 @@ class LedgerWriter:
         """Why nothing can be billed now; None when it can."""
         return self._failure or self._projector.failure
 
-    def tokens_by_tenant(self) -> dict[str, int]:
-        """What each tenant used that is settled, as the ledger has it now. Raises StorageError."""
+    def totals(self, *periods: str) -> dict[tuple[str, str, str], tuple[int, int]]:
+        """What was used that is settled, as the ledger has it now (see registry.ledger.totals). Raises StorageError."""
         db = open_reader(self._path)
         try:
-            return ledger.tokens_by_tenant(db)
+            return ledger.totals(db, *periods)
+        except sqlite3.Error as e:
+            raise StorageError(f"{self._path}: cannot be read: {e}") from e
         finally:
             db.close()
 

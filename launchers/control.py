@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import pwd
@@ -10,7 +11,6 @@ import signal
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 from typing import Any
 
 from aiohttp import web
@@ -19,24 +19,29 @@ from launchers import (
     control_cluster,
     control_deployments,
     control_endpoints,
+    control_keys,
     control_ledger,
+    control_limits,
+    control_prices,
+    control_reports,
     control_runs,
     control_tenants,
+    notify,
 )
+from launchers.alerts import Alerting
 from launchers.control_cluster import CLUSTER, Cluster, Misdirected
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
 from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.schedulers import watch_for
-from registry import models, reports, tenants
+from registry import models, tenants
 from registry.access import Forbidden, Principal
-from registry.db import Conflict, NotFound, RegistryError, StorageError, open_reader, open_writer
+from registry.db import Conflict, NotFound, RegistryError, StorageError, open_writer
 from registry.migrations import MIGRATIONS
 from registry.site import Site
 
 log = logging.getLogger(__name__)
 
-BOOKS_WAIT_S = 20.0  # how long a report waits for the scheduler's books
 STATUS = {Forbidden: 403, NotFound: 404, Conflict: 409, Misdirected: 421, StorageError: 503, SchedulerUnavailable: 503}
 
 
@@ -56,14 +61,12 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             web.get("/v1/deployments/{name}", control_deployments.get_deployment),
             web.post("/v1/deployments/{name}/stop", control_deployments.stop_deployment),
             *control_endpoints.routes(),
-            web.get("/v1/tenants", listing("tenant", tenants.everyone)),
-            web.post("/v1/tenants", control_tenants.create_tenant),
-            web.post("/v1/tenants/{name}/limits", control_tenants.set_limits),
-            web.get("/v1/keys", control_tenants.list_keys),
-            web.post("/v1/keys", control_tenants.create_key),
-            web.post("/v1/keys/{id}/revoke", control_tenants.revoke_key),
+            *control_tenants.routes(),
+            *control_keys.routes(),
+            *control_limits.routes(),
+            *control_prices.routes(),
             *control_ledger.routes(),
-            web.get("/v1/report/usage", report_usage),
+            *control_reports.routes(),
             web.get("/v1/queue", control_cluster.queue),
             web.get("/v1/nodes", control_cluster.nodes),
             web.get("/v1/limits", control_cluster.usage),
@@ -77,7 +80,8 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
 async def turning(app: web.Application) -> Any:
     """The controller's loop, and the watch that it follows, for as long as the API is served."""
     controller = app[CONTROLLER]
-    loops = [asyncio.create_task(controller.run())]
+    alerting = Alerting(controller, notify.channels(controller.site.alerts, controller.site.name))
+    loops = [asyncio.create_task(controller.run()), asyncio.create_task(alerting.run())]
     if controller.watch is not None:
         loops.append(asyncio.create_task(controller.watch.run()))
         loops.append(asyncio.create_task(controller.follow(controller.watch)))
@@ -113,7 +117,9 @@ def principal_of(connection: socket.socket, service_uid: int) -> Principal:
 @web.middleware
 async def identify(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
     assert request.transport is not None
-    request[PRINCIPAL] = principal_of(request.transport.get_extra_info("socket"), os.getuid())
+    caller, controller = principal_of(request.transport.get_extra_info("socket"), os.getuid()), request.app[CONTROLLER]
+    belongs_to = await controller.write(tenants.of_user, controller.db, caller.name)
+    request[PRINCIPAL] = dataclasses.replace(caller, tenants=belongs_to)
     return await handler(request)
 
 
@@ -158,26 +164,6 @@ async def poke(request: web.Request) -> web.Response:
     if controller.watch is not None:
         controller.watch.hurry()
     return answer({})
-
-
-async def report_usage(request: web.Request) -> web.Response:
-    controller = reading(request, "report")
-    scheduler_error = None  # otherwise the jobs are as they were last known
-    try:
-        async with asyncio.timeout(BOOKS_WAIT_S):
-            await controller.settle(running=True)
-    except SchedulerError as e:
-        scheduler_error = str(e)
-    except TimeoutError:
-        scheduler_error = f"the scheduler's books were not brought up to date within {BOOKS_WAIT_S:g} s"
-    site = controller.site
-
-    def make() -> reports.UsageReport:
-        """On a thread and over connections of its own: adding up a long ledger keeps nobody waiting."""
-        with closing(open_reader(site.registry_db)) as registry, closing(open_reader(site.ledger_db)) as ledger:
-            return reports.usage(registry, ledger, scheduler_error)
-
-    return answer(await asyncio.to_thread(make))
 
 
 # The process.

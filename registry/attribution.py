@@ -1,8 +1,21 @@
-"""GPU time of a window, attributed: whose it was, line by line, in parts that add up to Slurm's own total."""
+"""GPU time of a window, attributed: whose it was, line by line, in parts that add up to Slurm's own total. Pure.
+
+A replica starts up until it is ready; after that it is idle in every second in which no request ran. The rest is split
+among those who used it by their tokens, weighted. What Headgate asked of it itself (probes, shadows) is nobody's use,
+and idle time too; so are busy seconds of which no work is known, because its request ended after the window.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+from registry.settings import Attribution, Weights
+from registry.steps import PLATFORM
+
+HOUR_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +50,62 @@ class Books:
     gpu_s: int
     cpu_s: int
     partial: str | None  # why this may not be all, in words
+    holders: tuple[tuple[str, str], ...] = ()  # (reservation, the first account that may use it), as they are now
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """In which seconds a replica had a request."""
+
+    hours: Mapping[int, int] = field(default_factory=dict)  # an hour's first Unix second -> a bit for each of its
+    # seconds, the first one's the lowest
+
+    def seconds(self, start: int, end: int) -> int:
+        """How many there are in [start, end)."""
+        found = 0
+        for hour, bits in self.hours.items():
+            first, last = max(start - hour, 0), min(end - hour, HOUR_S)
+            if first < last:
+                found += (bits >> first & (1 << last - first) - 1).bit_count()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What somebody used of a replica: tokens of requests that ended in the window."""
+
+    tenant: str
+    user: str
+    model: str
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt's
+    completion_tokens: int
+
+    def weight(self, weights: Weights) -> Fraction:
+        fresh = max(0, self.prompt_tokens - self.cached_tokens)
+        counted = ((weights.prompt, fresh), (weights.cached, self.cached_tokens))
+        # Corrections may take back more than a window's requests used.
+        whole = sum(Fraction(w) * n for w, n in (*counted, (weights.completion, self.completion_tokens)))
+        return max(Fraction(whole), Fraction(0))
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaWork:
+    deployment: str
+    ready_at: int | None  # Unix seconds; None: it never was
+    busy: Busy = Busy()
+    shares: tuple[Share, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Payers:
+    """Who is charged for a job: the tenant of its account, or its user's only tenant where it ran in no account."""
+
+    accounts: Mapping[str, str]  # account -> tenant
+    homes: Mapping[str, str]  # user -> tenant, of those who belong to exactly one
+
+    def of(self, job: Allocation) -> str | None:
+        return self.accounts.get(job.account) if job.account else self.homes.get(job.user)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +136,107 @@ class Attributed:
             self.books.gpu_s,
             self.books.cpu_s,
         )
+
+
+def attribute(books: Books, replicas: Mapping[str, ReplicaWork], payers: Payers, policy: Attribution) -> Attributed:
+    """Every allocation of the books in lines, none of which is empty. `replicas` are by id."""
+    return Attributed(
+        tuple(line for job in books.allocations for line in _lines(job, _parts(job, books, replicas, payers, policy))),
+        books,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Of an allocation, as seconds, which need not be whole."""
+
+    what: str
+    tenant: str | None
+    user: str
+    model: str
+    seconds: Fraction
+
+
+def _parts(
+    job: Allocation, books: Books, replicas: Mapping[str, ReplicaWork], payers: Payers, policy: Attribution
+) -> list[_Part]:
+    if job.purpose != "serve":
+        what = "training" if job.purpose in ("train", "convert") else "batch"
+        return [_Part(what, payers.of(job), job.user, "", Fraction(1))]
+    work = replicas.get(job.subject or "", ReplicaWork("", None))
+    ready = job.end if work.ready_at is None else min(max(work.ready_at, job.start), job.end)
+    weights = {share: weight for share in work.shares if (weight := share.weight(policy.weights))}
+    everybody = sum(weights.values(), Fraction(0))
+    theirs = {share: weight for share, weight in weights.items() if share.tenant != PLATFORM}
+    busy = Fraction(work.busy.seconds(ready, job.end))
+    serving = [
+        _Part("serving", share.tenant, share.user, share.model, busy * weight / everybody)
+        for share, weight in theirs.items()
+    ]
+    idle = job.end - ready - sum((part.seconds for part in serving), Fraction(0))
+
+    def charged(what: str, seconds: Fraction, to: Literal["owner", "pro-rata", "reservation"]) -> Iterator[_Part]:
+        if to == "pro-rata" and theirs:
+            by_tenant: dict[str, Fraction] = {}
+            for share, weight in theirs.items():
+                by_tenant[share.tenant] = by_tenant.get(share.tenant, Fraction(0)) + weight
+            whole = sum(by_tenant.values())
+            for tenant, weight in by_tenant.items():
+                yield _Part(what, tenant, "", work.deployment, seconds * weight / whole)
+            return
+        holder = _holder(job, books, payers, policy) if to == "reservation" else None
+        yield _Part(what, holder or payers.of(job), job.user, work.deployment, seconds)
+
+    return [
+        *charged("startup", Fraction(ready - job.start), policy.startup),
+        *charged("idle", idle, policy.idle),
+        *serving,
+    ]
+
+
+def _holder(job: Allocation, books: Books, payers: Payers, policy: Attribution) -> str | None:
+    """The tenant that holds the reservation a job ran in."""
+    if job.reservation is None:
+        return None
+    account = dict(books.holders).get(job.reservation, "")
+    return policy.reservations.get(job.reservation) or payers.accounts.get(account)
+
+
+def _lines(job: Allocation, parts: Sequence[_Part]) -> Iterator[Line]:
+    types = job.gpus_by_type or (("", 0),)
+    counts = [Fraction(count) for _, count in types]
+    amounts = zip(split(job.gpu_s, counts), split(job.cpu_s, counts), strict=True)
+    proportions = [part.seconds for part in parts]
+    for (gpu_type, _), (gpu_s, cpu_s) in zip(types, amounts, strict=True):
+        divided = zip(parts, split(gpu_s, proportions), split(cpu_s, proportions), strict=True)
+        for part, part_gpu_s, part_cpu_s in divided:
+            if part_gpu_s or part_cpu_s:
+                yield Line(
+                    what=part.what,
+                    tenant=part.tenant,
+                    user=part.user,
+                    account=job.account,
+                    partition=job.partition,
+                    qos=job.qos,
+                    model=part.model,
+                    subject=job.subject or job.job,
+                    gpu_type=gpu_type,
+                    gpu_s=part_gpu_s,
+                    cpu_s=part_cpu_s,
+                )
+
+
+def split(total: int, proportions: Sequence[Fraction]) -> list[int]:
+    """A whole number in whole parts that add up to it, each within 1 of its exact share (largest remainders first).
+
+    Where all proportions are 0, the first part is all.
+    """
+    whole = sum(proportions, Fraction(0))
+    if not whole:
+        return [total, *[0] * (len(proportions) - 1)]
+    exact = [total * p / whole for p in proportions]
+    parts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda n: (parts[n] - exact[n], n))
+    for n in by_remainder[: total - sum(parts)]:
+        parts[n] += 1
+    return parts

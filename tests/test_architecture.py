@@ -28,6 +28,8 @@ HOMES = {
     "transformers": "launchers/megatron/",
     "pyarrow": "launchers/megatron/",
     "matplotlib": "cli/plot.py",
+    "jinja2": "cli/render_html.py",
+    "weasyprint": "cli/render_pdf.py",
 }
 # What runs inside a job, in an environment with nothing of the control plane's: standard library only.
 STANDARD_LIBRARY_ONLY = (

@@ -96,7 +96,8 @@ def argv(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[str]
     command = [
         *start,
         *model,
-        *spec.engine_args,  # before ours: vLLM takes the last word of each
+        "--enable-prompt-tokens-details",  # its usage then tells cached tokens apart; theirs may say otherwise
+        *spec.engine_args,  # before the rest of ours: vLLM takes the last word of each
         *("--served-model-name", spec.name),
         *("--host", spec.listen, "--port", str(port)),
         *("--middleware", "launchers.vllm.guard.Guard"),

@@ -1,0 +1,145 @@
+"""`headgate report gpu`: GPU-hours by whom and for what, priced, in parts that add up to the scheduler's own total."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from registry import clock
+from registry.attribution import Allocation, Attributed, Line
+from registry.prices import PriceBook
+from registry.report import Chart, Check, Column, Section
+from registry.report_columns import HOUR, MICRO, TOP, Row, credits, dimensions, equal, named, row, top
+
+ALLOWED = ("tenant", "user", "model", "account", "partition", "qos", "gpu", "subject")
+DEFAULT = ("tenant",)
+WHATS = {"serving": "Serving", "startup": "Start-up", "idle": "Idle", "training": "Training", "batch": "Batch"}
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTime:
+    """What a reader may see of a window's GPU time."""
+
+    lines: tuple[Line, ...]
+    allocations: tuple[Allocation, ...]
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]  # why it may not be all
+
+
+def seen(attributed: Attributed, tenants: Collection[str] | None, payer: Callable[[Allocation], str | None]) -> GpuTime:
+    """`tenants`: of these alone; the site's totals are then nobody's to see. `payer`: the tenant of a job."""
+    books = attributed.books
+    notes = () if books.partial is None else (f"The scheduler's books may not be whole: {books.partial}",)
+    if tenants is not None:
+        return GpuTime(
+            tuple(line for line in attributed.lines if line.tenant in tenants),
+            tuple(a for a in books.allocations if payer(a) in tenants),
+            (Check("the site's parts add up to the scheduler's total", attributed.adds_up),),
+            notes,
+        )
+    checks = tuple(
+        equal(f"{name} of the lines", sum(of), total, "the scheduler's total")
+        for name, of, total in (
+            ("GPU-seconds", (line.gpu_s for line in attributed.lines), books.gpu_s),
+            ("CPU-seconds", (line.cpu_s for line in attributed.lines), books.cpu_s),
+        )
+    )
+    return GpuTime(attributed.lines, books.allocations, checks, notes)
+
+
+Priced = Callable[[Line], int]  # micro-credits
+
+
+def prices_of(allocations: Iterable[Allocation], book: PriceBook) -> Priced:
+    """A GPU-hour costs what was in force when its allocation began, or where the window did if that was later."""
+    paid: dict[tuple[str, str], tuple[float, int]] = {}  # (subject, type) -> credits per hour times GPU-seconds, these
+    for a in allocations:
+        at = clock.text(datetime.fromtimestamp(a.start, UTC))
+        for kind, gpus in a.gpus_by_type:
+            seconds = gpus * (a.end - a.start)
+            before = paid.get(key := (a.subject or a.job, kind), (0.0, 0))
+            paid[key] = (before[0] + book.of_gpu(kind, at) * seconds, before[1] + seconds)
+
+    def price(line: Line) -> int:
+        weighted, seconds = paid.get((line.subject, line.gpu_type), (0.0, 0))
+        return round(weighted / seconds * line.gpu_s * MICRO / HOUR) if seconds else 0
+
+    return price
+
+
+def seconds(lines: Iterable[Line], *whats: str) -> tuple[int, int]:
+    """(GPU-seconds, CPU-seconds) of all lines, or of those that are one of `whats`."""
+    chosen = [line for line in lines if not whats or line.what in whats]
+    return sum(line.gpu_s for line in chosen), sum(line.cpu_s for line in chosen)
+
+
+def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
+    """Where there was no GPU at all, the parts are CPU-hours."""
+    groups: dict[tuple[str, ...], list[Line]] = {}
+    for line in of.lines:
+        groups.setdefault(tuple(_value(line, one) for one in by), []).append(line)
+    unit, main = ("GPU", 0) if seconds(of.lines)[0] else ("CPU", 1)
+
+    def cells(lines: Collection[Line]) -> Row:
+        gpu_s, cpu_s = seconds(lines)
+        parts = {what: seconds(lines, what)[main] / HOUR for what in WHATS}
+        paid = credits(sum(map(priced, lines)))
+        return row(**parts, gpu_hours=gpu_s / HOUR, cpu_hours=cpu_s / HOUR, credits=paid)
+
+    most = top([*groups.items()], lambda item: seconds(item[1]))
+    chart = Chart(
+        "stacked",
+        f"{unit}-hours by {by[0]}",
+        f"{unit}-hours",
+        tuple(" / ".join(key) for key, _ in most),
+        tuple((title, tuple(seconds(lines, what)[main] / HOUR for _, lines in most)) for what, title in WHATS.items()),
+    )
+    return Section(
+        "gpu",
+        f"{unit}-hours",
+        (
+            *dimensions(by),
+            *(Column(what, title, "hours") for what, title in WHATS.items()),
+            Column("gpu_hours", "GPU-hours", "hours"),
+            Column("cpu_hours", "CPU-hours", "hours"),
+            Column("credits", "Credits", "credits"),
+        ),
+        tuple(named(by, key) | cells(lines) for key, lines in sorted(groups.items())),
+        named(by[:1], ["total"]) | cells(of.lines),
+        notes=(
+            "A GPU-hour costs what was in force when its job began.",
+            *((f"The chart shows the {TOP} largest of {len(groups)}.",) if len(groups) > TOP else ()),
+        ),
+        charts=(chart,) if groups else (),
+    )
+
+
+def by_what(of: GpuTime, priced: Priced) -> Section:
+    """In whole seconds, which add up."""
+
+    def cells(what: str, lines: Collection[Line]) -> Row:
+        gpu_s, cpu_s = seconds(lines)
+        return row(what=what, gpu_s=gpu_s, cpu_s=cpu_s, credits=credits(sum(map(priced, lines))))
+
+    return Section(
+        "what",
+        "What for",
+        (
+            Column("what", "What"),
+            Column("gpu_s", "GPU-seconds", "count"),
+            Column("cpu_s", "CPU-seconds", "count"),
+            Column("credits", "Credits", "credits"),
+        ),
+        tuple(cells(t, [line for line in of.lines if line.what == what]) for what, t in WHATS.items()),
+        cells("total", of.lines),
+    )
+
+
+def _value(line: Line, by: str) -> str:
+    match by:
+        case "tenant":
+            return line.tenant or "none"
+        case "gpu":
+            return line.gpu_type or ("untyped" if line.gpu_s else "none")
+    return str(getattr(line, by)) or "none"
