@@ -38,6 +38,7 @@ COMMANDS = {
     "models": ("cli.listing", "models", "List models, their versions and aliases."),
     "tenant": ("cli.tenants", "tenant", "Tenants: who is billed, and their limits."),
     "key": ("cli.tenants", "key", "Keys: what applications call with."),
+    "login": ("cli.login", "login", "Get a key for this cluster's user that you are, by MUNGE."),
     "report": ("cli.report", "report", "What was used, by whom, and what is left."),
     "ledger": ("cli.ledger", "ledger", "The ledger: prove it, export it, copy it, correct it."),
     "config": ("cli.config", "config", "Settings of the site."),
