@@ -13,6 +13,7 @@ from gateway.calls import Call
 from gateway.errors import LedgerUnwritable
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
+from gateway.passed_on import PassedOn
 from registry import ledger
 from registry.clock import Stamps
 from registry.keys import LiveKey
@@ -43,6 +44,7 @@ class Bill:
         "microcredits",
         "noted",
         "outcome",
+        "passed_on",
     )
 
     def __init__(
@@ -57,6 +59,7 @@ class Bill:
         self.microcredits = 0
         self.noted: Usage | None = None
         self.outcome: Outcome | None = None
+        self.passed_on: PassedOn | None = None  # of a stream
 
     def __enter__(self) -> Bill:
         """Raises LedgerUnwritable or BadRequest. Nothing may be sent before `when_held`."""
@@ -70,6 +73,23 @@ class Bill:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.attempt.event_id in self._billing.running:
+            self._close()
+
+    def settle(self) -> None:
+        """The attempt is completed: that is journaled now, before the client hears of it, so that what ended is billed
+        also if the process is killed in this moment."""
+        self.outcome = Outcome.COMPLETED
+        if self.attempt.event_id in self._billing.running:
+            self._close()
+            self._billing.writer.flush()
+
+    def running_count(self) -> Usage | None:
+        """What is to be billed should the process be killed."""
+        counted = self.meter.usage
+        return counted if self.passed_on is None else self.passed_on.of(counted)
+
+    def _close(self) -> None:
         billing = self._billing
         attempt = self.attempt
         del billing.running[attempt.event_id]
@@ -80,6 +100,8 @@ class Bill:
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
         cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
         self.microcredits = cost = self.cost(usage)
+        if again := self.meter.repeated_prompt_tokens:
+            billing.repeated(attempt.replica, again)
         if self._hold is not None:
             self._hold.used += prompt + completion
             self._hold.paid += cost
@@ -115,13 +137,19 @@ class Bill:
 class Billing:
     """`prices` are those of models by name, where no version is in force (`priced`); what changes in them counts.
 
-    `now` is the wall clock, in nanoseconds since 1970.
+    `now` is the wall clock, in nanoseconds since 1970. `repeated` is told prompt tokens (of a replica, how many) that
+    its engine counts and no event has.
     """
 
     def __init__(
-        self, writer: LedgerWriter, prices: Mapping[str, TokenPrice], now: Callable[[], int] = time.time_ns
+        self,
+        writer: LedgerWriter,
+        prices: Mapping[str, TokenPrice],
+        now: Callable[[], int] = time.time_ns,
+        repeated: Callable[[str, int], None] = lambda replica, tokens: None,
     ) -> None:
         self.writer = writer
+        self.repeated = repeated
         self.running: dict[str, Bill] = {}  # by event id
         self.stopping = False  # the process is ending: what is cut off now is cut off by us
         self._prices = prices
@@ -178,7 +206,7 @@ class Billing:
         while True:
             await asyncio.sleep(NOTE_S)
             for event_id, bill in self.running.items():
-                usage = bill.meter.usage
+                usage = bill.running_count()
                 if usage is not None and usage != bill.noted:
                     bill.noted = usage
                     self.writer.record(

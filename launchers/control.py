@@ -5,6 +5,7 @@ calls, and, for other hosts, over HTTPS with a key.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import pwd
@@ -21,12 +22,17 @@ from launchers import (
     control_cluster,
     control_deployments,
     control_endpoints,
+    control_keys,
     control_ledger,
+    control_limits,
     control_login,
+    control_prices,
     control_reports,
     control_runs,
     control_tenants,
+    notify,
 )
+from launchers.alerts import Alerting
 from launchers.control_cluster import CLUSTER, Cluster, Misdirected
 from launchers.control_http import CONTROLLER, PRINCIPAL, Unauthenticated, answer, reading
 from launchers.controller import Controller
@@ -72,14 +78,12 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             web.get("/v1/deployments/{name}", control_deployments.get_deployment),
             web.post("/v1/deployments/{name}/stop", control_deployments.stop_deployment),
             *control_endpoints.routes(),
-            web.get("/v1/tenants", listing("tenant", tenants.everyone)),
-            web.post("/v1/tenants", control_tenants.create_tenant),
-            web.post("/v1/tenants/{name}/limits", control_tenants.set_limits),
-            web.get("/v1/keys", control_tenants.list_keys),
-            web.post("/v1/keys", control_tenants.create_key),
-            web.post("/v1/keys/{id}/revoke", control_tenants.revoke_key),
-            *control_reports.routes(),
+            *control_tenants.routes(),
+            *control_keys.routes(),
+            *control_limits.routes(),
+            *control_prices.routes(),
             *control_ledger.routes(),
+            *control_reports.routes(),
             web.get("/v1/queue", control_cluster.queue),
             web.get("/v1/nodes", control_cluster.nodes),
             web.get("/v1/limits", control_cluster.usage),
@@ -93,7 +97,8 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
 async def turning(app: web.Application) -> Any:
     """The controller's loop, and the watch that it follows, for as long as the API is served."""
     controller = app[CONTROLLER]
-    loops = [asyncio.create_task(controller.run())]
+    alerting = Alerting(controller, notify.channels(controller.site.alerts, controller.site.name))
+    loops = [asyncio.create_task(controller.run()), asyncio.create_task(alerting.run())]
     if controller.watch is not None:
         loops.append(asyncio.create_task(controller.watch.run()))
         loops.append(asyncio.create_task(controller.follow(controller.watch)))
@@ -131,11 +136,13 @@ async def identify(request: web.Request, handler: Callable[[web.Request], Awaita
     assert request.transport is not None
     if request.path in control_login.OPEN:
         return await handler(request)
-    connection = request.transport.get_extra_info("socket")
+    connection, controller = request.transport.get_extra_info("socket"), request.app[CONTROLLER]
     if connection.family == socket.AF_UNIX:
-        request[PRINCIPAL] = principal_of(connection, os.getuid())
+        caller = principal_of(connection, os.getuid())
     else:
-        request[PRINCIPAL] = await control_login.principal_by_key(request)
+        caller = await control_login.principal_by_key(request)
+    belongs_to = await controller.write(tenants.of_user, controller.db, caller.name)
+    request[PRINCIPAL] = dataclasses.replace(caller, tenants=belongs_to)
     return await handler(request)
 
 
