@@ -275,6 +275,18 @@ def test_config_show_origin_and_json_say_where_each_value_came_from(small):
     assert {"key": "scheduler.slurm_conf", "value": None, "origin": "default"} in rows
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "gate.example.org", "10.1.2.3"])
+def test_the_control_api_is_not_offered_to_other_hosts_without_tls(small, host: str):
+    said = refused(small(f'[control]\nport = 8082\nhost = "{host}"\n'))
+    assert "control.tls: is needed where others can reach the control API" in said and host in said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_the_control_api_may_be_plain_on_this_machine(small, host: str):
+    assert load_site(small(f'[control]\nport = 8082\nhost = "{host}"\n'), {}).control.port == 8082
+    assert load_site(small('[control]\nhost = "0.0.0.0"\n'), {}).control.port is None
+
+
 def test_config_show_of_a_broken_site_prints_the_problem_and_fails(small):
     result = CliRunner().invoke(config, ["show"], obj=Context(small("[gateway]\nport = 'x'\n")))
     assert result.exit_code == 1
