@@ -89,7 +89,8 @@ def _steps(c: sqlite3.Connection) -> Iterator[str]:
     """What was posted for each event, beside the event and the hold."""
     found = c.execute(
         f"""SELECT event_id, steps, available, held, consumed, e.microcredits AS cost, e.outcome AS outcome,
-               h.held_microcredits AS open, p.tenant AS tenant, one_tenant, coalesce(e.tenant, h.tenant, p.tenant) AS its
+               h.held_microcredits AS open, p.tenant AS tenant, one_tenant,
+               coalesce(e.tenant, h.tenant, p.tenant) AS its
             FROM (SELECT event_id, {_WHICH} AS steps, sum(available) AS available, sum(held) AS held,
                       sum(consumed) AS consumed, min(tenant) AS tenant, min(tenant) = max(tenant) AS one_tenant
                   FROM entries WHERE step != 'carried' GROUP BY event_id) AS p
@@ -186,7 +187,8 @@ def _totals(c: sqlite3.Connection) -> Iterator[str]:
         for subject, column in (("key", "key_id"), ("user", "user"), ("tenant", "tenant"), ("model", "model"))
     )
     for r in _differing(c, "SELECT * FROM usage_totals", said, 3, 2):
-        yield f"{r[1]} {r[2]}, {r[0]}: its total (tokens, micro-credits) is {tuple(r)[3:5]}, its days say {tuple(r)[5:]}"
+        total, summed = tuple(r)[3:5], tuple(r)[5:]
+        yield f"{r[1]} {r[2]}, {r[0]}: its total (tokens, micro-credits) is {total}, its days say {summed}"
 
 
 def _days(c: sqlite3.Connection) -> Iterator[str]:

@@ -40,25 +40,23 @@ class Sums:
         days, spans = self._days, self._spans
         completed, reversed_ = Outcome.COMPLETED.value, Outcome.REVERSED.value
         for event in events:
-            _, tenant, key, model, replica, kind, started, user, prompt, completion, paid, how, at, cached, thought = (
-                event
-            )
+            _, tenant, key, model, replica, kind, began, user, prompt, answer, paid, how, at, cached, thought = event
             day = (at[:10], tenant, user, key, model, replica, kind)
             sums = days.get(day)
             if sums is None:
                 sums = days[day] = [0, 0, 0, 0, 0, 0, 0]
             if how == completed:
                 sums[0] += 1
-                spans.add((replica, started[:19], at[:19]))
+                spans.add((replica, began[:19], at[:19]))
             elif how == reversed_:
                 sums[0] -= 1
             else:
                 sums[0] += 1
                 sums[1] += 1
-                spans.add((replica, started[:19], at[:19]))
+                spans.add((replica, began[:19], at[:19]))
             sums[2] += prompt
             sums[3] += cached
-            sums[4] += completion
+            sums[4] += answer
             sums[5] += thought
             sums[6] += paid
 
@@ -111,6 +109,8 @@ def _by_hour(spans: set[tuple[str, str, str]]) -> dict[tuple[str, str], int]:
     """(replica, hour) -> a bit for each second in which an attempt ran, from the first to the last of each span."""
     found: dict[tuple[str, str], int] = {}
     for replica, first, last in spans:
+        if not first:  # it does not say when it began
+            continue
         hour = first[:13]
         offset = int(first[14:16]) * 60 + int(first[17:19])
         while hour <= last[:13]:
