@@ -47,9 +47,9 @@ from registry.db import open_writer
 from registry.demand import Demand, note_demand
 from registry.deployments import DeploymentState, ReplicaState
 from registry.ledger_migrations import MIGRATIONS as LEDGER_MIGRATIONS
-from registry.report import Report
 from registry.own_steps import JOURNALS
 from registry.projection import Projection
+from registry.report import Report
 from registry.runs import RunState
 from registry.site import Environments, Replicas, Site
 
