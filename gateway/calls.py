@@ -210,7 +210,7 @@ def count(fields: dict[str, Any], name: str, least: int, most: int) -> int | Non
 
 
 def bounded(call: Call, context_tokens: int | None = None) -> Call:
-    """The call of a tenant with a token budget, whose answers can use no more than is held for them.
+    """The call of one whose tokens or credits are limited: its answers can use no more than is held for them.
 
     All that the client allows is held, without a cap; where it states no bound, the engine or provider is sent one,
     within `context_tokens`: an engine refuses a bound above the longest sequence it takes.

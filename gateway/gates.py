@@ -197,10 +197,12 @@ def spoken(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     minutes = -(-whole // 60)
-    days, hours, minutes = minutes // 1440, minutes % 1440 // 60, minutes % 60
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = -(-minutes // 60)
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def _free(budget: Budget) -> int:

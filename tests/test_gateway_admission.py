@@ -388,7 +388,16 @@ def test_the_tightest_limit_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.2, "1 s"), (59, "59 s"), (60.5, "2 min"), (7979, "2 h 13 min"), (3600, "1 h 0 min"), (90000, "1 d 1 h")],
+    [
+        (0.2, "1 s"),
+        (59, "59 s"),
+        (60.5, "2 min"),
+        (7979, "2 h 13 min"),
+        (3600, "1 h 0 min"),
+        (90000, "1 d 1 h"),
+        (90060, "1 d 2 h"),
+        (86399, "1 d 0 h"),
+    ],
 )
 def test_a_wait_is_said_in_a_persons_units(seconds: float, words: str) -> None:
     assert gates.spoken(seconds) == words
