@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -52,7 +53,7 @@ def report(
     shown = render(made, form)
     if output is not None:
         write(output, shown)
-    elif isinstance(shown, bytes) and click.get_binary_stream("stdout").isatty():
+    elif isinstance(shown, bytes) and sys.stdout.isatty():
         raise click.UsageError("a PDF is not for a terminal: say where it goes with -o FILE")
     else:
         click.echo(shown, nl=False)

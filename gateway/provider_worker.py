@@ -5,8 +5,8 @@ in a process of its own these stall no stream of the gateway's. To the gateway i
 and counts as vLLM does. It ends when its standard input does, so that it never outlives the gateway, and with nothing
 else: a signal to the whole process group must not cut the streams that a stopping gateway still finishes.
 
-Once it listens it says so in one line of JSON: {"prices": {MODEL: [dollars per prompt token, per completion token, per cached one]}}
-for those of the models whose price LiteLLM knows.
+Once it listens it says so in one line of JSON, {"prices": {MODEL: [dollars per prompt token, per completion token, per
+cached one]}}, for those of the models whose price LiteLLM knows.
 
 A request's body has, besides what its client sent, an object ENVELOPE: which model to ask, where, and with which key.
 """

@@ -123,7 +123,7 @@ def checked_holder(name: str) -> str:
 
 
 def checked_model(name: str, what: str = "model") -> str:
-    """What clients may call a model by, and Slurm a type of GPU. Raises RegistryError for what cannot be such a name."""
+    """What clients may call a model by, and Slurm a type of GPU. Raises RegistryError for anything else."""
     if not (0 < len(name) <= LONGEST_MODEL and name.isprintable() and " " not in name):
         raise RegistryError(
             f"{what} name {name!r} is not allowed: 1 to {LONGEST_MODEL} printable characters without spaces"
