@@ -213,12 +213,6 @@ def test_a_longest_wait_for_slurm_below_the_shortest_is_refused(small):
     assert "scheduler.max_poll: must be at least 40 s (scheduler.min_poll), not 30 s" in said
 
 
-@pytest.mark.parametrize("percent", [0, 101, -5])
-def test_a_threshold_of_no_percent_of_a_limit_is_refused(small, percent: int):
-    said = refused(small(f"[alerts]\nthresholds = [50, {percent}]\n"))
-    assert f"alerts.thresholds: are percent, from 1 to 100, not {percent}" in said
-
-
 def test_a_key_in_place_of_its_variables_name_is_refused_without_being_printed(small):
     message = refused(small('[external.claude]\nmodel = "anthropic/x"\napi_key_env = "sk-secret-123"\n'))
     assert message.startswith("small.toml:13: external.claude.api_key_env: names the environment variable")
