@@ -43,7 +43,7 @@ class Capture:
         self._read: dict[str, Counters] = {}  # the latest of each engine
         self._changed: set[str] = set()  # replicas whose counters are not written down
         self._repeated: Counter[str] = Counter()  # prompt tokens, by replica, that are not written down
-        self._waiting = False  # an errand is on its way
+        self._told = 0  # how many times
         self._compared: Sequence[Compared] = ()
 
     def counted(self, replica: Replica, prompt_tokens: int, completion_tokens: int) -> None:
@@ -65,9 +65,8 @@ class Capture:
 
     def tell(self) -> None:
         """Write down what is new, and look at what the ledger has."""
-        if self._waiting:  # another gateway has the ledger, or it cannot be written
-            return
-        self._waiting = True
+        self._told += 1
+        number = self._told
         ready = {replica.id: replica.created_at for replica in self._ready()}
         new = [self._read[replica_id] for replica_id in self._changed]
         unread = ready.keys() - self._read.keys()
@@ -77,10 +76,10 @@ class Capture:
         since = min(ready.values(), default="")[:10]
 
         def errand(db: Database) -> None:
-            self._waiting = False
             if new or repeated:
                 capture.note_counters(db, new, repeated)
-            self._compared = capture.compare(db, ready.keys(), since)
+            if number == self._told:  # many may have waited, while another gateway had the ledger
+                self._compared = capture.tokens(db, ready.keys(), since)
 
         self._on_projector(errand)
 

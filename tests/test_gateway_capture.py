@@ -60,11 +60,11 @@ def test_only_what_changed_is_written_and_only_ready_replicas_are_shown(db: Data
     watched = Capture(errands.append, lambda: ready)
     used(db, "r1", 7, 4)
     watched.counted(R1, 8, 4)
+    watched.tell()
     watched.counted(R2, 5, 5)
     watched.tell()
-    watched.tell()  # the first has not been run yet
-    (first,) = errands
-    first(db)
+    while errands:  # another gateway had the ledger for a while
+        errands.pop(0)(db)
     assert watched.ratios() == {
         ("tiny", "r1", "prompt"): 7 / 8,
         ("tiny", "r1", "generation"): 1.0,

@@ -49,6 +49,7 @@ from registry.deployments import DeploymentState, ReplicaState
 from registry.ledger_migrations import MIGRATIONS as LEDGER_MIGRATIONS
 from registry.own_steps import JOURNALS
 from registry.projection import Projection
+from registry.report import Report
 from registry.runs import RunState
 from registry.site import Environments, Replicas, Site
 
@@ -566,39 +567,25 @@ async def test_the_control_plane_starts_and_answers_while_the_scheduler_is_down(
         assert (await platform.get("status"))["scheduler"]["cluster"] == cluster.name  # as last known
 
 
-async def test_a_report_is_made_while_the_scheduler_is_silent_and_says_so(platform: Platform) -> None:
-    open_writer(platform.site.ledger_db, LEDGER_MIGRATIONS).close()
-    await platform.deploy()
-    await platform.reaches("ready")
-    report = await platform.get("report/usage")
-    assert report["scheduler_error"] is None and [j["state"] for j in report["jobs"]] == ["RUNNING"]
-    platform.cluster.silent = True
-    report = await platform.get("report/usage")
-    assert report["scheduler_error"] == "squeue did not answer within 30 s"
-    assert [(j["state"], j["cpus"]) for j in report["jobs"]] == [("RUNNING", 1)]  # as last known
-    platform.cluster.silent = False
-    await platform.stopped()
-
-
 async def test_a_long_report_does_not_keep_the_registrys_writer(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_writer(platform.site.ledger_db, LEDGER_MIGRATIONS).close()
     began, go = threading.Event(), threading.Event()
-    usage = reports.usage
+    make = reports.make
 
-    def slow(*args: Any) -> reports.UsageReport:
+    def slow(*args: Any) -> Report:
         began.set()
         assert go.wait(20)
-        return usage(*args)
+        return make(*args)
 
-    monkeypatch.setattr(reports, "usage", slow)
+    monkeypatch.setattr(reports, "make", slow)
     asked = asyncio.create_task(platform.get("report/usage"))
     await asyncio.to_thread(began.wait, 20)
     await platform.turns(3)
     assert not asked.done()
     go.set()
-    assert (await asked)["jobs"] == []
+    assert (await asked)["kind"] == "usage"
 
 
 @pytest.mark.parametrize(
@@ -1037,11 +1024,6 @@ async def test_what_is_asked_wrongly_is_refused_by_its_field(
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"nul"])
 async def test_a_body_that_is_not_json_is_refused(platform: Platform, data: bytes) -> None:
     assert (await platform.post("tenants", data=data)).status == 400
-
-
-async def test_a_report_without_a_ledger_says_that_it_cannot_be_read(platform: Platform) -> None:
-    async with platform.session.get("http://control/v1/report/usage") as response:
-        assert response.status == 503 and "ledger.db" in (await response.text())
 
 
 def test_the_kernel_says_who_calls_and_that_decides_who_is_an_administrator() -> None:
