@@ -70,7 +70,7 @@ def make_app(site: Site) -> web.Application:
         loop = asyncio.get_running_loop()
         settings = site.gateway
         catalog = Catalog(site.registry_db, keys.secret_of(site.key_secret))
-        ledger = LedgerWriter(site.ledger_db, loop)
+        ledger = LedgerWriter(site.ledger_db, loop, keep_months=site.ledger.keep_months)
         counted = Metrics()
         pool = Pool(connect_timeout=settings.connect_timeout_s, sweep=min(SWEEP_S, settings.read_timeout_s / 4))
         called = Called()

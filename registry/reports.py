@@ -239,7 +239,9 @@ def _by(of: Asked, s: Sources, window: Window) -> dict[tuple[str, ...], Counts]:
 
 def _gpu(of: Asked, s: Sources) -> Parts:
     time, priced = _time(of, s, of.window, s.told.books)
-    return Parts((gpu.by_columns(time, of.by, priced), gpu.by_what(time, priced)), time.checks, time.notes)
+    return Parts(
+        (gpu.by_columns(time, of.by, priced), gpu.what_for(gpu.by_what(time.lines, priced))), time.checks, time.notes
+    )
 
 
 def _models(of: Asked, s: Sources) -> Parts:
@@ -250,28 +252,29 @@ def _models(of: Asked, s: Sources) -> Parts:
 
 
 def _efficiency(of: Asked, s: Sources) -> Parts:
-    now = _month(of, s, of.window, s.told.books)
-    before = None if s.told.before is None else _month(of, s, of.window.before, s.told.before)
+    now, time = _month(of, s, of.window, s.told.books)
+    before = None if s.told.before is None else _month(of, s, of.window.before, s.told.before)[0]
     return Parts(
         (
             efficiency.compared(now, before, of.window),
             efficiency.wasted(now),
-            efficiency.waits(now.gpu.allocations, of.by),
+            efficiency.waits(time.allocations, of.by),
             efficiency.restarts(now.lost),
         ),
-        now.gpu.checks,
-        now.gpu.notes,
+        time.checks,
+        time.notes,
     )
 
 
-def _month(of: Asked, s: Sources, window: Window, books: Books | None) -> efficiency.Month:
+def _month(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[efficiency.Month, GpuTime]:
     time, priced = _time(of, s, window, books)
     counts = together(ledger_sums.used(s.ledger, window, tenants=of.tenants).values())
     start, end = window_text(window)
     runs = {a.subject for a in time.allocations if a.subject}
     jobs = {f"{j.subject}/{j.job_id}": j for j in accounting.everything(s.registry) if j.subject in runs}
     ended = [a for a in attempts.ended_between(s.registry, start, end) if a.run in runs]
-    return efficiency.Month(counts, time, priced, efficiency.lost(ended, jobs))
+    times = gpu.by_what(time.lines, priced)
+    return efficiency.Month(counts, times, efficiency.lost(ended, jobs)), time
 
 
 def _time(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[GpuTime, gpu.Priced]:
@@ -298,6 +301,11 @@ def _price_book(s: Sources) -> prices.PriceBook:
 def _statement(of: Asked, s: Sources) -> Parts:
     known = [t.name for t in tenants.everyone(s.registry) if _is_shown(of, t.name)]
     time, priced = _time(of, s, of.window, s.told.books)
+    times = gpu.summed(time.lines, priced, lambda line: line.tenant)
+    gpu_types: dict[str | None, set[str]] = {}
+    for line in time.lines:
+        if line.gpu_s:
+            gpu_types.setdefault(line.tenant, set()).add(line.gpu_type)
     by_model = ledger_sums.used(s.ledger, of.window, "tenant", "model", tenants=known)
     by_user = ledger_sums.used(s.ledger, of.window, "tenant", "user", tenants=known)
     before = ledger_sums.used_before(s.ledger, of.window.first, known)
@@ -307,7 +315,6 @@ def _statement(of: Asked, s: Sources) -> Parts:
     }
     sections: list[Section] = []
     for name in known:
-        lines = None if s.told.books is None else [line for line in time.lines if line.tenant == name]
         used = _of_tenant(by_model, name)
         account = statement.Account(
             name,
@@ -316,17 +323,17 @@ def _statement(of: Asked, s: Sources) -> Parts:
             used,
             _of_tenant(by_user, name),
             [c for c in corrections if c.tenant == name],
-            lines,
+            None if s.told.books is None else times.get(name, {}),
             in_force(
                 prices.everything(s.registry),
                 s.site.prices,
                 s.site.gpu_prices,
                 {model: served_by.get(model, model) for model in used},
-                {line.gpu_type for line in lines or () if line.gpu_s},
+                gpu_types.get(name, set()),
                 of.window,
             ),
         )
-        sections += statement.sections(account, of.window, priced)
+        sections += statement.sections(account, of.window)
     return Parts(tuple(sections), time.checks, time.notes)
 
 
