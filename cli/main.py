@@ -40,6 +40,7 @@ COMMANDS = {
     "key": ("cli.keys", "key", "Keys: what users and applications call with."),
     "limit": ("cli.limits", "limit", "Limits of tenants, users, keys and models."),
     "price": ("cli.prices", "price", "Prices of tokens and GPU hours, in versions."),
+    "login": ("cli.login", "login", "Get a key for this cluster's user that you are, by MUNGE."),
     "report": ("cli.report", "report", "What was used, by whom, and what is left."),
     "ledger": ("cli.ledger", "ledger", "The ledger: prove it, export it, copy it, correct it."),
     "config": ("cli.config", "config", "Settings of the site."),

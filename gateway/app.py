@@ -19,6 +19,7 @@ from gateway.app_keys import GATEWAY, SITE
 from gateway.attempt import Patience
 from gateway.backing import Backing
 from gateway.billing import Billing
+from gateway.capture import Capture
 from gateway.catalog import Catalog, View
 from gateway.demand import Called
 from gateway.dispatch import Gateway
@@ -35,7 +36,7 @@ from gateway.replica_gauges import watch_replicas
 from gateway.replica_health import Fault, ReplicaHealth
 from gateway.router import Router
 from gateway.shadow import Shadow
-from gateway.surfaces import health, metrics, models
+from gateway.surfaces import health, metrics, models, usage
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import Standing, WaitingRoom
 from gateway.windows import Calendar
@@ -60,6 +61,7 @@ def make_app(site: Site) -> web.Application:
         app.router.add_post(path, cold.elsewhere)  # the front's; known here so that GET is told what is allowed
     app.router.add_get("/v1/models", models.models)
     app.router.add_get("/v1/models/{model:.+}", models.model)
+    app.router.add_get("/v1/usage", usage.usage)
     app.router.add_get("/metrics", metrics.metrics)
     app.router.add_get("/health", health.health)
     app.router.add_get("/ready", health.ready)
@@ -68,7 +70,7 @@ def make_app(site: Site) -> web.Application:
         loop = asyncio.get_running_loop()
         settings = site.gateway
         catalog = Catalog(site.registry_db, keys.secret_of(site.key_secret))
-        ledger = LedgerWriter(site.ledger_db, loop)
+        ledger = LedgerWriter(site.ledger_db, loop, keep_months=site.ledger.keep_months)
         counted = Metrics()
         pool = Pool(connect_timeout=settings.connect_timeout_s, sweep=min(SWEEP_S, settings.read_timeout_s / 4))
         called = Called()
@@ -81,7 +83,8 @@ def make_app(site: Site) -> web.Application:
 
         replicas = ReplicaHealth(loop.time, ejected=ejected)
         providers = Providers(site, os.environ)
-        billing = Billing(ledger, providers.prices)
+        capture = Capture(ledger.on_projector, catalog.every_ready)
+        billing = Billing(ledger, providers.prices, repeated=capture.repeated)
         gw = app[GATEWAY] = Gateway(
             site=site,
             catalog=catalog,
@@ -117,7 +120,7 @@ def make_app(site: Site) -> web.Application:
         catalog.on_change += [gw.queues.resize, lambda _: gw.room.changed(), registered]
         catalog.on_gone += [gw.router.forget, gw.health.forget]
         catalog.refresh()
-        _show_gauges(gw)
+        _show_gauges(gw, capture)
         background = [
             _watched(task)
             for task in (
@@ -132,7 +135,9 @@ def make_app(site: Site) -> web.Application:
                     gw.router.gauged,
                     loop.time,
                     fault_of=dispatch.fault,
+                    counted=capture.counted,
                 ),
+                capture.watch(),
                 called.tell(
                     lambda told: ledger.on_projector(lambda db: note_demand(db, told)),
                     gw.queues.in_use,
@@ -146,6 +151,7 @@ def make_app(site: Site) -> web.Application:
         await asyncio.gather(*background, return_exceptions=True)
         await gw.shadow.close()
         await gw.providers.close()
+        capture.tell()
         await ledger.close()
         pool.close()
         catalog.close()
@@ -197,9 +203,15 @@ def stopping(app: web.Application) -> None:
     app[GATEWAY].billing.stopping = True
 
 
-def _show_gauges(gw: Gateway) -> None:
+def _show_gauges(gw: Gateway, capture: Capture) -> None:
     """What /metrics reads at each scrape."""
     watch_replicas(gw.metrics, gw.catalog.every_ready, gw.health, gw.router.snapshot, gw.clock)
     deployment = ("deployment",)
     gw.metrics.watch("requests_running", "Requests at a deployment's replicas.", deployment, gw.queues.taken)
     gw.metrics.watch("requests_queued", "Requests that wait for a place.", deployment, gw.queues.waiting)
+    gw.metrics.watch(
+        "ledger_engine_tokens_ratio",
+        "Tokens in the ledger for each that a replica's engine counted.",
+        ("deployment", "replica", "type"),
+        capture.ratios,
+    )

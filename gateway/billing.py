@@ -13,6 +13,7 @@ from gateway.calls import Call
 from gateway.errors import LedgerUnwritable
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
+from gateway.passed_on import PassedOn
 from registry import ledger
 from registry.clock import Stamps
 from registry.keys import LiveKey
@@ -37,12 +38,15 @@ class Bill:
         "_call",
         "_failed_before",
         "_hold",
+        "_noted",
+        "_over",
+        "_owed",
         "_price",
         "attempt",
         "meter",
         "microcredits",
-        "noted",
         "outcome",
+        "passed_on",
     )
 
     def __init__(
@@ -55,8 +59,11 @@ class Bill:
         self.attempt = attempt
         self.meter = meter
         self.microcredits = 0
-        self.noted: Usage | None = None
+        self._noted: Usage | None = None
         self.outcome: Outcome | None = None
+        self.passed_on: PassedOn | None = None  # of a stream
+        self._over = False
+        self._owed: UsageEvent | None = None  # its settlement, until its client has been sent all
 
     def __enter__(self) -> Bill:
         """Raises LedgerUnwritable or BadRequest. Nothing may be sent before `when_held`."""
@@ -70,22 +77,59 @@ class Bill:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if not self._over:
+            self._close()
+
+    def settle(self) -> None:
+        """The attempt is completed: that is journaled now, before the client hears of it, so that what ended is billed
+        also if the process is killed in this moment. Not so for a client that has yet to be sent what came before."""
+        self.outcome = Outcome.COMPLETED
+        if not self._over:
+            self._close()
+            self._billing.writer.flush()
+
+    def note(self) -> None:
+        """Journal what is to be billed should the process be killed from now on, if it has changed."""
+        usage = self._passed_on()
+        if self._owed is not None and usage == self.meter.usage:
+            self.pay()
+        elif usage is not None and usage != self._noted:
+            self._noted = usage
+            prompt, completion = usage.prompt_tokens, usage.completion_tokens
+            cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
+            event_id = self.attempt.event_id
+            self._billing.writer.record(Note(event_id, prompt, completion, self.cost(usage), cached, reasoning))
+
+    def pay(self) -> None:
+        """Journal the settlement that is owed, if one is."""
+        if self._owed is not None:
+            del self._billing.running[self.attempt.event_id]
+            self._billing.writer.record(self._owed)
+
+    def _passed_on(self) -> Usage | None:
+        counted = self.meter.usage
+        return counted if self.passed_on is None else self.passed_on.of(counted)
+
+    def _close(self) -> None:
+        self._over = True
         billing = self._billing
         attempt = self.attempt
-        del billing.running[attempt.event_id]
         usage = self._usage()
         if usage is None or self.outcome is None:
+            del billing.running[attempt.event_id]
             billing.writer.record(Release(attempt.event_id))
             return
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
         cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
         self.microcredits = cost = self.cost(usage)
+        if again := self.meter.repeated_prompt_tokens:
+            billing.repeated(attempt.replica, again)
         if self._hold is not None:
             self._hold.used += prompt + completion
             self._hold.paid += cost
-        billing.writer.record(
-            UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
-        )
+        self._owed = UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
+        if self.outcome is not Outcome.COMPLETED or billing.stopping or self._passed_on() == self.meter.usage:
+            self.pay()
 
     def when_held(self, then: Callable[[], object], failed: Callable[[LedgerUnwritable], object]) -> None:
         """Dispatch in `then`: the hold is journaled by now."""
@@ -115,13 +159,19 @@ class Bill:
 class Billing:
     """`prices` are those of models by name, where no version is in force (`priced`); what changes in them counts.
 
-    `now` is the wall clock, in nanoseconds since 1970.
+    `now` is the wall clock, in nanoseconds since 1970. `repeated` is told prompt tokens (of a replica, how many) that
+    its engine counts and no event has.
     """
 
     def __init__(
-        self, writer: LedgerWriter, prices: Mapping[str, TokenPrice], now: Callable[[], int] = time.time_ns
+        self,
+        writer: LedgerWriter,
+        prices: Mapping[str, TokenPrice],
+        now: Callable[[], int] = time.time_ns,
+        repeated: Callable[[str, int], None] = lambda replica, tokens: None,
     ) -> None:
         self.writer = writer
+        self.repeated = repeated
         self.running: dict[str, Bill] = {}  # by event id
         self.stopping = False  # the process is ending: what is cut off now is cut off by us
         self._prices = prices
@@ -174,20 +224,12 @@ class Billing:
         return self._stamps.text(self._now())
 
     async def note_running(self) -> None:
-        """Journals the running counts that changed. Runs until cancelled."""
-        while True:
-            await asyncio.sleep(NOTE_S)
-            for event_id, bill in self.running.items():
-                usage = bill.meter.usage
-                if usage is not None and usage != bill.noted:
-                    bill.noted = usage
-                    self.writer.record(
-                        Note(
-                            event_id,
-                            usage.prompt_tokens,
-                            usage.completion_tokens,
-                            bill.cost(usage),
-                            usage.cached_tokens,
-                            usage.reasoning_tokens,
-                        )
-                    )
+        """Journals the running counts that changed, and what is owed of those that are over. Runs until cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(NOTE_S)
+                for bill in list(self.running.values()):
+                    bill.note()
+        finally:
+            for bill in list(self.running.values()):
+                bill.pay()

@@ -19,6 +19,7 @@ GatewayError
   NotContinued        502  a stream broke off, and another replica refuses to go on with it
   NoReplica           503  the deployment exists, nothing of it is ready
   LedgerUnwritable    503  nothing is served that cannot be billed
+  LedgerUnreadable    503  what was used cannot be told
   Bug                 500  ours
 """
 
@@ -204,6 +205,13 @@ class LedgerUnwritable(GatewayError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"usage cannot be recorded, so nothing is served: {why}")
+
+
+class LedgerUnreadable(GatewayError):
+    status = 503
+    code = "ledger_unreadable"
+    should_retry = True
+    retry_after = 5
 
 
 def shape(error: GatewayError, request_id: str | None = None) -> dict[str, Any]:

@@ -16,6 +16,10 @@ CONTROLLER = web.AppKey("controller", Controller)
 PRINCIPAL = web.RequestKey("principal", Principal)
 
 
+class Unauthenticated(PermissionError):
+    """Nobody knows who asks; the message says why."""
+
+
 def reading(request: web.Request, kind: str) -> Controller:
     """The controller, for a principal who may read things of this kind. Raises Forbidden."""
     require(request[PRINCIPAL], Verb.READ, Object(kind, ""))

@@ -160,10 +160,11 @@ def scene(slurm_cluster: PrivateCluster) -> Iterator[Scene]:
     client.requeue(requeued)
     client.cancel(cancelled)
     until(requeued, lambda job: job.restarts == 1 and job.state.pending)
+    passed(2)  # slurmd refuses to start a job in the second in which it was killed
     client.update(requeued, starts_in_s=0)  # instead of in two minutes
+    until(requeued, runs)
     for job_id in (cancelled, array):
         until(job_id, lambda job: job.state.ended)
-    until(requeued, runs)
     end = passed(2)
     passed(2)
     for job_id in (serving, requeued):

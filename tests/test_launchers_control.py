@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,13 +40,15 @@ from launchers.local_scheduler import LocalScheduler
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobRequest, JobState, JobStatus, JobUsage, SchedulerError, SchedulerUnavailable
 from launchers.spec import Environment
-from registry import accounting, clock, deployments, reports, runs
+from registry import accounting, clock, deployments, ledger, reports, runs
 from registry import site as settings
 from registry.access import Forbidden, Object, Principal, Verb
 from registry.db import open_writer
 from registry.demand import Demand, note_demand
 from registry.deployments import DeploymentState, ReplicaState
 from registry.ledger_migrations import MIGRATIONS as LEDGER_MIGRATIONS
+from registry.own_steps import JOURNALS
+from registry.projection import Projection
 from registry.report import Report
 from registry.runs import RunState
 from registry.site import Environments, Replicas, Site
@@ -256,6 +258,19 @@ async def test_a_model_directory_is_deployed_stopped_and_its_job_is_in_the_books
     assert (job["cpus"], job["gpus"]) == (1, 0) and job["ended_at"] >= job["started_at"]
     assert len(platform.cluster.cancelled) == 1  # not again on every turn while it drained
     assert platform.cluster.drained == platform.cluster.cancelled
+
+
+async def test_what_a_starting_replica_was_asked_is_in_the_platforms_books(platform: Platform) -> None:
+    await platform.deploy()
+    (replica,) = (await platform.reaches("ready"))["replicas"]
+    with closing(ledger.open_ledger(platform.site.ledger_db)) as db:
+        Projection(db, platform.site.state_dir / JOURNALS).turn()
+        (event,) = ledger.usage_events(db)
+        assert (ledger.check(db), ledger.open_holds(db)) == ([], 0)
+    attempt = event.attempt
+    assert (attempt.tenant, attempt.kind, attempt.model) == ("platform", "probe", "chat")
+    assert attempt.replica == replica["replica"]["id"]
+    assert (event.prompt_tokens, event.completion_tokens, event.microcredits) == (2, 1, 0)
 
 
 async def test_an_engine_that_fails_fails_its_deployment_with_its_words(platform: Platform) -> None:
@@ -1033,6 +1048,7 @@ async def test_a_user_reads_everything_and_administers_nothing(platform: Platfor
     assert await as_nobody("POST", "tenants", '{"name": "mine"}') == 403
     assert await as_nobody("POST", "keys", '{"tenant": "mine"}') == 403
     assert await as_nobody("GET", "report/usage") == 403
+    assert await as_nobody("POST", "ledger/reversals", '{"event_id": "x:1", "reason": "none"}') == 403
     assert await as_nobody("POST", "deployments/chat/stop") == 403
     assert (await platform.get("deployments/chat"))["deployment"]["state"] == "ready"
     await platform.stopped()
