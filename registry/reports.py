@@ -9,7 +9,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from registry import accounting, attempts, clock, deployments, keys, limits, prices, replica_work, tenants
+from registry import (
+    accounting,
+    attempts,
+    capture,
+    clock,
+    deployments,
+    keys,
+    limits,
+    prices,
+    replica_work,
+    report_capture,
+    tenants,
+)
 from registry import report_efficiency as efficiency
 from registry import report_gpu as gpu
 from registry import report_models as models
@@ -248,7 +260,19 @@ def _models(of: Asked, s: Sources) -> Parts:
     time, priced = _time(of, s, of.window, s.told.books)
     used = ledger_sums.used(s.ledger, of.window, "model", tenants=of.tenants)
     section = models.by_model({model: counts for (model,), counts in used.items()}, time.lines, priced)
-    return Parts((section,), time.checks, time.notes)
+    captured = _captured(of, s) if of.tenants is None else ()  # what an engine counts is everybody's
+    return Parts((section, *captured), time.checks, time.notes)
+
+
+def _captured(of: Asked, s: Sources) -> tuple[Section, ...]:
+    asked_something = {replica for (replica,) in ledger_sums.used(s.ledger, of.window, "replica")}
+    born = {r.id: r.created_at[:10] for r in deployments.replicas(s.registry) if r.id in asked_something}
+    if not born:
+        return ()
+    since = min(born.values())
+    found = capture.tokens(s.ledger, born.keys(), since)
+    differing = {one.replica for one in report_capture.worst(found)}
+    return report_capture.sections(found, capture.compare(s.ledger, differing, since) if differing else ())
 
 
 def _efficiency(of: Asked, s: Sources) -> Parts:
