@@ -102,7 +102,7 @@ def books(
     from slurm import accounting
 
     if site.scheduler.kind != "slurm":
-        raise click.ClickException("--since reads Slurm's books; `headgate report usage` has those of this machine")
+        raise click.ClickException("--since reads Slurm's books; `headgate report gpu` has those of this machine")
     start, end = window
     whose = None if everybody or account else user_name(os.getuid())
     client = slurm_client(site, "commands")

@@ -70,7 +70,7 @@ def make_app(site: Site) -> web.Application:
         loop = asyncio.get_running_loop()
         settings = site.gateway
         catalog = Catalog(site.registry_db, keys.secret_of(site.key_secret))
-        ledger = LedgerWriter(site.ledger_db, loop)
+        ledger = LedgerWriter(site.ledger_db, loop, keep_months=site.ledger.keep_months)
         counted = Metrics()
         pool = Pool(connect_timeout=settings.connect_timeout_s, sweep=min(SWEEP_S, settings.read_timeout_s / 4))
         called = Called()
@@ -209,6 +209,8 @@ def _show_gauges(gw: Gateway, capture: Capture) -> None:
     deployment = ("deployment",)
     gw.metrics.watch("requests_running", "Requests at a deployment's replicas.", deployment, gw.queues.taken)
     gw.metrics.watch("requests_queued", "Requests that wait for a place.", deployment, gw.queues.waiting)
+    text = "Steps that the ledger refused, as what it has says otherwise."
+    gw.metrics.watch_counter("ledger_conflicts", text, (), lambda: {(): gw.ledger.conflicts})
     gw.metrics.watch(
         "ledger_engine_tokens_ratio",
         "Tokens in the ledger for each that a replica's engine counted.",

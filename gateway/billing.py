@@ -38,11 +38,13 @@ class Bill:
         "_call",
         "_failed_before",
         "_hold",
+        "_noted",
+        "_over",
+        "_owed",
         "_price",
         "attempt",
         "meter",
         "microcredits",
-        "noted",
         "outcome",
         "passed_on",
     )
@@ -57,9 +59,11 @@ class Bill:
         self.attempt = attempt
         self.meter = meter
         self.microcredits = 0
-        self.noted: Usage | None = None
+        self._noted: Usage | None = None
         self.outcome: Outcome | None = None
         self.passed_on: PassedOn | None = None  # of a stream
+        self._over = False
+        self._owed: UsageEvent | None = None  # its settlement, until its client has been sent all
 
     def __enter__(self) -> Bill:
         """Raises LedgerUnwritable or BadRequest. Nothing may be sent before `when_held`."""
@@ -73,28 +77,48 @@ class Bill:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self.attempt.event_id in self._billing.running:
+        if not self._over:
             self._close()
 
     def settle(self) -> None:
         """The attempt is completed: that is journaled now, before the client hears of it, so that what ended is billed
-        also if the process is killed in this moment."""
+        also if the process is killed in this moment. Not so for a client that has yet to be sent what came before."""
         self.outcome = Outcome.COMPLETED
-        if self.attempt.event_id in self._billing.running:
+        if not self._over:
             self._close()
             self._billing.writer.flush()
 
-    def running_count(self) -> Usage | None:
-        """What is to be billed should the process be killed."""
+    def note(self) -> None:
+        """Journal what is to be billed should the process be killed from now on, if it has changed."""
+        usage = self._passed_on()
+        if self._over and usage == self.meter.usage:
+            self.pay()
+            self._billing.writer.flush()
+        elif usage is not None and usage != self._noted:
+            self._noted = usage
+            prompt, completion = usage.prompt_tokens, usage.completion_tokens
+            cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
+            event_id = self.attempt.event_id
+            self._billing.writer.record(Note(event_id, prompt, completion, self.cost(usage), cached, reasoning))
+
+    def pay(self) -> None:
+        """Journal the settlement that is owed, if one is."""
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            del self._billing.running[self.attempt.event_id]
+            self._billing.writer.record(owed)
+
+    def _passed_on(self) -> Usage | None:
         counted = self.meter.usage
         return counted if self.passed_on is None else self.passed_on.of(counted)
 
     def _close(self) -> None:
+        self._over = True
         billing = self._billing
         attempt = self.attempt
-        del billing.running[attempt.event_id]
         usage = self._usage()
         if usage is None or self.outcome is None:
+            del billing.running[attempt.event_id]
             billing.writer.record(Release(attempt.event_id))
             return
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
@@ -105,9 +129,12 @@ class Bill:
         if self._hold is not None:
             self._hold.used += prompt + completion
             self._hold.paid += cost
-        billing.writer.record(
-            UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
-        )
+        self._owed = UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
+        slow = self.passed_on is not None and self.passed_on.slow
+        if slow and self.outcome is Outcome.COMPLETED and not billing.stopping:
+            asyncio.get_running_loop().call_soon(self.note)  # by then what can be sent is
+        else:
+            self.pay()
 
     def when_held(self, then: Callable[[], object], failed: Callable[[LedgerUnwritable], object]) -> None:
         """Dispatch in `then`: the hold is journaled by now."""
@@ -202,20 +229,12 @@ class Billing:
         return self._stamps.text(self._now())
 
     async def note_running(self) -> None:
-        """Journals the running counts that changed. Runs until cancelled."""
-        while True:
-            await asyncio.sleep(NOTE_S)
-            for event_id, bill in self.running.items():
-                usage = bill.running_count()
-                if usage is not None and usage != bill.noted:
-                    bill.noted = usage
-                    self.writer.record(
-                        Note(
-                            event_id,
-                            usage.prompt_tokens,
-                            usage.completion_tokens,
-                            bill.cost(usage),
-                            usage.cached_tokens,
-                            usage.reasoning_tokens,
-                        )
-                    )
+        """Journals the running counts that changed, and what is owed of those that are over. Runs until cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(NOTE_S)
+                for bill in list(self.running.values()):
+                    bill.note()
+        finally:
+            for bill in list(self.running.values()):
+                bill.pay()

@@ -11,7 +11,8 @@ What is comparable with the ledger, as vLLM 0.32 does it on CPU:
     a prompt that is scored   (max_tokens 0 with echo) one token is generated, and both have it
     embeddings, rankings      their prompts; nothing is generated
     a request that was cut    the engine has what it had generated when it noticed, the ledger what had arrived: the
-                              ratio falls below 1 by the difference. Reports list these requests
+                              ratio falls below 1 by the difference. One that was left before anything was counted
+                              is billed an estimate of its prompt. Reports list all of these
     whoever asks directly     the engine has it, the ledger does not. Headgate books its own probes and copies
 
 A request in flight is in the engine's counters first, so that a ratio is a little below 1 while there is work. Counters
@@ -43,7 +44,7 @@ class Capture:
         self._read: dict[str, Counters] = {}  # the latest of each engine
         self._changed: set[str] = set()  # replicas whose counters are not written down
         self._repeated: Counter[str] = Counter()  # prompt tokens, by replica, that are not written down
-        self._waiting = False  # an errand is on its way
+        self._told = 0  # how many times
         self._compared: Sequence[Compared] = ()
 
     def counted(self, replica: Replica, prompt_tokens: int, completion_tokens: int) -> None:
@@ -65,9 +66,8 @@ class Capture:
 
     def tell(self) -> None:
         """Write down what is new, and look at what the ledger has."""
-        if self._waiting:  # another gateway has the ledger, or it cannot be written
-            return
-        self._waiting = True
+        self._told += 1
+        number = self._told
         ready = {replica.id: replica.created_at for replica in self._ready()}
         new = [self._read[replica_id] for replica_id in self._changed]
         unread = ready.keys() - self._read.keys()
@@ -77,10 +77,10 @@ class Capture:
         since = min(ready.values(), default="")[:10]
 
         def errand(db: Database) -> None:
-            self._waiting = False
             if new or repeated:
                 capture.note_counters(db, new, repeated)
-            self._compared = capture.compare(db, ready.keys(), since)
+            if number == self._told:  # many may have waited, while another gateway had the ledger
+                self._compared = capture.tokens(db, ready.keys(), since)
 
         self._on_projector(errand)
 

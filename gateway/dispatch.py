@@ -100,7 +100,7 @@ async def answer(gw: Gateway, asked: Asked) -> None:
     call = asked.surface.read(request.body)
     may_call(caller, call.model)
     media.check(call, gw.site.gateway.media_hosts)
-    chosen = gw.names.choose(call.model, caller.id, request.headers)
+    chosen = gw.names.choose(call.model, caller.id, request.headers, caller.models)
     first = chosen.chain[0]
     model = call.model if chosen.keeps_name else first
     limited = gw.admission.limits(caller, model)

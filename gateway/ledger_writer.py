@@ -18,7 +18,7 @@ from gateway.projector import STOPPED, Errand, Projector, end_process
 from registry import journal, ledger
 from registry.db import StorageError, open_reader
 from registry.own_steps import JOURNALS
-from registry.steps import Hold, Note, Release, TooMuch, UsageEvent, encode
+from registry.steps import Fields, Hold, Note, Release, TooMuch, UsageEvent, encode_all, fields, may_be_lost
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +30,20 @@ class LedgerWriter:
 
     Raises StorageError when the ledger or its journal cannot be opened for writing. Once it is made, all that ended
     gateways left is settled. `died` is called in a thread when the ledger can no longer be written because of a bug.
+    `keep_months`: registry.settings.Ledger's.
     """
 
     def __init__(
-        self, ledger_db: Path, loop: asyncio.AbstractEventLoop, died: Callable[[], object] = end_process
+        self,
+        ledger_db: Path,
+        loop: asyncio.AbstractEventLoop,
+        died: Callable[[], object] = end_process,
+        keep_months: int | None = None,
     ) -> None:
         self._path = ledger_db
         self._loop = loop
         self._died = died
-        self._pending: list[bytes] = []
+        self._pending: list[Fields] = []
         self._waiting: list[tuple[Callable[[], object], Callable[[LedgerUnwritable], object]]] = []
         self._scheduled = False
         self._retry: asyncio.TimerHandle | None = None
@@ -46,7 +51,7 @@ class LedgerWriter:
         self._closed = False
         self.failed_writes = 0  # what was pending at one of them, and may be lost, is
         directory = ledger_db.parent / JOURNALS
-        self._projector = Projector(ledger_db, directory, died)
+        self._projector = Projector(ledger_db, directory, died, keep_months)
         try:
             self._journal = journal.Journal(directory, self._lost)
         except OSError as e:
@@ -58,6 +63,11 @@ class LedgerWriter:
     def failure(self) -> str | None:
         """Why nothing can be billed now; None when it can."""
         return self._failure or self._projector.failure
+
+    @property
+    def conflicts(self) -> int:
+        """Steps that the ledger refused since this process began; its table `conflicts` has them all."""
+        return self._projector.conflicts
 
     def totals(self, *periods: str) -> dict[tuple[str, str, str], tuple[int, int]]:
         """What was used that is settled, as the ledger has it now (see registry.ledger.totals). Raises StorageError."""
@@ -74,7 +84,7 @@ class LedgerWriter:
         if self._closed or self._projector.failure is not None:
             raise LedgerUnwritable(self._projector.failure or STOPPED)
         try:
-            self._pending.append(journal.line(encode(hold)))
+            self._pending.append(fields(hold))
         except TooMuch as e:
             raise BadRequest(f"this request asks for too much: {e}") from e
         self._schedule()
@@ -92,7 +102,7 @@ class LedgerWriter:
     def record(self, step: Note | UsageEvent | Release) -> None:
         """To be journaled at the end of this turn of the loop."""
         try:
-            self._pending.append(journal.line(encode(step)))
+            self._pending.append(fields(step))
         except TooMuch as e:
             log.error("the ledger refused a step: %s", e)
             return
@@ -110,7 +120,7 @@ class LedgerWriter:
             self._write()
 
     def on_projector(self, errand: Errand) -> None:
-        """Run something on the ledger's connection within 100 ms, in the projector's thread and its own transactions.
+        """Run something on the ledger's connection within 250 ms, in the projector's thread and its own transactions.
 
         Nothing runs while another gateway has the ledger; the latest thousand wait until this one has it.
         """
@@ -139,12 +149,13 @@ class LedgerWriter:
     def _write(self) -> None:
         waiting, self._waiting = self._waiting, []
         try:
-            self._journal.write(self._pending)
+            self._journal.write([journal.line(encode_all(self._pending))])
         except OSError as e:
             self._failed(e)
             for _, failed in waiting:
                 failed(LedgerUnwritable(str(self._failure)))
         else:
+            self._pending.clear()
             self._failure = None
             for then, _ in waiting:
                 then()
@@ -155,15 +166,14 @@ class LedgerWriter:
             log.error("the journal cannot be written: %s", error)
         self._failure = f"the journal cannot be written: {error.strerror or error}"
         # Running counts come again, and what is held for is not dispatched; what is owed does not come again.
-        self._pending = [line for line in self._pending if not journal.may_be_lost(line)]
+        self._pending = [step for step in self._pending if not may_be_lost(step)]
         if self._retry is None and not self._closed:
             self._retry = self._loop.call_later(RETRY_S, self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None
         if self._failure is not None:
-            self._pending = self._pending or [journal.BLANK]
-            self._write()
+            self._write()  # of nothing, too: that tells whether the disk takes writes again
 
     def _lost(self, error: OSError) -> None:
         """The disk lost what it had taken. Whatever goes on now would be billed on sand."""

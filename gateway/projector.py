@@ -15,15 +15,17 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from registry import ledger
 from registry.db import AnotherWriter, Database, RegistryError, StorageError
 from registry.projection import Projection
+from registry.rollup import RollUp
 
 log = logging.getLogger(__name__)
 
-TURN_S = 0.08  # between two projections: large batches keep the hand-over between threads, and the log's sync, cheap
+TURN_S = 0.2  # between two projections: large batches keep the hand-over between threads, and the log's sync, cheap
 RETRY_S = 0.25  # after one that failed
 LOCKED_MS = 2000  # waited for another connection's lock before that counts as a failure
 ERRANDS = 1000  # kept while the file cannot be written; the oldest go first
@@ -42,13 +44,18 @@ class Projector:
     """Raises StorageError when the ledger cannot be opened; that another process writes it is no failure.
 
     Once it is made, everything that ended gateways left is in the ledger, unless another process sees to that.
-    `died` is called in the thread.
+    `died` is called in the thread. `keep_months`: registry.settings.Ledger's.
     """
 
-    def __init__(self, ledger_db: Path, journals: Path, died: Callable[[], object]) -> None:
+    def __init__(
+        self, ledger_db: Path, journals: Path, died: Callable[[], object], keep_months: int | None = None
+    ) -> None:
         self._path = ledger_db
         self._journals = journals
         self._died = died
+        self._keep_months = keep_months
+        self._roll_up: RollUp | None = None
+        self.conflicts = 0  # steps that were refused since this process began
         self._db: Database | None = None
         self._projection: Projection | None = None
         self._errands: deque[Errand] = deque(maxlen=ERRANDS)
@@ -118,9 +125,16 @@ class Projector:
             self._db.conn.execute(f"PRAGMA busy_timeout={LOCKED_MS}")
         if self._projection is None:
             self._projection = Projection(self._db, self._journals)
-        self._projection.turn()
+        try:
+            self._projection.turn()
+        finally:
+            self.conflicts = self._projection.refused
         if self._errands:
             self._run_errands(self._db)
+        if self._keep_months is not None:
+            if self._roll_up is None:
+                self._roll_up = RollUp(self._db, self._keep_months, lambda: datetime.now(UTC))
+            self._roll_up.turn()
 
     def _run_errands(self, db: Database) -> None:
         for _ in range(len(self._errands)):
@@ -130,7 +144,7 @@ class Projector:
                 log.error("a note beside the ledger could not be written: %s", e)
 
     def _let_go(self) -> None:
-        self._projection = None
+        self._projection = self._roll_up = None
         if self._db is not None:
             self._db.close()
             self._db = None

@@ -69,11 +69,14 @@ class Alerting:
             return []  # the watch says so in the log, and nobody else need wait for the same
         picture = watch.latest if watch is not None else None
         try:
+            config = await asyncio.to_thread(client.config)
             associations = await asyncio.to_thread(client.associations)
             jobs = await asyncio.to_thread(client.jobs) if picture is None else picture.jobs
         except SlurmError as e:
             log.warning("the limits of Slurm's accounts cannot be looked at now: %s", e)
             return []
+        if not config.enforce & {"limits", "safe"}:
+            return []  # Slurm counts, and stops nobody
         subjects = await controller.write(known_subjects, controller.db)
         named = await controller.write(endpoints.everything, controller.db)
         return account_limits.standings(associations, jobs, serves(jobs, subjects, named), now)

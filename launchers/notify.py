@@ -69,8 +69,9 @@ def send(mail: Mail, site: str, document: Document, environ: Mapping[str, str]) 
 
 
 def _password(mail: Mail, environ: Mapping[str, str]) -> str:
-    password = environ.get(mail.password_env or "")
-    if password is None:
-        named = f"{mail.password_env} is not set" if mail.password_env else "alerts.mail.password_env names no variable"
-        raise NotTold(f"mail through {mail.host} as {mail.user} needs a password: {named}")
-    return password
+    try:
+        return environ[mail.password_env or ""]
+    except KeyError as e:
+        raise NotTold(
+            f"mail through {mail.host} as {mail.user} needs a password: {mail.password_env} is not set"
+        ) from e

@@ -51,7 +51,7 @@ class Standing:
     used: int
     words: str  # "480 of 500 GPU-hours"
     runs_out_at: datetime | None = None  # where that is forecast
-    stops: tuple[str, ...] = ()  # what ends then: "endpoint chat (deployment chat-v1)"
+    stops: tuple[str, ...] = ()  # what would run on, and ends then: "endpoint chat (deployment chat-v1)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,8 @@ def due(
     alerts = []
     for one in standing:
         mark = marks.get(one.key, Mark(0, 0, None))
-        ends = one.runs_out_at
+        # Where only jobs run that end by themselves, what runs now says little of the days to come.
+        ends = one.runs_out_at if one.stops else None
         if ends is not None and not now < ends <= now + HORIZON:
             ends = None
         reached = max((t for t in thresholds if one.used * 100 >= t * one.key.allowed), default=0)
@@ -158,8 +159,6 @@ def _stops(one: Standing, ends: datetime) -> str:
     at = ends.astimezone(UTC)
     when = f"{at:%A}, {at.day} {at:%B}, {at:%H:%M} UTC"
     limit = f"{one.key.limit.partition('=')[0]} of {one.key.subject} {one.key.name}"
-    if not one.stops:
-        return f"{limit} will be used up on {when}"
     return f"{', '.join(one.stops)} will be stopped by {limit} on {when}"
 
 

@@ -7,6 +7,7 @@ and idle time too; so are busy seconds of which no work is known, because its re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -70,6 +71,16 @@ class Busy:
         return found
 
 
+WholeWeights = tuple[int, int, int]  # of a token of the prompt, of one that was cached, of a completion's
+
+
+def whole(weights: Weights) -> WholeWeights:
+    """The same proportions in whole numbers: exact, and a hundred times as fast as fractions."""
+    prompt, cached, completion = (Fraction(w) for w in (weights.prompt, weights.cached, weights.completion))
+    unit = math.lcm(prompt.denominator, cached.denominator, completion.denominator)
+    return int(prompt * unit), int(cached * unit), int(completion * unit)
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """What somebody used of a replica: tokens of requests that ended in the window."""
@@ -81,12 +92,11 @@ class Share:
     cached_tokens: int  # of the prompt's
     completion_tokens: int
 
-    def weight(self, weights: Weights) -> Fraction:
+    def weight(self, of_a_token: WholeWeights) -> int:
+        prompt, cached, completion = of_a_token
         fresh = max(0, self.prompt_tokens - self.cached_tokens)
-        counted = ((weights.prompt, fresh), (weights.cached, self.cached_tokens))
         # Corrections may take back more than a window's requests used.
-        whole = sum(Fraction(w) * n for w, n in (*counted, (weights.completion, self.completion_tokens)))
-        return max(Fraction(whole), Fraction(0))
+        return max(0, prompt * fresh + cached * self.cached_tokens + completion * self.completion_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,55 +150,64 @@ class Attributed:
 
 def attribute(books: Books, replicas: Mapping[str, ReplicaWork], payers: Payers, policy: Attribution) -> Attributed:
     """Every allocation of the books in lines, none of which is empty. `replicas` are by id."""
+    weights = whole(policy.weights)
     return Attributed(
-        tuple(line for job in books.allocations for line in _lines(job, _parts(job, books, replicas, payers, policy))),
+        tuple(
+            line
+            for job in books.allocations
+            for line in _lines(job, _parts(job, books, replicas, payers, policy, weights))
+        ),
         books,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Of an allocation, as seconds, which need not be whole."""
+    """Of an allocation: in proportion to the others."""
 
     what: str
     tenant: str | None
     user: str
     model: str
-    seconds: Fraction
+    proportion: int
 
 
 def _parts(
-    job: Allocation, books: Books, replicas: Mapping[str, ReplicaWork], payers: Payers, policy: Attribution
+    job: Allocation,
+    books: Books,
+    replicas: Mapping[str, ReplicaWork],
+    payers: Payers,
+    policy: Attribution,
+    weights: WholeWeights,
 ) -> list[_Part]:
     if job.purpose != "serve":
         what = "training" if job.purpose in ("train", "convert") else "batch"
-        return [_Part(what, payers.of(job), job.user, "", Fraction(1))]
+        return [_Part(what, payers.of(job), job.user, "", 1)]
     work = replicas.get(job.subject or "", ReplicaWork("", None))
     ready = job.end if work.ready_at is None else min(max(work.ready_at, job.start), job.end)
-    weights = {share: weight for share in work.shares if (weight := share.weight(policy.weights))}
-    everybody = sum(weights.values(), Fraction(0))
-    theirs = {share: weight for share, weight in weights.items() if share.tenant != PLATFORM}
-    busy = Fraction(work.busy.seconds(ready, job.end))
+    weighed = [(share, weight) for share in work.shares if (weight := share.weight(weights))]
+    theirs = [(share, weight) for share, weight in weighed if share.tenant != PLATFORM]
+    # A second is as many parts as everybody's weight, and each of these as many as the tenants': then all are whole.
+    second, part = sum(weight for _, weight in weighed) or 1, sum(weight for _, weight in theirs) or 1
+    busy = work.busy.seconds(ready, job.end)
     serving = [
-        _Part("serving", share.tenant, share.user, share.model, busy * weight / everybody)
-        for share, weight in theirs.items()
+        _Part("serving", share.tenant, share.user, share.model, busy * weight * part) for share, weight in theirs
     ]
-    idle = job.end - ready - sum((part.seconds for part in serving), Fraction(0))
+    idle = (job.end - ready) * second - (busy * part if theirs else 0)
 
-    def charged(what: str, seconds: Fraction, to: Literal["owner", "pro-rata", "reservation"]) -> Iterator[_Part]:
+    def charged(what: str, parts: int, to: Literal["owner", "pro-rata", "reservation"]) -> Iterator[_Part]:
         if to == "pro-rata" and theirs:
-            by_tenant: dict[str, Fraction] = {}
-            for share, weight in theirs.items():
-                by_tenant[share.tenant] = by_tenant.get(share.tenant, Fraction(0)) + weight
-            whole = sum(by_tenant.values())
+            by_tenant: dict[str, int] = {}
+            for share, weight in theirs:
+                by_tenant[share.tenant] = by_tenant.get(share.tenant, 0) + weight
             for tenant, weight in by_tenant.items():
-                yield _Part(what, tenant, "", work.deployment, seconds * weight / whole)
+                yield _Part(what, tenant, "", work.deployment, parts * weight)
             return
         holder = _holder(job, books, payers, policy) if to == "reservation" else None
-        yield _Part(what, holder or payers.of(job), job.user, work.deployment, seconds)
+        yield _Part(what, holder or payers.of(job), job.user, work.deployment, parts * part)
 
     return [
-        *charged("startup", Fraction(ready - job.start), policy.startup),
+        *charged("startup", (ready - job.start) * second, policy.startup),
         *charged("idle", idle, policy.idle),
         *serving,
     ]
@@ -204,9 +223,9 @@ def _holder(job: Allocation, books: Books, payers: Payers, policy: Attribution) 
 
 def _lines(job: Allocation, parts: Sequence[_Part]) -> Iterator[Line]:
     types = job.gpus_by_type or (("", 0),)
-    counts = [Fraction(count) for _, count in types]
+    counts = [count for _, count in types]
     amounts = zip(split(job.gpu_s, counts), split(job.cpu_s, counts), strict=True)
-    proportions = [part.seconds for part in parts]
+    proportions = [part.proportion for part in parts]
     for (gpu_type, _), (gpu_s, cpu_s) in zip(types, amounts, strict=True):
         divided = zip(parts, split(gpu_s, proportions), split(cpu_s, proportions), strict=True)
         for part, part_gpu_s, part_cpu_s in divided:
@@ -226,17 +245,18 @@ def _lines(job: Allocation, parts: Sequence[_Part]) -> Iterator[Line]:
                 )
 
 
-def split(total: int, proportions: Sequence[Fraction]) -> list[int]:
+def split(total: int, proportions: Sequence[int]) -> list[int]:
     """A whole number in whole parts that add up to it, each within 1 of its exact share (largest remainders first).
 
     Where all proportions are 0, the first part is all.
     """
-    whole = sum(proportions, Fraction(0))
+    whole = sum(proportions)
     if not whole:
         return [total, *[0] * (len(proportions) - 1)]
-    exact = [total * p / whole for p in proportions]
-    parts = [int(share) for share in exact]
-    by_remainder = sorted(range(len(parts)), key=lambda n: (parts[n] - exact[n], n))
-    for n in by_remainder[: total - sum(parts)]:
-        parts[n] += 1
+    exact = [divmod(total * p, whole) for p in proportions]
+    parts = [n for n, _ in exact]
+    left = total - sum(parts)
+    if left:
+        for n in sorted(range(len(parts)), key=lambda n: -exact[n][1])[:left]:
+            parts[n] += 1
     return parts

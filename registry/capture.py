@@ -7,7 +7,7 @@ read it, also of replicas that are gone.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from registry.db import Database, rows, transaction
 
@@ -75,33 +75,47 @@ def note_counters(db: Database, read: Iterable[Counters], repeated: Mapping[str,
 
 
 def compare(db: Database, replicas: Collection[str] | None = None, since: str = "") -> list[Compared]:
-    """Of these replicas, or of all whose engines ever said something.
+    """tokens(), with what was cut short."""
+    return [replace(found, cut=_cut(db, found.replica)) for found in tokens(db, replicas, since)]
+
+
+def tokens(db: Database, replicas: Collection[str] | None = None, since: str = "") -> list[Compared]:
+    """Of these replicas (None: all), without what was cut short.
 
     `since`: a day ("2026-11-28") before which none of them had ended a request, so that fewer are added up.
     """
-    ledger = {
-        r["replica"]: (r[1], r[2])
+    billed = {
+        r[0]: (r[1], r[2])
         for r in rows(
             db,
-            """SELECT replica, sum(prompt_tokens), sum(completion_tokens) FROM daily WHERE day >= ? GROUP BY replica""",
+            "SELECT replica, sum(prompt_tokens), sum(completion_tokens) FROM daily WHERE day >= ? GROUP BY replica",
             since,
         )
     }
-    return [
-        _compared(db, r["replica"], r["deployment"], ledger.get(r["replica"], (0, 0)), (r[2], r[3]))
+    # A correction takes a charge back, and not the engine's work.
+    corrected = {
+        r[0]: (r[1], r[2])
         for r in rows(
             db,
-            """SELECT replica, deployment, prompt_tokens + earlier_prompt_tokens - repeated_prompt_tokens,
-               completion_tokens + earlier_completion_tokens FROM engine_counters ORDER BY deployment, replica""",
+            """SELECT replica, sum(prompt_tokens), sum(completion_tokens)
+               FROM reversals JOIN usage_events USING (event_id) GROUP BY replica""",
         )
-        if replicas is None or r["replica"] in replicas
-    ]
+    }
+    found = []
+    for replica, deployment, prompt, completion in rows(
+        db,
+        """SELECT replica, deployment, prompt_tokens + earlier_prompt_tokens - repeated_prompt_tokens,
+           completion_tokens + earlier_completion_tokens FROM engine_counters ORDER BY deployment, replica""",
+    ):
+        if replicas is None or replica in replicas:
+            ledger, back = billed.get(replica, (0, 0)), corrected.get(replica, (0, 0))
+            found.append(Compared(replica, deployment, ledger[0] - back[0], prompt, ledger[1] - back[1], completion))
+    return found
 
 
-def _compared(
-    db: Database, replica: str, deployment: str, billed: tuple[int, int], counted: tuple[int, int]
-) -> Compared:
-    uncommon = [
+def _cut(db: Database, replica: str) -> tuple[Cut, ...]:
+    # The condition on what did not complete is that of the index, too.
+    return tuple(
         Cut(*r)
         for r in rows(
             db,
@@ -111,17 +125,4 @@ def _compared(
             replica,
             CUT_SHOWN,
         )
-    ]
-    # A correction takes a charge back, not the engine's work.
-    prompt, completion = next(
-        (r[0], r[1])
-        for r in rows(
-            db,
-            """SELECT coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) FROM usage_events
-               WHERE replica = ? AND outcome != 'completed' AND outcome = 'reversed'""",
-            replica,
-        )
-    )
-    return Compared(
-        replica, deployment, billed[0] - prompt, counted[0], billed[1] - completion, counted[1], tuple(uncommon)
     )

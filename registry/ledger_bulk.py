@@ -41,8 +41,8 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
     held: dict[str, Record] = {}  # opened by these records and not over yet
     noted: dict[str, Record] = {}
     over: list[str] = []  # of those before
-    events: list[Sequence[Any]] = []
-    entries: list[tuple[Any, ...]] = []
+    events: list[Record] = []
+    entries: list[Any] = []  # row after row, flat
     sums = Sums()
 
     def closed(event_id: str) -> Record | None:
@@ -51,6 +51,7 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
             hold = before.pop(event_id, None)
             if hold is not None:
                 over.append(event_id)
+                sums.held(hold[2], -hold[10])
         return hold
 
     for record in records:
@@ -58,29 +59,28 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
         if letter == HOLD:
             if len(record) != 11:
                 return False
-            tenant, amount = record[2], record[10]
+            amount = record[10]
             if not (0 <= record[9] <= AMOUNT_LIMIT and 0 <= amount <= AMOUNT_LIMIT):
                 return False
             held[event_id] = record
-            entries.append((event_id, "hold", tenant, -amount, amount, 0, at))
-            sums.posted(tenant, -amount, amount, 0)
+            entries += (event_id, "hold", record[2], -amount, amount, 0, at)
         elif letter == SETTLE:
             if len(record) != 16:
                 return False
-            prompt, completion, used = record[9:12]
             hold = closed(event_id)
             if hold is None or hold[_ATTEMPT] != record[_ATTEMPT]:
                 return False
-            if not (0 <= prompt <= AMOUNT_LIMIT and 0 <= completion <= AMOUNT_LIMIT and 0 <= used <= AMOUNT_LIMIT):
+            amount, used = hold[10], record[11]
+            if not (
+                0 <= record[9] <= AMOUNT_LIMIT
+                and 0 <= record[10] <= AMOUNT_LIMIT
+                and 0 <= used <= AMOUNT_LIMIT
+                and 0 <= record[14] <= AMOUNT_LIMIT
+                and 0 <= record[15] <= AMOUNT_LIMIT
+            ):
                 return False
-            if not (0 <= record[14] <= AMOUNT_LIMIT and 0 <= record[15] <= AMOUNT_LIMIT):
-                return False
-            tenant, amount = hold[2], hold[10]
-            event = record[1:]
-            events.append(event)
-            sums.ended(event)
-            entries.append((event_id, "settle", tenant, amount - used, -amount, used, at))
-            sums.posted(tenant, amount - used, -amount, used)
+            events.append(record[1:])
+            entries += (event_id, "settle", hold[2], amount - used, -amount, used, at)
         elif letter == NOTE:
             if len(record) != 7 or not all(0 <= amount <= AMOUNT_LIMIT for amount in record[2:]):
                 return False
@@ -89,25 +89,27 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
         elif letter == RELEASE:
             hold = closed(event_id)
             if hold is not None:
-                tenant, amount = hold[2], hold[10]
-                entries.append((event_id, "release", tenant, amount, -amount, 0, at))
-                sums.posted(tenant, amount, -amount, 0)
+                entries += (event_id, "release", hold[2], hold[10], -hold[10], 0, at)
         elif letter == REVERSAL:
             return False
         else:
             raise ValueError(f"not a step of the ledger: {record!r}")
 
-    events.sort(key=itemgetter(0))  # in order of their keys, so that each page is touched once
-    left = [(*h[1:], *(noted[i][2:] if i in noted else (0, 0, 0, 0, 0)), journal) for i, h in sorted(held.items())]
+    left = []
+    for event_id, hold in sorted(held.items()):
+        sums.held(hold[2], hold[10])
+        left.append((*hold[1:], *(noted[event_id][2:] if event_id in noted else (0, 0, 0, 0, 0)), journal))
     _delete(c, over)
-    _insert(c, "holds", 16, chain.from_iterable(left))
-    _insert(c, "usage_events", 15, chain.from_iterable(events))
-    _insert(c, "entries (event_id, step, tenant, available, held, consumed, at)", 7, chain.from_iterable(entries))
+    _insert(c, "holds", 16, list(chain.from_iterable(left)))
+    events.sort(key=itemgetter(0))  # in order of their keys, so that each page is touched once
+    _insert(c, "usage_events", 15, list(chain.from_iterable(events)))
+    _insert(c, "entries (event_id, step, tenant, available, held, consumed, at)", 7, entries)
     c.executemany(
         """UPDATE holds SET prompt_tokens = ?, completion_tokens = ?, microcredits = ?, cached_tokens = ?,
            reasoning_tokens = ? WHERE event_id = ?""",
         [(*record[2:], event_id) for event_id, record in noted.items() if event_id in before],
     )
+    sums.ended(events)
     sums.write(c)
     return True
 
@@ -127,10 +129,10 @@ def _delete(c: sqlite3.Connection, event_ids: list[str]) -> None:
         c.execute(f"DELETE FROM holds WHERE event_id IN ({','.join('?' * len(ids))})", ids)
 
 
-def _insert(c: sqlite3.Connection, table: str, columns: int, values: Iterable[Any]) -> None:
+def _insert(c: sqlite3.Connection, table: str, columns: int, values: list[Any]) -> None:
     """`values` is row after row, flat."""
     row = f"({','.join('?' * columns)})"
-    for part in _parts(list(values), columns * ROWS):
+    for part in _parts(values, columns * ROWS):
         c.execute(f"INSERT INTO {table} VALUES {','.join([row] * (len(part) // columns))}", part)
 
 

@@ -101,11 +101,8 @@ def export(db: Database, table: str, month: str, tenant: str | None, form: Forma
     Raises Conflict when the month's single rows are gone: rolled up into sums, which `daily` has. OSError.
     """
     wanted = TABLES[table]
-    rolled = row(db, "SELECT at FROM rollups WHERE month = ?", month)
-    if rolled is not None and table != "daily":
-        raise Conflict(
-            f"{month} was rolled up on {rolled['at'][:10]}: its {table} are gone, and 'daily' has their sums"
-        )
+    if table != "daily" and row(db, "SELECT 1 FROM rollups WHERE month = ?", month) is not None:
+        raise Conflict(f"{month} is rolled up: its {table} are gone; 'daily' has their sums")
     arguments = (month,) if tenant is None else (month, tenant)
     cursor = db.conn.execute(wanted.query(tenant), arguments)
     count = 0

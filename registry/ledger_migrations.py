@@ -130,17 +130,22 @@ def m005_users_and_entries(db: Database) -> None:
             earlier_prompt_tokens INTEGER NOT NULL DEFAULT 0, earlier_completion_tokens INTEGER NOT NULL DEFAULT 0,
             repeated_prompt_tokens INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID""",
         "CREATE INDEX usage_events_uncommon ON usage_events (replica) WHERE outcome != 'completed'",
-        # Months whose events were rolled up, and the numbers of the entries that went with them.
-        """CREATE TABLE rollups (month TEXT PRIMARY KEY, events INTEGER NOT NULL, entries INTEGER NOT NULL,
-            at TEXT NOT NULL) WITHOUT ROWID""",
+        # What registry.rollup took away: how many events and entries, what they summed up to, which numbers are gone.
+        f"""CREATE TABLE rollups (month TEXT NOT NULL, tenant TEXT NOT NULL, events INTEGER NOT NULL,
+            entries INTEGER NOT NULL, {counts}, PRIMARY KEY (month, tenant)) WITHOUT ROWID""",
+        "CREATE TABLE rolled (first INTEGER PRIMARY KEY, last INTEGER NOT NULL)",
+        # Has a row inside registry.rollup's transactions only, and lets nothing but their deletions through.
+        """CREATE TABLE rolling (event_id TEXT PRIMARY KEY, month TEXT NOT NULL, tenant TEXT NOT NULL)
+            WITHOUT ROWID""",
     ):
         db.conn.execute(statement)
     for table in ("usage_events", "entries"):
-        for verb in ("UPDATE", "DELETE"):
-            db.conn.execute(
-                f"""CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table}
-                    BEGIN SELECT RAISE(ABORT, '{table} is append-only: correct with a reversing entry'); END"""
-            )
+        refused = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only: correct with a reversing entry'); END"
+        db.conn.execute(f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {refused}")
+        db.conn.execute(
+            f"""CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table}
+                WHEN old.event_id NOT IN (SELECT event_id FROM rolling) {refused}"""
+        )
 
 
 MIGRATIONS = (m001_first, m002_journals, m003_demand, m004_totals, m005_users_and_entries)

@@ -6,13 +6,19 @@ A Sums gathers what a transaction's steps add, and writes it with few statements
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from registry.steps import Outcome
 
 ALL = "all"  # the period of a total that never ends
+SUMS = "requests, cut, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, microcredits"  # of `daily`
+COUNTED = (  # what an event adds to each of them, in SQL
+    f"CASE outcome WHEN '{Outcome.REVERSED}' THEN -1 ELSE 1 END",
+    f"outcome NOT IN ('{Outcome.REVERSED}', '{Outcome.COMPLETED}')",
+    *SUMS.split(", ")[2:],
+)
 _HOUR_BYTES = 450  # a bit for each second
 
 _Day = tuple[str, str, str, str, str, str, str]
@@ -22,42 +28,49 @@ class Sums:
     """For one transaction. An event is its row: the fields of registry.steps.UsageEvent, the attempt's in line."""
 
     def __init__(self) -> None:
-        self._balances: dict[str, list[int]] = {}
+        self._held: dict[str, int] = {}  # by tenant
         self._days: dict[_Day, list[int]] = {}
         self._spans: set[tuple[str, str, str]] = set()  # (replica, first second, last second) of attempts
 
-    def posted(self, tenant: str, available: int, held: int, consumed: int) -> None:
-        balance = self._balances.get(tenant)
-        if balance is None:
-            balance = self._balances[tenant] = [0, 0, 0]
-        balance[0] += available
-        balance[1] += held
-        balance[2] += consumed
+    def held(self, tenant: str, microcredits: int) -> None:
+        """So much more is held, or less."""
+        self._held[tenant] = self._held.get(tenant, 0) + microcredits
 
-    def ended(self, event: Sequence[Any]) -> None:
-        tenant, key_id, model, replica, kind, started, user, prompt, completion, paid, outcome, ended = event[1:13]
-        day = (ended[:10], tenant, user, key_id, model, replica, kind)
-        sums = self._days.get(day)
-        if sums is None:
-            sums = self._days[day] = [0, 0, 0, 0, 0, 0, 0]
-        if outcome == Outcome.REVERSED:
-            sums[0] -= 1
-        else:
-            sums[0] += 1
-            sums[1] += outcome != Outcome.COMPLETED
-            self._spans.add((replica, started[:19], ended[:19]))
-        sums[2] += prompt
-        sums[3] += event[13]
-        sums[4] += completion
-        sums[5] += event[14]
-        sums[6] += paid
+    def ended(self, events: Iterable[Sequence[Any]]) -> None:
+        days, spans = self._days, self._spans
+        completed, reversed_, orphaned = Outcome.COMPLETED.value, Outcome.REVERSED.value, Outcome.ORPHANED.value
+        for event in events:
+            _, tenant, key, model, replica, kind, began, user, prompt, answer, paid, how, at, cached, thought = event
+            day = (at[:10], tenant, user, key, model, replica, kind)
+            sums = days.get(day)
+            if sums is None:
+                sums = days[day] = [0, 0, 0, 0, 0, 0, 0]
+            if how == completed:
+                sums[0] += 1
+                spans.add((replica, began[:19], at[:19]))
+            elif how == reversed_:
+                sums[0] -= 1
+            else:
+                sums[0] += 1
+                sums[1] += 1
+                if how != orphaned:  # settled later, it may be days, and nobody knows when it ended
+                    spans.add((replica, began[:19], at[:19]))
+            sums[2] += prompt
+            sums[3] += cached
+            sums[4] += answer
+            sums[5] += thought
+            sums[6] += paid
 
     def write(self, c: sqlite3.Connection) -> None:
+        paid: dict[str, int] = {}
+        for (_, tenant, *_), sums in self._days.items():
+            paid[tenant] = paid.get(tenant, 0) + sums[6]
+        balances = [(t, self._held.get(t, 0), paid.get(t, 0)) for t in sorted({*self._held, *paid})]
         c.executemany(
             """INSERT INTO balances VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET
                available = available + excluded.available, held = held + excluded.held,
                consumed = consumed + excluded.consumed""",
-            [(tenant, *amounts) for tenant, amounts in self._balances.items()],
+            [(tenant, -held - consumed, held, consumed) for tenant, held, consumed in balances if held or consumed],
         )
         c.executemany(
             """INSERT INTO daily VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
@@ -97,6 +110,8 @@ def _by_hour(spans: set[tuple[str, str, str]]) -> dict[tuple[str, str], int]:
     """(replica, hour) -> a bit for each second in which an attempt ran, from the first to the last of each span."""
     found: dict[tuple[str, str], int] = {}
     for replica, first, last in spans:
+        if not first:  # it does not say when it began
+            continue
         hour = first[:13]
         offset = int(first[14:16]) * 60 + int(first[17:19])
         while hour <= last[:13]:

@@ -27,6 +27,7 @@ class Projection:
         db.conn.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         self._db = db
         self._directory = directory
+        self.refused = 0  # steps, so far: table `conflicts` has them
         self._offsets: dict[str, int] = {r[0]: r[1] for r in rows(db, "SELECT segment, offset FROM journals")}
         self._settle_leftovers()
 
@@ -52,7 +53,11 @@ class Projection:
         self._forget([s for s in ended if s in self._offsets])
 
     def _catch_up(self, name: str, segment: str) -> None:
-        offset = self._offsets.get(segment, 0)
+        if segment not in self._offsets:  # it is known before anything is held in it
+            with transaction(self._db) as c:
+                _note_offset(c, segment, 0)
+            self._offsets[segment] = 0
+        offset = self._offsets[segment]
         for data in journal.lines(self._directory / segment, offset):
             end = offset + len(data)
             try:
@@ -75,6 +80,7 @@ class Projection:
                 results = ledger.write(c, [decode(r) for r in records], clock.now(), name)
                 _note_offset(c, segment, end)
             for refused in filter(None, results):
+                self.refused += 1
                 log.error("the ledger refused a step: %s", refused)
 
     def _bury(self, name: str) -> None:

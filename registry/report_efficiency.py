@@ -12,7 +12,7 @@ from registry.attempts import Attempt
 from registry.attribution import Allocation
 from registry.report import Chart, Column, Section
 from registry.report_columns import HOUR, Row, change, credits, dimensions, named, ratio, row
-from registry.report_gpu import GpuTime, Priced, seconds
+from registry.report_gpu import Times, total
 from registry.report_models import MILLION, SERVED
 from registry.usage_rows import Counts
 from registry.window import Window
@@ -53,8 +53,7 @@ class Month:
     """What is compared of two windows."""
 
     counts: Counts
-    gpu: GpuTime
-    priced: Priced
+    times: Times
     lost: Sequence[Lost]
 
 
@@ -84,33 +83,30 @@ def compared(now: Month, before: Month | None, window: Window) -> Section:
 
 
 def _measures(of: Month) -> dict[str, float | None]:
-    lines = of.gpu.lines
-    replicas = [line for line in lines if line.what in SERVED]
-    gpu_s = seconds(replicas)[0]
-    cost = credits(sum(map(of.priced, replicas)))
-    idle = credits(sum(of.priced(line) for line in lines if line.what == "idle"))
+    replicas, idle = total(of.times, *SERVED), total(of.times, "idle")
+    gpu_s, cost = replicas.gpu_s, credits(replicas.microcredits)
     tokens = of.counts.tokens
+    lost_s = sum(x.seconds * x.gpus for x in of.lost)
     return {
         "Tokens": tokens,
         "GPU-hours of replicas": gpu_s / HOUR,
-        "CPU-hours of replicas": seconds(replicas)[1] / HOUR,
+        "CPU-hours of replicas": replicas.cpu_s / HOUR,
         "Tokens per GPU-hour as served": ratio(tokens * HOUR, gpu_s),
         "Credits per million tokens as served": ratio(cost * MILLION, tokens) if gpu_s else None,
         "Credits per million tokens charged": ratio(credits(of.counts.microcredits) * MILLION, tokens),
-        "Idle replicas, share of their GPU-hours": ratio(seconds(lines, "idle")[0], gpu_s),
-        "Idle replicas, credits": idle,
-        "GPU-hours of training": seconds(lines, "training")[0] / HOUR,
-        "GPU-hours of batch jobs": seconds(lines, "batch")[0] / HOUR,
-        "GPU-hours wasted": (seconds(lines, "idle", "startup")[0] + sum(x.seconds * x.gpus for x in of.lost)) / HOUR,
+        "Idle replicas, share of their GPU-hours": ratio(idle.gpu_s, gpu_s),
+        "Idle replicas, credits": credits(idle.microcredits),
+        "GPU-hours of training": total(of.times, "training").gpu_s / HOUR,
+        "GPU-hours of batch jobs": total(of.times, "batch").gpu_s / HOUR,
+        "GPU-hours wasted": (total(of.times, "idle", "startup").gpu_s + lost_s) / HOUR,
     }
 
 
 def wasted(of: Month) -> Section:
     rows = []
     for title, what in (("Replicas that were idle", "idle"), ("Replicas that were starting", "startup")):
-        lines = [line for line in of.gpu.lines if line.what == what]
-        gpu_s, cpu_s = seconds(lines)
-        rows.append(_wasted(title, gpu_s, cpu_s, credits(sum(map(of.priced, lines)))))
+        time = total(of.times, what)
+        rows.append(_wasted(title, time.gpu_s, time.cpu_s, credits(time.microcredits)))
     gpu_s, cpu_s = (round(sum(x.seconds * n for x, n in pairs)) for pairs in _pairs(of.lost))
     rows.append(_wasted("Training lost to restarts (estimated)", gpu_s, cpu_s, None))
     return Section(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from registry import clock
 from registry.attribution import Allocation, Attributed, Line
 from registry.prices import PriceBook
 from registry.report import Chart, Check, Column, Section
 from registry.report_columns import HOUR, MICRO, TOP, Row, credits, dimensions, equal, named, row, top
+
+K = TypeVar("K")
 
 ALLOWED = ("tenant", "user", "model", "account", "partition", "qos", "gpu", "subject")
 DEFAULT = ("tenant",)
@@ -68,32 +71,64 @@ def prices_of(allocations: Iterable[Allocation], book: PriceBook) -> Priced:
     return price
 
 
-def seconds(lines: Iterable[Line], *whats: str) -> tuple[int, int]:
-    """(GPU-seconds, CPU-seconds) of all lines, or of those that are one of `whats`."""
-    chosen = [line for line in lines if not whats or line.what in whats]
-    return sum(line.gpu_s for line in chosen), sum(line.cpu_s for line in chosen)
+@dataclass(frozen=True, slots=True)
+class Time:
+    gpu_s: int = 0
+    cpu_s: int = 0
+    microcredits: int = 0
+
+    def __add__(self, other: Time) -> Time:
+        return Time(self.gpu_s + other.gpu_s, self.cpu_s + other.cpu_s, self.microcredits + other.microcredits)
+
+
+Times = Mapping[str, Time]  # what for -> how much
+
+
+def summed(lines: Iterable[Line], priced: Priced, key: Callable[[Line], K]) -> dict[K, Times]:
+    """In one pass: a large site has hundreds of thousands of lines a month."""
+    sums: dict[K, dict[str, list[int]]] = {}
+    for line in lines:
+        of = sums.setdefault(key(line), {}).setdefault(line.what, [0, 0, 0])
+        of[0] += line.gpu_s
+        of[1] += line.cpu_s
+        of[2] += priced(line)
+    return {one: {what: Time(*of) for what, of in whats.items()} for one, whats in sums.items()}
+
+
+def by_what(lines: Iterable[Line], priced: Priced) -> Times:
+    return summed(lines, priced, lambda _: None).get(None, {})
+
+
+def total(times: Times, *whats: str) -> Time:
+    """Of all, or of these alone."""
+    return sum((times.get(what, Time()) for what in whats or times), Time())
 
 
 def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
     """Where there was no GPU at all, the parts are CPU-hours."""
-    groups: dict[tuple[str, ...], list[Line]] = {}
-    for line in of.lines:
-        groups.setdefault(tuple(_value(line, one) for one in by), []).append(line)
-    unit, main = ("GPU", 0) if seconds(of.lines)[0] else ("CPU", 1)
+    groups = summed(of.lines, priced, lambda line: tuple(_value(line, one) for one in by))
+    whole = together(groups.values())
+    unit = "GPU" if total(whole).gpu_s else "CPU"
 
-    def cells(lines: Collection[Line]) -> Row:
-        gpu_s, cpu_s = seconds(lines)
-        parts = {what: seconds(lines, what)[main] / HOUR for what in WHATS}
-        paid = credits(sum(map(priced, lines)))
-        return row(**parts, gpu_hours=gpu_s / HOUR, cpu_hours=cpu_s / HOUR, credits=paid)
+    def hours(time: Time) -> float:
+        return (time.gpu_s if unit == "GPU" else time.cpu_s) / HOUR
 
-    most = top([*groups.items()], lambda item: seconds(item[1]))
+    def cells(times: Times) -> Row:
+        everything = total(times)
+        return row(
+            **{what: hours(total(times, what)) for what in WHATS},
+            gpu_hours=everything.gpu_s / HOUR,
+            cpu_hours=everything.cpu_s / HOUR,
+            credits=credits(everything.microcredits),
+        )
+
+    most = top([*groups.items()], lambda item: (hours(total(item[1])),))
     chart = Chart(
         "stacked",
         f"{unit}-hours by {by[0]}",
         f"{unit}-hours",
         tuple(" / ".join(key) for key, _ in most),
-        tuple((title, tuple(seconds(lines, what)[main] / HOUR for _, lines in most)) for what, title in WHATS.items()),
+        tuple((title, tuple(hours(total(times, what)) for _, times in most)) for what, title in WHATS.items()),
     )
     return Section(
         "gpu",
@@ -105,8 +140,8 @@ def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
             Column("cpu_hours", "CPU-hours", "hours"),
             Column("credits", "Credits", "credits"),
         ),
-        tuple(named(by, key) | cells(lines) for key, lines in sorted(groups.items())),
-        named(by[:1], ["total"]) | cells(of.lines),
+        tuple(named(by, key) | cells(times) for key, times in sorted(groups.items())),
+        named(by[:1], ["total"]) | cells(whole),
         notes=(
             "A GPU-hour costs what was in force when its job began.",
             *((f"The chart shows the {TOP} largest of {len(groups)}.",) if len(groups) > TOP else ()),
@@ -115,12 +150,19 @@ def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
     )
 
 
-def by_what(of: GpuTime, priced: Priced) -> Section:
+def together(of: Iterable[Times]) -> Times:
+    found: dict[str, Time] = {}
+    for times in of:
+        for what, time in times.items():
+            found[what] = found.get(what, Time()) + time
+    return found
+
+
+def what_for(times: Times) -> Section:
     """In whole seconds, which add up."""
 
-    def cells(what: str, lines: Collection[Line]) -> Row:
-        gpu_s, cpu_s = seconds(lines)
-        return row(what=what, gpu_s=gpu_s, cpu_s=cpu_s, credits=credits(sum(map(priced, lines))))
+    def cells(what: str, time: Time) -> Row:
+        return row(what=what, gpu_s=time.gpu_s, cpu_s=time.cpu_s, credits=credits(time.microcredits))
 
     return Section(
         "what",
@@ -131,8 +173,8 @@ def by_what(of: GpuTime, priced: Priced) -> Section:
             Column("cpu_s", "CPU-seconds", "count"),
             Column("credits", "Credits", "credits"),
         ),
-        tuple(cells(t, [line for line in of.lines if line.what == what]) for what, t in WHATS.items()),
-        cells("total", of.lines),
+        tuple(cells(title, total(times, what)) for what, title in WHATS.items()),
+        cells("total", total(times)),
     )
 
 

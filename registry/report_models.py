@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from registry.attribution import Line
 from registry.report import Chart, Column, Section
 from registry.report_columns import HOUR, TOP, Row, credits, ratio, row, top
-from registry.report_gpu import Priced, seconds
-from registry.usage_rows import Counts, together
+from registry.report_gpu import Priced, Times, summed, together, total
+from registry.usage_rows import Counts
+from registry.usage_rows import together as counted_together
 
 ALLOWED = ("model",)
 DEFAULT = ("model",)
@@ -18,15 +19,12 @@ MILLION = 1_000_000
 
 def by_model(used: Mapping[str, Counts], lines: tuple[Line, ...], priced: Priced) -> Section:
     """A LoRA adapter has the time it was served in; start-up and idle time are its deployment's."""
-    of: dict[str, list[Line]] = {}
-    for line in lines:
-        if line.what in SERVED:
-            of.setdefault(line.model, []).append(line)
+    of = summed((line for line in lines if line.what in SERVED), priced, lambda line: line.model)
     rows = tuple(
-        row(model=model or "none") | served(used.get(model, Counts()), of.get(model, []), priced)
+        row(model=model or "none") | served(used.get(model, Counts()), of.get(model, {}))
         for model in sorted({*used, *of})
     )
-    total = served(together(used.values()), [line for some in of.values() for line in some], priced)
+    whole = served(counted_together(used.values()), together(of.values()))
     costly = top([r for r in rows if r["cost_per_million"] is not None], lambda r: (_number(r, "tokens"),))
     chart = Chart(
         "bars",
@@ -56,7 +54,7 @@ def by_model(used: Mapping[str, Counts], lines: tuple[Line, ...], priced: Priced
             Column("charged_per_million", "per million tokens", "credits"),
         ),
         rows,
-        row(model="total") | total,
+        row(model="total") | whole,
         notes=(
             "Cost as served: all GPU-hours of its replicas, idle and starting ones too, at the price of their type.",
             *((f"The chart shows the {TOP} that were used most.",) if len(costly) < len(rows) > TOP else ()),
@@ -65,16 +63,16 @@ def by_model(used: Mapping[str, Counts], lines: tuple[Line, ...], priced: Priced
     )
 
 
-def served(counts: Counts, lines: list[Line], priced: Priced) -> Row:
-    gpu_s, _ = seconds(lines)
-    cost = sum(map(priced, lines))
+def served(counts: Counts, times: Times) -> Row:
+    time = total(times)
+    gpu_s, cost = time.gpu_s, time.microcredits
     return {
         "requests": counts.requests,
         "cut": counts.cut,
         "tokens": counts.tokens,
         "gpu_hours": gpu_s / HOUR,
-        "idle_share": ratio(seconds(lines, "idle")[0], gpu_s),
-        "startup_share": ratio(seconds(lines, "startup")[0], gpu_s),
+        "idle_share": ratio(total(times, "idle").gpu_s, gpu_s),
+        "startup_share": ratio(total(times, "startup").gpu_s, gpu_s),
         "tokens_per_gpu_hour": ratio(counts.tokens * HOUR, gpu_s),
         "cost": credits(cost),
         "cost_per_million": ratio(credits(cost) * MILLION, counts.tokens) if gpu_s else None,

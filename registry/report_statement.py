@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from registry.attribution import Line
 from registry.limits import Limits
 from registry.report import Chart, Column, Section
 from registry.report_columns import COUNTS, HOUR, MICRO, Row, counted, credits, named, row
-from registry.report_gpu import WHATS, Priced, seconds
+from registry.report_gpu import WHATS, Time, Times, total
 from registry.report_models import SERVED
 from registry.report_prices import InForce
 from registry.usage_rows import Correction, Counts, together
@@ -26,22 +25,22 @@ class Account:
     by_model: Mapping[str, Counts]
     by_user: Mapping[str, Counts]
     corrections: Sequence[Correction]
-    lines: Sequence[Line] | None  # None: the scheduler's books could not be had
+    times: Times | None  # GPU time attributed to it; None: the scheduler's books could not be had
     prices: Sequence[InForce]
 
 
-def sections(of: Account, window: Window, priced: Priced) -> tuple[Section, ...]:
+def sections(of: Account, window: Window) -> tuple[Section, ...]:
     """Keys and titles begin with the tenant's name: a report may have several tenants' statements."""
     used = together(of.by_model.values())
     parts = [
-        _summary(of, used, priced),
+        _summary(of, used),
         _limits(of, used, window),
         _usage(of, "model", "By model", of.by_model),
         _usage(of, "user", "By user", of.by_user),
         _prices(of),
     ]
-    if of.lines is not None:
-        parts.append(_gpu(of, of.lines, priced))
+    if of.times is not None:
+        parts.append(_gpu(of, of.times))
     parts.append(_corrections(of))
     return tuple(parts)
 
@@ -59,18 +58,18 @@ def _section(
     return Section(f"{of.tenant}/{key}", f"{of.tenant}: {title}", tuple(columns), tuple(rows), total, notes, charts)
 
 
-def _summary(of: Account, used: Counts, priced: Priced) -> Section:
+def _summary(of: Account, used: Counts) -> Section:
     taken_back = sum(c.microcredits or 0 for c in of.corrections)
-    lines = of.lines or ()
-    own = sum(priced(line) for line in lines if line.what not in SERVED)
-    served = sum(priced(line) for line in lines if line.what in SERVED)
+    times = of.times or {}
+    own = total(times, *(what for what in WHATS if what not in SERVED)).microcredits
+    served = total(times, *SERVED).microcredits
     rows: list[Row] = [
         {"what": "Tokens, before corrections", "credits": credits(used.microcredits + taken_back)},
         {"what": "Corrections", "credits": credits(-taken_back)},
-        {"what": "GPU time of training and batch jobs", "credits": None if of.lines is None else credits(own)},
+        {"what": "GPU time of training and batch jobs", "credits": None if of.times is None else credits(own)},
     ]
     notes = [f"GPU time of replicas, {credits(served):,.2f} credits at cost, is what the tokens pay for: not added."]
-    if of.lines is None:
+    if of.times is None:
         notes = ["The scheduler's books could not be had: GPU time is missing from the total."]
     return _section(
         of,
@@ -170,13 +169,7 @@ def _prices(of: Account) -> Section:
     )
 
 
-def _gpu(of: Account, lines: Sequence[Line], priced: Priced) -> Section:
-    rows: list[Row] = []
-    for what, title in WHATS.items():
-        some = [line for line in lines if line.what == what]
-        gpu_s, cpu_s = seconds(some)
-        if some:
-            rows.append(row(what=title) | _time(gpu_s, cpu_s, sum(map(priced, some))))
+def _gpu(of: Account, times: Times) -> Section:
     return _section(
         of,
         "gpu",
@@ -187,13 +180,13 @@ def _gpu(of: Account, lines: Sequence[Line], priced: Priced) -> Section:
             Column("cpu_hours", "CPU-hours", "hours"),
             Column("credits", "Credits", "credits"),
         ),
-        rows,
-        row(what="total") | _time(*seconds(lines), sum(map(priced, lines))),
+        [row(what=title) | _time(times[what]) for what, title in WHATS.items() if what in times],
+        row(what="total") | _time(total(times)),
     )
 
 
-def _time(gpu_s: int, cpu_s: int, microcredits: int) -> Row:
-    return {"gpu_hours": gpu_s / HOUR, "cpu_hours": cpu_s / HOUR, "credits": credits(microcredits)}
+def _time(of: Time) -> Row:
+    return row(gpu_hours=of.gpu_s / HOUR, cpu_hours=of.cpu_s / HOUR, credits=credits(of.microcredits))
 
 
 def _corrections(of: Account) -> Section:

@@ -9,7 +9,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from registry import accounting, attempts, clock, deployments, keys, limits, prices, replica_work, tenants
+from registry import (
+    accounting,
+    attempts,
+    capture,
+    clock,
+    deployments,
+    keys,
+    limits,
+    prices,
+    replica_work,
+    report_capture,
+    tenants,
+)
 from registry import report_efficiency as efficiency
 from registry import report_gpu as gpu
 from registry import report_models as models
@@ -239,39 +251,54 @@ def _by(of: Asked, s: Sources, window: Window) -> dict[tuple[str, ...], Counts]:
 
 def _gpu(of: Asked, s: Sources) -> Parts:
     time, priced = _time(of, s, of.window, s.told.books)
-    return Parts((gpu.by_columns(time, of.by, priced), gpu.by_what(time, priced)), time.checks, time.notes)
+    return Parts(
+        (gpu.by_columns(time, of.by, priced), gpu.what_for(gpu.by_what(time.lines, priced))), time.checks, time.notes
+    )
 
 
 def _models(of: Asked, s: Sources) -> Parts:
     time, priced = _time(of, s, of.window, s.told.books)
     used = ledger_sums.used(s.ledger, of.window, "model", tenants=of.tenants)
     section = models.by_model({model: counts for (model,), counts in used.items()}, time.lines, priced)
-    return Parts((section,), time.checks, time.notes)
+    captured = _captured(of, s) if of.tenants is None else ()  # what an engine counts is everybody's
+    return Parts((section, *captured), time.checks, time.notes)
+
+
+def _captured(of: Asked, s: Sources) -> tuple[Section, ...]:
+    asked_something = {replica for (replica,) in ledger_sums.used(s.ledger, of.window, "replica")}
+    born = {r.id: r.created_at[:10] for r in deployments.replicas(s.registry) if r.id in asked_something}
+    if not born:
+        return ()
+    since = min(born.values())
+    found = capture.tokens(s.ledger, born.keys(), since)
+    differing = {one.replica for one in report_capture.worst(found)}
+    return report_capture.sections(found, capture.compare(s.ledger, differing, since) if differing else ())
 
 
 def _efficiency(of: Asked, s: Sources) -> Parts:
-    now = _month(of, s, of.window, s.told.books)
-    before = None if s.told.before is None else _month(of, s, of.window.before, s.told.before)
+    now, time = _month(of, s, of.window, s.told.books)
+    before = None if s.told.before is None else _month(of, s, of.window.before, s.told.before)[0]
     return Parts(
         (
             efficiency.compared(now, before, of.window),
             efficiency.wasted(now),
-            efficiency.waits(now.gpu.allocations, of.by),
+            efficiency.waits(time.allocations, of.by),
             efficiency.restarts(now.lost),
         ),
-        now.gpu.checks,
-        now.gpu.notes,
+        time.checks,
+        time.notes,
     )
 
 
-def _month(of: Asked, s: Sources, window: Window, books: Books | None) -> efficiency.Month:
+def _month(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[efficiency.Month, GpuTime]:
     time, priced = _time(of, s, window, books)
     counts = together(ledger_sums.used(s.ledger, window, tenants=of.tenants).values())
     start, end = window_text(window)
     runs = {a.subject for a in time.allocations if a.subject}
     jobs = {f"{j.subject}/{j.job_id}": j for j in accounting.everything(s.registry) if j.subject in runs}
     ended = [a for a in attempts.ended_between(s.registry, start, end) if a.run in runs]
-    return efficiency.Month(counts, time, priced, efficiency.lost(ended, jobs))
+    times = gpu.by_what(time.lines, priced)
+    return efficiency.Month(counts, times, efficiency.lost(ended, jobs)), time
 
 
 def _time(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[GpuTime, gpu.Priced]:
@@ -279,7 +306,8 @@ def _time(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[G
     if books is None:
         return GpuTime((), (), (), ()), lambda line: 0
     end = min(window.end, s.now)
-    found = replica_work.attributed(s.registry, s.ledger, books, window.start, end, s.site.attribution)
+    by_user = of.kind == "gpu" and "user" in of.by
+    found = replica_work.attributed(s.registry, s.ledger, books, window.start, end, s.site.attribution, by_user=by_user)
     time = gpu.seen(found, of.tenants, _payers(s).of)
     return time, gpu.prices_of(time.allocations, _price_book(s))
 
@@ -298,6 +326,11 @@ def _price_book(s: Sources) -> prices.PriceBook:
 def _statement(of: Asked, s: Sources) -> Parts:
     known = [t.name for t in tenants.everyone(s.registry) if _is_shown(of, t.name)]
     time, priced = _time(of, s, of.window, s.told.books)
+    times = gpu.summed(time.lines, priced, lambda line: line.tenant)
+    gpu_types: dict[str | None, set[str]] = {}
+    for line in time.lines:
+        if line.gpu_s:
+            gpu_types.setdefault(line.tenant, set()).add(line.gpu_type)
     by_model = ledger_sums.used(s.ledger, of.window, "tenant", "model", tenants=known)
     by_user = ledger_sums.used(s.ledger, of.window, "tenant", "user", tenants=known)
     before = ledger_sums.used_before(s.ledger, of.window.first, known)
@@ -307,7 +340,6 @@ def _statement(of: Asked, s: Sources) -> Parts:
     }
     sections: list[Section] = []
     for name in known:
-        lines = None if s.told.books is None else [line for line in time.lines if line.tenant == name]
         used = _of_tenant(by_model, name)
         account = statement.Account(
             name,
@@ -316,17 +348,17 @@ def _statement(of: Asked, s: Sources) -> Parts:
             used,
             _of_tenant(by_user, name),
             [c for c in corrections if c.tenant == name],
-            lines,
+            None if s.told.books is None else times.get(name, {}),
             in_force(
                 prices.everything(s.registry),
                 s.site.prices,
                 s.site.gpu_prices,
                 {model: served_by.get(model, model) for model in used},
-                {line.gpu_type for line in lines or () if line.gpu_s},
+                gpu_types.get(name, set()),
                 of.window,
             ),
         )
-        sections += statement.sections(account, of.window, priced)
+        sections += statement.sections(account, of.window)
     return Parts(tuple(sections), time.checks, time.notes)
 
 

@@ -226,6 +226,20 @@ def _problems(site: Site) -> Iterator[tuple[str, str]]:
                 f"external.{name}.api_key_env",
                 "names the environment variable that holds the key, in capitals; never the key itself",
             )
+    yield from _alert_problems(site.alerts)
+
+
+def _alert_problems(alerts: Alerts) -> Iterator[tuple[str, str]]:
+    for threshold in alerts.thresholds:
+        if not 1 <= threshold <= 100:
+            yield "alerts.thresholds", f"are percent, from 1 to 100, not {threshold}"
+    if alerts.webhook is not None and not re.match(r"https?://[^/]", alerts.webhook):
+        yield "alerts.webhook", "must be a URL that begins with http:// or https://"  # not echoed: it may be a secret
+    mail = alerts.mail
+    if mail is not None and not mail.to:
+        yield "alerts.mail.to", "names nobody who gets the mail"
+    if mail is not None and (mail.user is None) != (mail.password_env is None):
+        yield "alerts.mail.user", "and alerts.mail.password_env (the variable that holds its password) go together"
 
 
 def _is_loopback(host: str) -> bool:

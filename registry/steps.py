@@ -6,6 +6,7 @@ Tuples instead of frozen dataclasses: three of them are made for each request, o
 from __future__ import annotations
 
 import enum
+import json
 import random
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ AMOUNT_LIMIT = 2**53  # of tokens or micro-credits in one step: sums of a thousa
 HOLD, NOTE, SETTLE, RELEASE, REVERSAL = "h", "n", "s", "r", "c"  # the first field of a record
 PLATFORM = "platform"  # the tenant of what Headgate asks engines itself: probes, shadows
 
-Record = list[Any]  # a step as the journal has it: its letter, then its fields, the attempt's in line
+Fields = tuple[Any, ...]  # a step as a journal is given it: its letter, then its fields, the attempt's in line
+Record = list[Any]  # the same, read back
 
 
 class TooMuch(Conflict):
@@ -111,24 +113,53 @@ def check(step: Step) -> None:
             raise TooMuch(f"{amount} {name} in one request; the ledger takes 0 to {AMOUNT_LIMIT}")
 
 
-def encode(step: Step) -> bytes:
-    """The body of a journal's record. Raises TooMuch."""
+def fields(step: Step) -> Fields:
+    """Raises TooMuch."""
     # Most frequent first; a match statement would cost as much as all the rest.
     if isinstance(step, Hold):
         attempt, tokens, microcredits = step
         if not (0 <= tokens <= AMOUNT_LIMIT and 0 <= microcredits <= AMOUNT_LIMIT):
             check(step)
-        return orjson.dumps((HOLD, *attempt, tokens, microcredits))
+        return (HOLD, *attempt, tokens, microcredits)
     if isinstance(step, UsageEvent):
         attempt, prompt, completion, microcredits, outcome, ended_at, cached, reasoning = step
-        if not (0 <= prompt <= AMOUNT_LIMIT and 0 <= completion <= AMOUNT_LIMIT and 0 <= microcredits <= AMOUNT_LIMIT):
+        if not (
+            0 <= prompt <= AMOUNT_LIMIT
+            and 0 <= completion <= AMOUNT_LIMIT
+            and 0 <= microcredits <= AMOUNT_LIMIT
+            and 0 <= cached <= AMOUNT_LIMIT
+            and 0 <= reasoning <= AMOUNT_LIMIT
+        ):
             check(step)
-        return orjson.dumps((SETTLE, *attempt, prompt, completion, microcredits, outcome, ended_at, cached, reasoning))
+        return (SETTLE, *attempt, prompt, completion, microcredits, outcome, ended_at, cached, reasoning)
     check(step)
-    return orjson.dumps((_LETTERS[type(step)], *step))
+    return (_LETTERS[type(step)], *step)
+
+
+def encode(step: Step) -> bytes:
+    """The body of a journal's line that has one step. Raises TooMuch."""
+    return orjson.dumps(fields(step))
+
+
+def encode_all(steps: list[Fields]) -> bytes:
+    """The body of a line that has several: they count together or, torn, not at all."""
+    return orjson.dumps(steps)
+
+
+def may_be_lost(step: Fields) -> bool:
+    """Whether a step that could not be journaled need not be: a running count, which the next one replaces, or a hold,
+    which nothing is dispatched for."""
+    return step[0] in (NOTE, HOLD)
 
 
 _LETTERS = {Note: NOTE, Release: RELEASE, Reversal: REVERSAL}
+
+
+def spelled(step: Step) -> str:
+    """Any step, even one that states an amount that cannot be one, for people to read."""
+    if isinstance(step, Hold | UsageEvent):
+        return json.dumps([HOLD if isinstance(step, Hold) else SETTLE, *step.attempt, *step[1:]])
+    return json.dumps([_LETTERS[type(step)], *step])
 
 
 def record(step: Step) -> Record:

@@ -54,7 +54,7 @@ def main() -> None:
                 return
             mute = asked.no_tokens_until is not None and not asked.no_tokens_until.exists()
             print("asked for a token", flush=True)
-            usage = {"completion_tokens": 0 if mute else body["max_tokens"]}
+            usage = {"prompt_tokens": 2, "completion_tokens": 0 if mute else body["max_tokens"]}
             self.answer(200, json.dumps({"usage": usage}).encode())
 
         def answer(self, status: int, data: bytes) -> None:

@@ -8,17 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import anthropic
 import openai
 import orjson
 import pytest
+from anthropic import AsyncAnthropic
 from engine import PROMPT_TOKENS, Engine
 from gateway_fixtures import HELLO, Platform, gateway, prepared, site_at, started, until
+from waiting import eventually
 
 from gateway import calls
 from gateway.app_keys import GATEWAY
 from gateway.calls import Kind
-from registry import clock, keys, ledger, limits
+from registry import clock, endpoints, keys, ledger, limits
 from registry.limits import Subject
+
+
+def estimate(call: dict[str, Any]) -> int:
+    """What is held for it, sent as JSON by `asking`."""
+    return len(orjson.dumps(call)) // calls.BYTES_PER_TOKEN + int(call["max_tokens"])
+
+
+async def asking(session: aiohttp.ClientSession, call: dict[str, Any]) -> int:
+    """The answer's status."""
+    async with session.post("/v1/chat/completions", data=orjson.dumps(call)) as answer:
+        await answer.read()
+        return answer.status
 
 
 async def test_too_many_requests_are_429_with_the_seconds_to_wait(tmp_path: Path) -> None:
@@ -43,6 +58,59 @@ async def test_a_spent_budget_is_429_and_not_worth_retrying(tmp_path: Path) -> N
             assert refused.value.response.headers["x-should-retry"] == "false"
         used = sum(e.prompt_tokens + e.completion_tokens for e in await until(platform.events))
         assert 0 < used <= 120
+
+
+async def test_limits_are_changed_up_and_down_in_a_running_gateway(tmp_path: Path) -> None:
+    """And a limit that is new counts what its subject used when it had none."""
+    async with gateway(tmp_path, Engine()) as platform, platform.http(platform.new_key(user="ann")) as session:
+
+        def limit(**changes: Any) -> None:
+            limits.put(platform.registry, Subject.USER, "ann", changes, "root")
+
+        async def answers(status: int) -> bool:
+            return await asking(session, HELLO) == status
+
+        assert await answers(200)
+        await platform.settled(1)
+        limit(token_budget=estimate(HELLO) + 5)  # room for one, were it the first
+        await eventually(lambda: answers(429))
+        limit(token_budget=10**6)
+        await eventually(lambda: answers(200))
+        limit(concurrent_requests=0)
+        await eventually(lambda: answers(429))
+        limit(concurrent_requests=None, token_budget=None)
+        await eventually(lambda: answers(200))
+
+
+async def test_a_refusal_and_what_is_left_have_anthropics_shape_for_its_sdks(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform:
+        key = platform.tenant("biology", tokens_per_day=150, requests_per_minute=9)
+        client = AsyncAnthropic(base_url=platform.url, api_key=key, max_retries=0, timeout=20)
+        ask: Any = {"model": "tiny", "max_tokens": 60, "messages": HELLO["messages"]}
+        async with client:
+            answer = await client.messages.with_raw_response.create(**ask)
+            said = {name.removeprefix("anthropic-ratelimit-"): value for name, value in answer.headers.items()}
+            assert (said["requests-limit"], said["requests-remaining"]) == ("9", "8")
+            assert said["tokens-limit"] == "150" and 0 < int(said["tokens-remaining"]) < 90
+            assert said["tokens-reset"].endswith("T00:00:00Z")
+            with pytest.raises(anthropic.RateLimitError, match=r"tenant biology may use 150 tokens a day: ") as refused:
+                while True:
+                    await client.messages.create(**ask)
+            error: Any = refused.value.body
+            assert (error["type"], error["error"]["type"]) == ("error", "rate_limit_error")
+            assert "the day ends in" in error["error"]["message"]
+
+
+async def test_a_limit_of_a_model_behind_an_endpoint_counts_under_the_name_that_was_called(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform, platform.http() as session:
+        endpoints.put(platform.registry, "chat", "root", targets=[("tiny", 1)])
+        limits.put(platform.registry, Subject.MODEL, "tiny", {"requests_per_minute": 1}, "root")
+        assert await asking(session, {**HELLO, "model": "chat"}) == 200
+        async with session.post("/v1/chat/completions", json={**HELLO, "model": "chat"}) as answer:
+            said = (await answer.json())["error"]
+        assert (answer.status, said["code"]) == (429, "rate_limit_exceeded")
+        assert said["message"].startswith("model chat may start 1 requests a minute (any 60 s): 0 left")
+        assert await asking(session, HELLO) == 429
 
 
 async def test_a_budget_outlives_the_gateway(tmp_path: Path) -> None:
@@ -149,18 +217,6 @@ def test_a_bound_that_the_client_did_not_state_fits_the_models_context(context: 
     """An engine refuses a max_tokens above the longest sequence it takes; one that merely does not fit it cuts."""
     call = calls.bounded(calls.read(Kind.CHAT, b'{"model": "tiny", "messages": [{}]}'), context)
     assert (call.fields["max_tokens"], call.completion_tokens) == (allowed, allowed)
-
-
-def estimate(call: dict[str, Any]) -> int:
-    """What is held for it, sent as JSON by `asking`."""
-    return len(orjson.dumps(call)) // calls.BYTES_PER_TOKEN + int(call["max_tokens"])
-
-
-async def asking(session: aiohttp.ClientSession, call: dict[str, Any]) -> int:
-    """The answer's status."""
-    async with session.post("/v1/chat/completions", data=orjson.dumps(call)) as answer:
-        await answer.read()
-        return answer.status
 
 
 def budget_of_ten(platform: Platform) -> str:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
-from aiohttp import web
+from control_fixtures import ADMINISTRATOR, Api, serving
 
 from gateway.catalog import Catalog
-from launchers import control
-from launchers.control import CONTROLLER, make_app
-from launchers.controller import Controller
 from launchers.local_scheduler import LocalScheduler
 from registry import clock, keys
 from registry import site as settings
@@ -28,34 +21,7 @@ from registry.access import Principal
 from registry.limits import Subject
 from registry.site import Site
 
-ADMINISTRATOR = Principal("root", 0, admin=True)
 ADA, BOB = Principal("ada", 1001, admin=False), Principal("bob", 1002, admin=False)
-
-
-@dataclass
-class Api:
-    """The control API. `caller` is who the next call is made by, in the kernel's place."""
-
-    site: Site
-    controller: Controller
-    session: aiohttp.ClientSession
-    caller: Principal = ADMINISTRATOR
-
-    async def get(self, path: str, status: int = 200) -> Any:
-        async with self.session.get(f"http://control/v1/{path}") as response:
-            return await self._body(response, status)
-
-    async def post(self, path: str, body: Any, status: int = 201) -> Any:
-        async with self.session.post(f"http://control/v1/{path}", json=body) as response:
-            return await self._body(response, status)
-
-    async def _body(self, response: aiohttp.ClientResponse, status: int) -> Any:
-        assert response.status == status, await response.text()
-        body = await response.json()
-        return body["error"]["message"] if status >= 400 else body
-
-    async def key(self, tenant: str, **of: Any) -> Any:
-        return await self.post("keys", {"tenant": tenant, **of})
 
 
 @pytest.fixture
@@ -75,29 +41,9 @@ def site() -> Iterator[Site]:
     shutil.rmtree(root)
 
 
-@asynccontextmanager
-async def serving(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
-    app = make_app(site, LocalScheduler(site.shared_dir / "local-jobs"))
-    made: list[Api] = []
-
-    def caller(connection: socket.socket, service_uid: int) -> Principal:
-        return made[0].caller
-
-    monkeypatch.setattr(control, "principal_of", caller)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.UnixSite(runner, str(site.control_socket)).start()
-    try:
-        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(site.control_socket))) as session:
-            made.append(Api(site, app[CONTROLLER], session))
-            yield made[0]
-    finally:
-        await runner.cleanup()
-
-
 @pytest.fixture
 async def api(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
-    async with serving(site, monkeypatch) as made:
+    async with serving(site, LocalScheduler(site.shared_dir / "local-jobs"), monkeypatch) as made:
         yield made
 
 
@@ -170,7 +116,7 @@ async def test_a_new_tenant_has_the_sites_limits_but_for_those_that_are_said(api
         ("prices", {"kind": "model", "name": "m", "prompt": 1}, 400, "needed: completion, prompt"),
         ("prices", {"kind": "gpu", "name": "h100", "hour": 1, "prompt": 1}, 400, "the price of a gpu is hour"),
         ("prices", {"kind": "cpu", "name": "m"}, 400, "'kind' must be one of model, gpu"),
-        ("prices", {"kind": "gpu", "name": "a b", "hour": 1}, 400, "model name 'a b' is not allowed"),
+        ("prices", {"kind": "gpu", "name": "a b", "hour": 1}, 400, "gpu name 'a b' is not allowed"),
         ("prices", {"kind": "gpu", "name": "x", "hour": -1}, 400, "hour must be a number from 0 to 1e9"),
         ("prices", {"kind": "gpu", "name": "x", "hour": True}, 400, "'hour' must be float, not True"),
         ("prices", {"kind": "gpu", "name": "x", "hour": 1, "valid_from": "2020-01-01T00:00:00Z"}, 400, "which is past"),
@@ -216,7 +162,10 @@ async def test_a_key_is_shown_once_with_whose_it_is_what_it_may_and_until_when(a
     assert made["secret"].startswith(key["hint"])
     assert (key["user"], key["owner"], key["scopes"]) == ("ada", "root", ["inference", "control"])
     assert (key["models"], key["expires_at"]) == (["claude", "later"], clock.text(expires))
-    assert made["warnings"] == ["nothing is called 'later' yet; there are: claude"]
+    assert made["warnings"] == [
+        "nothing is called 'later' yet; there are: claude",
+        "ada is no member of tenant physics: they can neither rotate this key nor make others",
+    ]
     assert made["secret"] not in str(await api.get("keys")) and await api.get("keys") == [key]
     application = (await api.key("physics", app="web"))["key"]
     assert application["user"] == "app:web"

@@ -108,10 +108,12 @@ def test_what_will_be_stopped_is_told_with_the_day_and_again_when_that_moves_by_
     assert look(stopping(thursday + DAY)) == []
 
 
-def test_nothing_is_forecast_of_what_does_not_run_or_lies_far_ahead() -> None:
+def test_no_end_is_told_that_lies_far_ahead_or_ends_nothing_that_would_run_on() -> None:
     look = Looks()
-    assert look(stopping(None)) == look(stopping(NOW + 15 * DAY)) == []
-    assert [a.kind for a in look(stopping(NOW + 13 * DAY, stops=()))] == ["forecast"]
+    assert look(stopping(None)) == look(stopping(NOW + 15 * DAY)) == look(stopping(NOW + DAY, stops=())) == []
+    (alert,) = look(stopping(NOW + DAY, used=300, stops=()))
+    assert alert.message == "account research has used 300 of 500 GPU-hours, 60 % of its GrpTRESMins=gres/gpu"
+    assert [a.kind for a in look(stopping(NOW + 13 * DAY, used=300))] == ["forecast"]
 
 
 def test_a_threshold_says_the_forecast_too_which_is_then_told() -> None:

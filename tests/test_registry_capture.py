@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from registry import ledger
-from registry.capture import Compared, Counters, Cut, compare, note_counters
+from registry.capture import Compared, Counters, Cut, compare, note_counters, tokens
 from registry.db import Database
 from registry.steps import Attempt, Hold, Outcome, Reversal, UsageEvent
 
@@ -42,8 +42,8 @@ def test_a_replica_is_compared_by_all_that_it_did_also_once_it_is_gone(db: Datab
     note_counters(db, [read("r1", 16, 5, 1), read("r2", 10, 6, 1)], {})
     one, two = Compared("r1", "tiny", 16, 16, 5, 5), Compared("r2", "tiny", 5, 10, 5, 6)
     assert compare(db) == [one, two]
-    assert compare(db, {"r2"}, DAY) == [two]
-    assert compare(db, {"r1"}, "2026-11-29") == [Compared("r1", "tiny", 0, 16, 0, 5)]
+    assert tokens(db, {"r2"}, DAY) == [two]
+    assert tokens(db, {"r1"}, "2026-11-29") == [Compared("r1", "tiny", 0, 16, 0, 5)]
 
 
 def test_requests_that_were_cut_are_listed_with_their_tokens(db: Database) -> None:

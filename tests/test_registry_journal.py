@@ -98,7 +98,14 @@ def test_torn_lines_are_skipped_and_counted(directory: Path) -> None:
     (one, two) = lines(hold(1), hold(2))
     for torn in (b"\0" * 100 + b"\n", one[:50] + b"\n", one.replace(b"physics", b"biology"), b"zzzzzzzz []\n", b"x\n"):
         assert journal.parse(one + torn + two) == ([steps.record(hold(1)), steps.record(hold(2))], 1)
-    assert journal.parse(journal.BLANK) == ([], 0)
+    assert journal.parse(journal.line(b"[]")) == ([], 0)
+
+
+def test_a_line_of_several_steps_counts_whole_or_not_at_all() -> None:
+    several = journal.line(steps.encode_all([steps.fields(hold(1)), steps.fields(event(1))]))
+    both = [steps.record(hold(1)), steps.record(event(1))]
+    assert journal.parse(several + lines(hold(2))[0]) == ([*both, steps.record(hold(2))], 0)
+    assert journal.parse(several[:-9] + b"\n" + lines(hold(2))[0]) == ([steps.record(hold(2))], 1)
 
 
 def test_a_disk_that_takes_half_a_write_keeps_its_whole_lines(directory: Path, living: Journal) -> None:
@@ -286,9 +293,17 @@ def test_wrong_steps_are_told_of_and_take_nothing_else_with_them(
     directory: Path, db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     twice = event(2)._replace(completion_tokens=21)
-    of_dead(directory, b"".join(lines(hold(1), hold(2), hold(2), event(2), twice, event(3), event(1))))
-    Projection(db, directory).turn()
+    of_dead(
+        directory, b"".join(lines(hold(1), hold(2), hold(2)._replace(tokens=9), event(2), twice, event(3), event(1)))
+    )
+    projection = Projection(db, directory)
+    projection.turn()
     assert billed(db) == [("event-000001", 20, Outcome.COMPLETED), ("event-000002", 20, Outcome.COMPLETED)]
+    assert (
+        projection.refused
+        == 3
+        == db.conn.execute("SELECT count(*) FROM conflicts WHERE journal = 'dead'").fetchone()[0]
+    )
     refused = [r.message for r in caplog.records if "refused a step" in r.message]
     assert len(refused) == 3
     assert ["held already" in refused[0], "other contents" in refused[1], "nothing is held" in refused[2]] == [True] * 3

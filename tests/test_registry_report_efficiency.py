@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
-from report_books import HOUR, allocation, attributed, line
+from report_books import HOUR, allocation, line
 
 from registry.accounting import Job
 from registry.attempts import Attempt
 from registry.attribution import Line
 from registry.report import Value
 from registry.report_efficiency import Lost, Month, compared, lost, restarts, waits, wasted
-from registry.report_gpu import seen
+from registry.report_gpu import by_what
 from registry.report_models import by_model
 from registry.usage_rows import Counts
 from registry.window import of_month
@@ -44,7 +44,7 @@ def test_a_model_that_only_idled_is_shown_with_its_cost() -> None:
 
 
 def month(tokens: int, *lines: Line, lost: tuple[Lost, ...] = ()) -> Month:
-    return Month(Counts(1, 0, tokens), seen(attributed(*lines), None, lambda a: None), two_credits_an_hour, lost)
+    return Month(Counts(1, 0, tokens), by_what(lines, two_credits_an_hour), lost)
 
 
 def test_a_month_is_set_against_the_one_before() -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from report_books import HOUR, allocation, attributed, line
 
 from registry.prices import Kind, PriceBook, Version
-from registry.report_gpu import GpuTime, by_columns, by_what, prices_of, seen
+from registry.report_gpu import GpuTime, by_columns, by_what, prices_of, seen, what_for
 from registry.site import GpuPrice
 
 NOVEMBER = int(datetime(2026, 11, 1, tzinfo=UTC).timestamp())
@@ -83,7 +83,7 @@ def test_a_gpu_hour_costs_what_was_in_force_when_its_job_began() -> None:
     assert priced(line("serving", HOUR)) == 3_500_000  # an hour at 2, three at 4
     assert priced(line("training", 2 * HOUR, subject="run-1", gpu_type="a100")) == 2_000_000
     assert priced(line("training", HOUR, subject="another")) == 0
-    section = by_what(seen(attributed(*LINES, allocations=jobs), None, lambda a: None), priced)
+    section = what_for(by_what(LINES, priced))
     assert section.total is not None
     assert [(r["what"], r["gpu_s"], r["credits"]) for r in section.rows] == [
         ("Serving", 3 * HOUR, 10.5),

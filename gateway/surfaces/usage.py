@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -38,16 +37,17 @@ from gateway.auth import identify
 from gateway.catalog import View
 from gateway.errors import BadRequest, LedgerUnreadable, NotFound, Refused
 from gateway.gates import CREDIT, Shown
-from registry import month_usage
-from registry.db import StorageError, open_reader
+from registry import usage_rows
+from registry.db import RegistryError, StorageError, open_reader
 from registry.keys import LiveKey, Scope
 from registry.limits import Subject
-from registry.month_usage import Used
 from registry.steps import PLATFORM
+from registry.usage_rows import Counts, Used
+from registry.window import Window, window_of
 
-MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])", re.ASCII)
 PARAMETERS = ("month", "tenant")
 EVERYBODY = "*"
+BY = ("tenant", "user", "model")
 
 
 async def usage(request: web.Request) -> web.Response:
@@ -61,14 +61,15 @@ async def usage(request: web.Request) -> web.Response:
     return web.Response(body=orjson.dumps(shape(month, tenant, rows, limits)), content_type="application/json")
 
 
-def asked(query: Mapping[str, str], caller: LiveKey, view: View, now: float) -> tuple[str, str]:
+def asked(query: Mapping[str, str], caller: LiveKey, view: View, now: float) -> tuple[Window, str]:
     """Pure. The month and the tenant, which may be EVERYBODY. Raises BadRequest, NotFound, and Refused (403)."""
     for name in query:
         if name not in PARAMETERS:
             raise BadRequest(f"there is no parameter {name!r}; allowed: {', '.join(PARAMETERS)}", name)
-    month = query.get("month") or f"{datetime.fromtimestamp(now, UTC):%Y-%m}"
-    if not MONTH.fullmatch(month):
-        raise BadRequest(f"month is {month!r}; write it like 2026-11", "month")
+    try:
+        month = window_of(query.get("month"), None, None, datetime.fromtimestamp(now, UTC))
+    except RegistryError as e:
+        raise BadRequest(str(e), "month") from None
     own = caller.tenant.name
     tenant = query.get("tenant") or own
     if tenant != own:
@@ -89,18 +90,14 @@ def subjects(caller: LiveKey, tenant: str, view: View) -> list[Who]:
     return [(Subject.TENANT, tenant)]
 
 
-def shape(
-    month: str, tenant: str, rows: Sequence[Used], limits: Iterable[tuple[Who, Sequence[Shown]]]
-) -> dict[str, Any]:
+def shape(month: Window, tenant: str, rows: Used, limits: Iterable[tuple[Who, Sequence[Shown]]]) -> dict[str, Any]:
     """Pure. The answer."""
-    data = [_in_credits(dataclasses.asdict(row)) for row in rows]
-    counts = [f.name for f in dataclasses.fields(Used) if f.type == "int"]
     return {
         "object": "usage",
-        "month": month,
+        "month": month.month,
         "tenant": tenant,
-        "data": data,
-        "total": _in_credits({name: sum(getattr(row, name) for row in rows) for name in counts}),
+        "data": [dict(zip(BY, names, strict=True)) | _counts(counts) for names, counts in rows.items()],
+        "total": _counts(usage_rows.together(rows.values())),
         "limits": [
             {"subject": subject, "name": name, **dataclasses.asdict(one)}
             for (subject, name), found in limits
@@ -109,16 +106,18 @@ def shape(
     }
 
 
-def _in_credits(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: n for name, n in row.items() if name != "microcredits"} | {"credits": row["microcredits"] / CREDIT}
+def _counts(counts: Counts) -> dict[str, float]:
+    found = dataclasses.asdict(counts)
+    microcredits = found.pop("microcredits")
+    return found | {"credits": microcredits / CREDIT}
 
 
-def _read(ledger_db: Path, month: str, tenant: str) -> list[Used]:
+def _read(ledger_db: Path, month: Window, tenant: str) -> Used:
     """Raises LedgerUnreadable."""
     try:
         db = open_reader(ledger_db)
         try:
-            return month_usage.used(db, month, None if tenant == EVERYBODY else tenant)
+            return usage_rows.used(db, month, *BY, tenants=None if tenant == EVERYBODY else [tenant])
         finally:
             db.close()
     except (StorageError, sqlite3.Error) as e:
