@@ -74,9 +74,9 @@ def note_counters(db: Database, read: Iterable[Counters], repeated: Mapping[str,
         )
 
 
-def compare(db: Database) -> list[Compared]:
-    """Of every replica whose engine ever said something, with what was cut short."""
-    return [replace(found, cut=_cut(db, found.replica)) for found in tokens(db)]
+def compare(db: Database, replicas: Collection[str] | None = None, since: str = "") -> list[Compared]:
+    """tokens(), with what was cut short."""
+    return [replace(found, cut=_cut(db, found.replica)) for found in tokens(db, replicas, since)]
 
 
 def tokens(db: Database, replicas: Collection[str] | None = None, since: str = "") -> list[Compared]:

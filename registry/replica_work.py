@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from registry import accounting, clock, deployments, tenants
 from registry.accounting import Job
@@ -14,27 +14,40 @@ from registry.settings import Attribution
 
 
 def attributed(
-    registry: Database, ledger: Database, books: Books, start: datetime, end: datetime, policy: Attribution
+    registry: Database,
+    ledger: Database,
+    books: Books,
+    start: datetime,
+    end: datetime,
+    policy: Attribution,
+    *,
+    by_user: bool = True,
 ) -> Attributed:
-    """GPU time of the window [start, end), whose books these are, line by line."""
+    """GPU time of the window [start, end), whose books these are, line by line.
+
+    Not `by_user`: what a tenant's users were served is one line, of which a large site has far fewer.
+    """
     return attribute(
         named(books, accounting.everything(registry)),
-        read(registry, ledger, start, end),
+        read(registry, ledger, start, end, by_user=by_user),
         payers(tenants.everyone(registry), tenants.members(registry)),
         policy,
     )
 
 
-def read(registry: Database, ledger: Database, start: datetime, end: datetime) -> dict[str, ReplicaWork]:
+def read(
+    registry: Database, ledger: Database, start: datetime, end: datetime, *, by_user: bool = True
+) -> dict[str, ReplicaWork]:
     """Every replica's work by its id. Tokens are known by the day on which their request ended: of each day that the
     window touches, all count."""
     busy: dict[str, dict[int, int]] = {}
     for r in rows(ledger, "SELECT * FROM busy WHERE hour >= ? AND hour <= ?", _hour(start), _hour(end)):
-        hour = int(datetime.strptime(r["hour"], "%Y-%m-%dT%H").replace(tzinfo=UTC).timestamp())
+        hour = int(datetime.fromisoformat(f"{r['hour']}:00:00+00:00").timestamp())
         busy.setdefault(r["replica"], {})[hour] = int.from_bytes(r["seconds"], "little")
     shares: dict[str, list[Share]] = {}
     days = clock.text(start)[:10], clock.text(end - timedelta(microseconds=1))[:10]
-    summed = """SELECT replica, tenant, user, model, sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens)
+    user = "user" if by_user else "''"
+    summed = f"""SELECT replica, tenant, {user}, model, sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens)
         FROM daily WHERE day BETWEEN ? AND ? GROUP BY 1, 2, 3, 4"""
     for replica, *share in rows(ledger, summed, *days):
         shares.setdefault(replica, []).append(Share(*share))

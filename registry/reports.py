@@ -9,7 +9,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from registry import accounting, attempts, clock, deployments, keys, limits, prices, replica_work, tenants
+from registry import (
+    accounting,
+    attempts,
+    capture,
+    clock,
+    deployments,
+    keys,
+    limits,
+    prices,
+    replica_work,
+    report_capture,
+    tenants,
+)
 from registry import report_efficiency as efficiency
 from registry import report_gpu as gpu
 from registry import report_models as models
@@ -248,7 +260,19 @@ def _models(of: Asked, s: Sources) -> Parts:
     time, priced = _time(of, s, of.window, s.told.books)
     used = ledger_sums.used(s.ledger, of.window, "model", tenants=of.tenants)
     section = models.by_model({model: counts for (model,), counts in used.items()}, time.lines, priced)
-    return Parts((section,), time.checks, time.notes)
+    captured = _captured(of, s) if of.tenants is None else ()  # what an engine counts is everybody's
+    return Parts((section, *captured), time.checks, time.notes)
+
+
+def _captured(of: Asked, s: Sources) -> tuple[Section, ...]:
+    asked_something = {replica for (replica,) in ledger_sums.used(s.ledger, of.window, "replica")}
+    born = {r.id: r.created_at[:10] for r in deployments.replicas(s.registry) if r.id in asked_something}
+    if not born:
+        return ()
+    since = min(born.values())
+    found = capture.tokens(s.ledger, born.keys(), since)
+    differing = {one.replica for one in report_capture.worst(found)}
+    return report_capture.sections(found, capture.compare(s.ledger, differing, since) if differing else ())
 
 
 def _efficiency(of: Asked, s: Sources) -> Parts:
@@ -282,7 +306,8 @@ def _time(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[G
     if books is None:
         return GpuTime((), (), (), ()), lambda line: 0
     end = min(window.end, s.now)
-    found = replica_work.attributed(s.registry, s.ledger, books, window.start, end, s.site.attribution)
+    by_user = of.kind == "gpu" and "user" in of.by
+    found = replica_work.attributed(s.registry, s.ledger, books, window.start, end, s.site.attribution, by_user=by_user)
     time = gpu.seen(found, of.tenants, _payers(s).of)
     return time, gpu.prices_of(time.allocations, _price_book(s))
 

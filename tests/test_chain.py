@@ -179,14 +179,14 @@ def test_the_same_chain_on_slurm_and_the_report_says_what_sacct_says(slurm_clust
         site.ok("up")
         said = site.report("gpu", "--by", "partition,subject")
         train = next(r["id"] for r in site.json("runs") if r["kind"] == "train")
-        (job,) = site.json("show", train)["jobs"]
+        (attempt,) = site.json("show", train)["attempts"]
     assert [check["holds"] for check in said["checks"]] == [True, True]
     rows = said["sections"][0]["rows"]
     (trained,) = [r for r in rows if r["subject"] == train]
     (served,) = [r for r in rows if r["startup"] > 0]
     assert (trained["partition"], served["partition"]) == ("cpu", "gpu")
     assert served["gpu_hours"] == pytest.approx(served["startup"] + served["idle"] + served["serving"])
-    nodes = slurm_cluster.run("sacct", "-X", "-n", "-P", "-j", job, "-o", "NNodes,CPUTimeRAW")
+    nodes = slurm_cluster.run("sacct", "-X", "-n", "-P", "-j", attempt["job"], "-o", "NNodes,CPUTimeRAW")
     assert nodes.strip() == f"2|{round(trained['cpu_hours'] * 3600)}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from report_books import HOUR, allocation
 
-from registry import accounting, deployments, ledger, limits, prices, reports, tenants
+from registry import accounting, capture, deployments, ledger, limits, prices, reports, tenants
 from registry.attribution import Allocation, Books
 from registry.db import Database, NotFound, RegistryError, open_reader, open_writer
 from registry.ledger import Attempt, Hold, Outcome, Reversal, Step, UsageEvent
@@ -264,6 +264,25 @@ def test_models_are_told_with_the_cost_of_their_replicas(made: Maker, registry: 
         ("adapter", 15, 0, 0.0),
         ("chat", 160, 1, 2.0),
     ]
+
+
+def test_what_the_engines_counted_is_told_beside_the_models_with_what_was_cut_short(
+    made: Maker, registry: Database, written: Database
+) -> None:
+    serve(registry)
+    registry.conn.execute("UPDATE replicas SET created_at = '2026-10-01T00:00:00.000000Z'")
+    assert [s.key for s in made("models").sections] == ["models"]  # no engine ever said anything
+    more = capture.Counters("replica-1", "chat", 310, 110, "2026-11-15T12:00:00.000000Z")
+    capture.note_counters(written, [more], {})
+    report = made("models")
+    assert rows(report, "capture", "deployment", "ledger", "engine", "difference") == [("chat", 415, 420, 5)]
+    assert rows(report, "capture_replicas", "replica", "cut", "difference") == [("replica-1", 1, 5)]
+    assert rows(report, "capture_cut", "event", "outcome", "completion_tokens") == [("4", "client_left", 5)]
+    assert [s.key for s in made("models", of="physics").sections] == ["models"]
+    written.conn.execute("DELETE FROM engine_counters")
+    capture.note_counters(written, [dataclasses.replace(more, completion_tokens=105)], {})
+    agreed = section(made("models"), "capture")
+    assert agreed.rows[0]["ratio"] == 1.0 and "1 of 1 replicas agree to the token" in agreed.notes[0]
 
 
 def test_a_statement_has_usage_prices_corrections_limits_and_gpu_time(made: Maker, registry: Database) -> None:
