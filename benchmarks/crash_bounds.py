@@ -3,7 +3,8 @@
 A gateway journals running counts every NOTE_S, of what was passed on by then. So a killed one bills at most what the
 client got, and at least what it had NOTE_S before the kill, if the gateway was run in time. On a busy machine it
 is not, and notes late by as long as it was not run. That slack is measured: the longest silence, of all streams
-together, that reaches into the last LOOK_BACK_S before the kill, and TURN_S for the turn of the loop that notes.
+together, that reaches into the last LOOK_BACK_S before the kill; how late the clients' own loop was in that time, which
+may have hidden a silence; and TURN_S for the turn of the gateway's loop that notes.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ LOOK_BACK_S = 0.5
 class Kill:
     at: float
     silence_s: float  # see silence()
+    late_s: float = 0.0  # the clients' loop, at most, in the LOOK_BACK_S before
 
     @property
     def slack_s(self) -> float:
-        return self.silence_s + TURN_S
+        return self.silence_s + self.late_s + TURN_S
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.crash_bounds import Delivered, Kill, Verdict, judged, silence
+from benchmarks.crash_bounds import LOOK_BACK_S, Delivered, Kill, Verdict, judged, silence
 from benchmarks.crash_clients import begin
 from benchmarks.figures import show
 from benchmarks.gateway_parts import ENGINE_KEY, HERE, MODEL, free_ports
@@ -40,6 +40,7 @@ ENGINES = 2
 AT_ONCE = 48
 SLOW = 0.05  # of the clients
 ARRIVALS = 20_000  # remembered: more than a second's
+PULSE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,11 @@ class Crashes:
         self._up = asyncio.Event()
         self._begun = 0
         self._arrivals: deque[float] = deque(maxlen=ARRIVALS)
+        self._late: deque[float] = deque(maxlen=round(LOOK_BACK_S / PULSE_S))
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
+            pulse = group.create_task(self._pulse())
             clients = [group.create_task(self._one_by_one()) for _ in range(AT_ONCE)]
             for moment in self._moments:
                 async with self._gateway() as process:
@@ -93,6 +96,14 @@ class Crashes:
                 process.terminate()
                 async with asyncio.timeout(STOP_S):
                     await process.wait()
+            pulse.cancel()
+
+    async def _pulse(self) -> None:
+        """How late this loop is, again and again. Runs until cancelled."""
+        while True:
+            due = time.monotonic() + PULSE_S
+            await asyncio.sleep(PULSE_S)
+            self._late.append(time.monotonic() - due)
 
     @asynccontextmanager
     async def _gateway(self) -> AsyncIterator[Process]:
@@ -107,7 +118,7 @@ class Crashes:
         self._up.clear()
         at = time.monotonic()
         process.kill()
-        self.kills.append(Kill(at, silence(self._arrivals, at)))
+        self.kills.append(Kill(at, silence(self._arrivals, at), max(self._late, default=0.0)))
         self._arrivals.clear()
 
     async def _one_by_one(self) -> None:

@@ -51,9 +51,7 @@ class Control:
     def __init__(
         self, path: Path, timeout_s: float = 60.0, *, here: bool = False, remote: Credentials | None = None
     ) -> None:
-        self.path, self.timeout_s, self.remote = path, timeout_s, remote
-        if remote is None and not here and not path.exists():
-            self.remote = credentials.load(os.environ)
+        self.path, self.timeout_s, self.here, self.remote = path, timeout_s, here, remote
 
     def get(self, path: str, **query: str | None) -> Any:
         """Parameters that are None are left out."""
@@ -79,7 +77,7 @@ class Control:
         self.timeout_s = min(self.timeout_s, POKE_S)
         try:
             self.post("/v1/poke")
-        except (Unreachable, Refused):  # what was submitted is submitted, whether or not our key is still good
+        except click.ClickException:  # what was submitted is submitted, whether or not our key is still good
             return False
         return True
 
@@ -90,7 +88,8 @@ class Control:
             response = connection.getresponse()
             raw = response.read()
         except (FileNotFoundError, ConnectionRefusedError) as e:
-            raise Unreachable(f"no controller listens on {where}; `headgate up` starts one{self._hint()}") from e
+            elsewhere = "" if headers else " (on another host: `headgate login --url https://HOST:PORT`)"
+            raise Unreachable(f"no controller listens on {where}; `headgate up` starts one{elsewhere}") from e
         except ssl.SSLCertVerificationError as e:
             raise Unreachable(f"{where}: its certificate is not trusted: {e.verify_message} (--cacert FILE)") from e
         except (OSError, http.client.HTTPException) as e:
@@ -107,20 +106,16 @@ class Control:
 
     def _connection(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
         """One that is not yet open, where it goes in words, and the headers it needs."""
-        if self.remote is None or self.remote.url is None:
+        remote = self.remote
+        if remote is None and not self.here and not self.path.exists():
+            remote = credentials.load(os.environ)
+        if remote is None or remote.url is None:
             return _Connection(self.path, self.timeout_s), str(self.path), {}
-        url = urllib.parse.urlsplit(self.remote.url)
-        headers = {"Authorization": f"Bearer {self.remote.key}"} if self.remote.key else {}
+        url = urllib.parse.urlsplit(remote.url)
+        headers = {"Authorization": f"Bearer {remote.key}"}
         host = url.hostname or ""
         if url.scheme == "http":
-            return http.client.HTTPConnection(host, url.port, timeout=self.timeout_s), self.remote.url, headers
-        trusted = credentials.trusting(self.remote.cacert)
+            return http.client.HTTPConnection(host, url.port, timeout=self.timeout_s), remote.url, headers
+        trusted = credentials.trusting(remote.cacert)
         secure = http.client.HTTPSConnection(host, url.port, timeout=self.timeout_s, context=trusted)
-        return secure, self.remote.url, headers
-
-    def _hint(self) -> str:
-        return (
-            " (on another host: `headgate login --url https://HOST:PORT`)"
-            if not (self.remote and self.remote.url)
-            else ""
-        )
+        return secure, remote.url, headers

@@ -13,8 +13,8 @@ import click
 
 from cli.client import Control
 from cli.context import Context
-from registry import ledger as books
-from registry import ledger_backup, ledger_export
+from cli.table import printable
+from registry import ledger_backup, ledger_check, ledger_export
 from registry.db import RegistryError, open_reader
 from registry.ledger_export import Format
 
@@ -41,14 +41,26 @@ def ledger() -> None:
 @ledger.command()
 @click.pass_obj
 def verify(context: Context, /) -> None:
-    """Prove that the ledger adds up; exit status 1 when something does not."""
+    """Prove that the ledger adds up; exit status 1 when something does not. Steps that were refused are listed."""
     with refusals(), closing(open_reader(context.site().ledger_db)) as db:
-        wrong = books.check(db)
-    for line in wrong:
-        click.echo(line)
-    if wrong:
-        sys.exit(1)
-    click.echo("the ledger is sound")
+        found = ledger_check.verify(db)
+    counts = found.counts
+    click.echo(
+        f"{counts.entries:,} entries, {counts.events:,} events, {counts.holds:,} open holds, "
+        f"{counts.reversals:,} reversals; {counts.rolled_events:,} events were rolled up"
+    )
+    for line in found.conflicts:
+        click.echo(printable(f"refused: {line}"))
+    if found.refused > len(found.conflicts):
+        click.echo(f"refused: {found.refused - len(found.conflicts):,} steps more, before these")
+    for line in found.problems:
+        click.echo(printable(line))
+    if found.problems:
+        raise click.ClickException(f"{context.site().ledger_db} does not add up")
+    click.echo(
+        "Every entry sums to zero, no number is missing, nothing is held by what is gone, every balance, total and day "
+        "is what the events say"
+    )
 
 
 @ledger.command()

@@ -12,6 +12,7 @@ from cli.render_values import LEFT, cells, moment, window
 from registry.report import Chart, Report, Section
 
 PORTRAIT = 8  # columns that an upright page holds
+SHORT = 12  # rows that a page break does not part
 
 
 def render(report: Report) -> str:
@@ -31,13 +32,24 @@ def render(report: Report) -> str:
         made_at=moment(report.made_at),
         failed=[c for c in report.checks if not c.holds],
         wide=any(len(s.columns) > PORTRAIT for s in report.sections),
-        sections=[_section(s) for s in report.sections],
+        short=SHORT,
+        sections=[
+            _section(s, apart=before is not None and _group(before) != _group(s))
+            for before, s in zip((None, *report.sections), report.sections, strict=False)
+        ],
     )
 
 
-def _section(section: Section) -> dict[str, Any]:
+def _group(section: Section) -> str:
+    """Sections "acme/limits" and "acme/prices" belong together; another tenant's begin on a page of their own."""
+    head, slash, _ = section.key.partition("/")
+    return head if slash else ""
+
+
+def _section(section: Section, apart: bool) -> dict[str, Any]:
     lines, total = cells(section)
     return {
+        "apart": apart,
         "key": section.key,
         "title": section.title,
         "heads": [c.title for c in section.columns],

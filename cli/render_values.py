@@ -75,6 +75,6 @@ def _text(kind: str, value: Value, decimals: int) -> str:
             return f"{value:,.0f} s"
         case "hours":
             return f"{value:,.2f}"
-    if isinstance(value, float) and abs(value) < 100:
-        return f"{value:,.3g}"
-    return f"{value:,.0f}"
+    if isinstance(value, int) or abs(value) >= 1000 or value == 0:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}".rstrip("0").rstrip(".")

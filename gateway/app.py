@@ -209,6 +209,8 @@ def _show_gauges(gw: Gateway, capture: Capture) -> None:
     deployment = ("deployment",)
     gw.metrics.watch("requests_running", "Requests at a deployment's replicas.", deployment, gw.queues.taken)
     gw.metrics.watch("requests_queued", "Requests that wait for a place.", deployment, gw.queues.waiting)
+    text = "Steps that the ledger refused, as what it has says otherwise."
+    gw.metrics.watch_counter("ledger_conflicts", text, (), lambda: {(): gw.ledger.conflicts})
     gw.metrics.watch(
         "ledger_engine_tokens_ratio",
         "Tokens in the ledger for each that a replica's engine counted.",

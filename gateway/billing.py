@@ -91,8 +91,9 @@ class Bill:
     def note(self) -> None:
         """Journal what is to be billed should the process be killed from now on, if it has changed."""
         usage = self._passed_on()
-        if self._owed is not None and usage == self.meter.usage:
+        if self._over and usage == self.meter.usage:
             self.pay()
+            self._billing.writer.flush()
         elif usage is not None and usage != self._noted:
             self._noted = usage
             prompt, completion = usage.prompt_tokens, usage.completion_tokens
@@ -102,9 +103,10 @@ class Bill:
 
     def pay(self) -> None:
         """Journal the settlement that is owed, if one is."""
-        if self._owed is not None:
+        owed, self._owed = self._owed, None
+        if owed is not None:
             del self._billing.running[self.attempt.event_id]
-            self._billing.writer.record(self._owed)
+            self._billing.writer.record(owed)
 
     def _passed_on(self) -> Usage | None:
         counted = self.meter.usage
@@ -128,7 +130,10 @@ class Bill:
             self._hold.used += prompt + completion
             self._hold.paid += cost
         self._owed = UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
-        if self.outcome is not Outcome.COMPLETED or billing.stopping or self._passed_on() == self.meter.usage:
+        slow = self.passed_on is not None and self.passed_on.slow
+        if slow and self.outcome is Outcome.COMPLETED and not billing.stopping:
+            asyncio.get_running_loop().call_soon(self.note)  # by then what can be sent is
+        else:
             self.pay()
 
     def when_held(self, then: Callable[[], object], failed: Callable[[LedgerUnwritable], object]) -> None:

@@ -11,7 +11,8 @@ What is comparable with the ledger, as vLLM 0.32 does it on CPU:
     a prompt that is scored   (max_tokens 0 with echo) one token is generated, and both have it
     embeddings, rankings      their prompts; nothing is generated
     a request that was cut    the engine has what it had generated when it noticed, the ledger what had arrived: the
-                              ratio falls below 1 by the difference. Reports list these requests
+                              ratio falls below 1 by the difference. One that was left before anything was counted
+                              is billed an estimate of its prompt. Reports list all of these
     whoever asks directly     the engine has it, the ledger does not. Headgate books its own probes and copies
 
 A request in flight is in the engine's counters first, so that a ratio is a little below 1 while there is work. Counters

@@ -24,6 +24,12 @@ class PassedOn:
         self._client = client
         self._waiting: deque[tuple[int, Usage]] = deque()  # (bytes written by then, the count that they go with)
         self._passed: Usage | None = None
+        self._waited = False
+
+    @property
+    def slow(self) -> bool:
+        """Whether the client was ever behind, or is now: what is written next may have to wait for it."""
+        return self._waited or self._client.sent < self._client.written
 
     def of(self, counted: Usage | None) -> Usage | None:
         """The newest count of those asked about so far of which the client was sent everything; None: of none."""
@@ -32,4 +38,5 @@ class PassedOn:
         sent = self._client.sent
         while self._waiting and self._waiting[0][0] <= sent:
             self._passed = self._waiting.popleft()[1]
+        self._waited = self._waited or bool(self._waiting)
         return self._passed

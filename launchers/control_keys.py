@@ -76,6 +76,10 @@ async def create_key(request: web.Request) -> web.Response:
             expires_at=expires_at,
         )
         warnings = [unknown_model(controller, name) for name in key.models or ()]
+        if body.get("user") and key.tenant not in tenants.of_user(controller.db, user):
+            warnings.append(
+                f"{user} is no member of tenant {key.tenant}: they can neither rotate this key nor make others"
+            )
         return {"key": key, "secret": secret, "warnings": [w for w in warnings if w]}
 
     return answer(await controller.write(make), 201)

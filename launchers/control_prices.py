@@ -32,7 +32,7 @@ async def set_price(request: web.Request) -> web.Response:
     require(principal, Verb.ADMINISTER, Object("price", ""))
     if body["kind"] not in list(Kind):
         raise ValueError(f"'kind' must be one of {', '.join(Kind)}, not {body['kind']!r}")
-    kind, name = Kind(body["kind"]), keys.checked_model(body["name"])
+    kind, name = Kind(body["kind"]), keys.checked_model(body["name"], body["kind"])
     needed, allowed = _AMOUNTS[kind]
     given = {word: body[word] for word in amounts if body.get(word) is not None}
     if needed - given.keys() or given.keys() - allowed:

@@ -79,11 +79,11 @@ def plan(
             standing[account].append(account)
     wanted = {(name, user) for account, names in standing.items() for name in names for user in users[account]}
     present = {(m.tenant, m.user) for m in members}
-    gone = sorted({(m.tenant, m.user) for m in members if m.source is Source.SLURM} - wanted)
+    gone = {(m.tenant, m.user) for m in members if m.source is Source.SLURM} - wanted
     return Changes(
         create=tuple(create),
         add=tuple(sorted(wanted - present)),
-        gone=tuple(gone),
+        gone=tuple(sorted(gone)),
         revoke=tuple(k for k in live if (k.tenant, k.user) in gone),
         skipped=tuple(skipped),
         prune=prune,

@@ -122,11 +122,11 @@ def checked_holder(name: str) -> str:
     return tenants.checked_user(name)
 
 
-def checked_model(name: str) -> str:
-    """What clients may call a model by. Raises RegistryError for what no model can be called."""
+def checked_model(name: str, what: str = "model") -> str:
+    """What clients may call a model by, and Slurm a type of GPU. Raises RegistryError for anything else."""
     if not (0 < len(name) <= LONGEST_MODEL and name.isprintable() and " " not in name):
         raise RegistryError(
-            f"model name {name!r} is not allowed: 1 to {LONGEST_MODEL} printable characters without spaces"
+            f"{what} name {name!r} is not allowed: 1 to {LONGEST_MODEL} printable characters without spaces"
         )
     return name
 
@@ -203,13 +203,9 @@ def revoke(db: Database, key_id: str) -> Key:
 
 def revoke_of(db: Database, tenant: str, user: str) -> list[Key]:
     """Revoke what a user has of a tenant's keys, who is a member no more; those that were not yet."""
+    live = "SELECT id FROM keys WHERE tenant = ? AND user = ? AND revoked_at IS NULL ORDER BY created_at"
     with transaction(db):
-        return [revoke(db, k.id) for k in everything(db) if held(k, tenant, user)]
-
-
-def held(key: Key, tenant: str, user: str) -> bool:
-    """Whether a user has this key of a tenant's, and nobody revoked it."""
-    return (key.tenant, key.user) == (tenant, user) and key.revoked_at is None
+        return [revoke(db, r["id"]) for r in rows(db, live, tenant, user)]
 
 
 def rotate(

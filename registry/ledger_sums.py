@@ -38,7 +38,7 @@ class Sums:
 
     def ended(self, events: Iterable[Sequence[Any]]) -> None:
         days, spans = self._days, self._spans
-        completed, reversed_ = Outcome.COMPLETED.value, Outcome.REVERSED.value
+        completed, reversed_, orphaned = Outcome.COMPLETED.value, Outcome.REVERSED.value, Outcome.ORPHANED.value
         for event in events:
             _, tenant, key, model, replica, kind, began, user, prompt, answer, paid, how, at, cached, thought = event
             day = (at[:10], tenant, user, key, model, replica, kind)
@@ -53,7 +53,8 @@ class Sums:
             else:
                 sums[0] += 1
                 sums[1] += 1
-                spans.add((replica, began[:19], at[:19]))
+                if how != orphaned:  # settled later, it may be days, and nobody knows when it ended
+                    spans.add((replica, began[:19], at[:19]))
             sums[2] += prompt
             sums[3] += cached
             sums[4] += answer

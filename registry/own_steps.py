@@ -12,7 +12,7 @@ from pathlib import Path
 
 from registry import journal
 from registry.db import NotFound, open_reader, row
-from registry.steps import Step, encode
+from registry.steps import Step, encode_all, fields
 
 JOURNALS = "journal"  # the directory, beside the ledger
 
@@ -27,13 +27,13 @@ class Taken:
 def add(ledger_db: Path, steps: Sequence[Step]) -> str:
     """Journal steps, safe from power loss when this returns; the journal's name.
 
-    Raises TooMuch: then none of them counts; and OSError when the disk does not take them: write them all again.
+    Raises TooMuch, and OSError when the disk does not take them: then none of them counts.
     """
-    lines = [journal.line(encode(step)) for step in steps]
+    body = encode_all([fields(step) for step in steps])
     lost: list[OSError] = []
     own = journal.Journal(ledger_db.parent / JOURNALS, lost.append)
     try:
-        own.write(lines)
+        own.write([journal.line(body)])
     finally:
         own.close()
     if lost:

@@ -187,6 +187,18 @@ def test_the_environment_goes_before_what_was_stored(tmp_path: Path) -> None:
     assert credentials.load(environ) == kept
 
 
+def test_a_job_that_was_submitted_is_no_failure_where_the_key_is_not_good(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    credentials.store(Credentials(hosts.url, "sk-hg-old", cacert=str(hosts.certificate)), os.environ)
+    with pytest.raises(Refused):
+        Control(tmp_path / "none").get("/v1/runs")
+    assert not Control(tmp_path / "none").poke()
+    credentials.path_of(os.environ).write_text("{")
+    assert not Control(tmp_path / "none").poke()
+
+
 def test_credentials_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     environ = {"XDG_CONFIG_HOME": str(tmp_path)}
     path = credentials.store(Credentials(None, "x"), environ)

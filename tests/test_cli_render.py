@@ -101,7 +101,7 @@ def test_a_text_cannot_break_a_table_or_steer_the_terminal() -> None:
     ("kind", "values", "shown"),
     (
         ("count", (1234567, 0, None), ["1,234,567", "0", "-"]),
-        ("count", (1234.56, 1.23456), ["1,235", "1.23"]),
+        ("count", (1234.56, 36.754, 40.0, 0.0, 0.0012345), ["1,235", "36.75", "40", "0", "0.00123"]),
         ("credits", (1234, 0.5), ["1,234.00", "0.50"]),
         ("credits", (1234.5, 0.000364), ["1,234.500000", "0.000364"]),
         ("percent", (0.5, 1.234), ["50.0 %", "123.4 %"]),
@@ -164,6 +164,14 @@ def test_hostile_names_are_only_text_wherever_they_stand() -> None:
     assert page.names.count("title") > 1  # the charts' tips
     assert HOSTILE in [row[0] for row in page.rows]
     assert "display: none" not in text("html", report).partition("</style>")[0].partition("<style>")[2]
+
+
+def test_on_paper_each_tenants_sections_begin_a_page_of_their_own() -> None:
+    (section,) = one("text", "x").sections
+    keys = ("acme/summary", "acme/limits", "beta/summary", "beta/limits")
+    report = dataclasses.replace(sample(), sections=tuple(dataclasses.replace(section, key=k) for k in keys))
+    assert re.findall(r'<section id="([^"]+)" class="apart">', text("html", report)) == ["beta/summary"]
+    assert '" class="apart">' not in text("html")
 
 
 def test_a_check_that_does_not_hold_is_said_first() -> None:

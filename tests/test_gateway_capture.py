@@ -128,14 +128,12 @@ TOOL = {"type": "function", "function": PAINT}
 CHAT, COMPLETION, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 STREAM = {"stream": True}
 COUNTED = {**STREAM, "stream_options": {"include_usage": True}}
+RUNNING = {**STREAM, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+TOOLS = {"max_tokens": 900, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "paint"}}}
 MIXED: list[tuple[str, dict[str, Any]]] = [
-    (CHAT, {"messages": ASK, "max_tokens": 8}),
-    (CHAT, {"messages": ASK, "max_tokens": 8, "n": 2}),
-    (CHAT, {"messages": ASK, "max_tokens": 8, "n": 2, **COUNTED}),
-    (
-        CHAT,
-        {"messages": ASK, "max_tokens": 900, "tools": [TOOL], "tool_choice": {**TOOL, "function": {"name": "paint"}}},
-    ),
+    *[(CHAT, {"messages": ASK, "max_tokens": 8, **how}) for how in ({}, STREAM, RUNNING)],
+    *[(CHAT, {"messages": ASK, "max_tokens": 8, "n": 2, **how}) for how in ({}, COUNTED)],
+    *[(CHAT, {"messages": ASK, **TOOLS, **how}) for how in ({}, STREAM)],
     (COMPLETION, {"prompt": ["def f(", LONG], "max_tokens": 4, "n": 3}),
     (COMPLETION, {"prompt": ["def f(", "import"], "max_tokens": 4, "n": 2, **COUNTED}),
     (COMPLETION, {"prompt": "def f(", "max_tokens": 0, "echo": True, "logprobs": 1}),

@@ -8,11 +8,17 @@ import sys
 import timeit
 from pathlib import Path
 
+import pytest
+from gateway_fixtures import gateway, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import metrics
+from gateway.app_keys import GATEWAY
+from gateway.ledger_writer import JOURNALS
 from gateway.metering import Usage
 from gateway.metrics import OTHER, Metrics
+from registry.journal import Journal, line
+from registry.steps import Attempt, Outcome, UsageEvent, encode
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -179,3 +185,21 @@ def test_counting_a_request_costs_under_two_microseconds() -> None:
 def test_a_gateway_that_nobody_scrapes_does_not_load_prometheus_client() -> None:
     code = "import sys, gateway.metrics; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+async def test_steps_that_the_ledger_refused_are_counted(tmp_path: Path) -> None:
+    attempt = Attempt("0:1", "physics", "k1", "tiny", "replica-1", "chat", "2026-11-28T10:00:00.000000Z", "ada")
+    unheld = UsageEvent(attempt, 7, 4, 1, Outcome.COMPLETED, "2026-11-28T10:00:01.000000Z")
+    async with gateway(tmp_path) as platform, platform.http() as http:
+
+        async def counted() -> str:
+            async with http.get("/metrics") as answer:
+                return next(x for x in (await answer.text()).splitlines() if x.startswith("headgate_ledger_conflicts"))
+
+        assert await counted() == "headgate_ledger_conflicts_total 0.0"
+        other = Journal(platform.site.ledger_db.parent / JOURNALS, pytest.fail)
+        other.write([line(encode(unheld))])
+        other.close()
+        assert platform.app is not None
+        await until(lambda: platform.app[GATEWAY].ledger.conflicts)
+        assert await counted() == "headgate_ledger_conflicts_total 1.0"

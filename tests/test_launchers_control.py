@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -1035,7 +1036,7 @@ def test_the_kernel_says_who_calls_and_that_decides_who_is_an_administrator() ->
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-async def test_a_user_reads_everything_and_administers_nothing(platform: Platform) -> None:
+async def test_a_user_reads_what_is_not_private_and_administers_nothing(platform: Platform) -> None:
     await platform.deploy()
     await platform.reaches("ready")
     os.chmod(platform.site.state_dir, 0o755)
@@ -1049,6 +1050,15 @@ async def test_a_user_reads_everything_and_administers_nothing(platform: Platfor
     assert await as_nobody("POST", "keys", '{"tenant": "mine"}') == 403
     assert await as_nobody("GET", "report/usage") == 403
     assert await as_nobody("POST", "ledger/reversals", '{"event_id": "x:1", "reason": "none"}') == 403
+    for tenant in ("mine", "others"):
+        assert (await platform.post("tenants", {"name": tenant})).status == 201
+    nobody = pwd.getpwuid(65534).pw_name
+    assert (await platform.post("tenants/mine/members", {"user": nobody})).status == 200
+    assert await as_nobody("POST", "keys", '{"tenant": "mine"}') == 201
+    assert await as_nobody("POST", "keys", '{"tenant": "others"}') == 403
+    assert (await as_nobody("GET", "tenants/mine"), await as_nobody("GET", "tenants/others")) == (200, 403)
+    assert [key["user"] for key in await platform.get("keys")] == [nobody]
+    assert await as_nobody("GET", "report/usage?tenant=others") == 403
     assert await as_nobody("POST", "deployments/chat/stop") == 403
     assert (await platform.get("deployments/chat"))["deployment"]["state"] == "ready"
     await platform.stopped()

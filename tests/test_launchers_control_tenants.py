@@ -116,7 +116,7 @@ async def test_a_new_tenant_has_the_sites_limits_but_for_those_that_are_said(api
         ("prices", {"kind": "model", "name": "m", "prompt": 1}, 400, "needed: completion, prompt"),
         ("prices", {"kind": "gpu", "name": "h100", "hour": 1, "prompt": 1}, 400, "the price of a gpu is hour"),
         ("prices", {"kind": "cpu", "name": "m"}, 400, "'kind' must be one of model, gpu"),
-        ("prices", {"kind": "gpu", "name": "a b", "hour": 1}, 400, "model name 'a b' is not allowed"),
+        ("prices", {"kind": "gpu", "name": "a b", "hour": 1}, 400, "gpu name 'a b' is not allowed"),
         ("prices", {"kind": "gpu", "name": "x", "hour": -1}, 400, "hour must be a number from 0 to 1e9"),
         ("prices", {"kind": "gpu", "name": "x", "hour": True}, 400, "'hour' must be float, not True"),
         ("prices", {"kind": "gpu", "name": "x", "hour": 1, "valid_from": "2020-01-01T00:00:00Z"}, 400, "which is past"),
@@ -162,7 +162,10 @@ async def test_a_key_is_shown_once_with_whose_it_is_what_it_may_and_until_when(a
     assert made["secret"].startswith(key["hint"])
     assert (key["user"], key["owner"], key["scopes"]) == ("ada", "root", ["inference", "control"])
     assert (key["models"], key["expires_at"]) == (["claude", "later"], clock.text(expires))
-    assert made["warnings"] == ["nothing is called 'later' yet; there are: claude"]
+    assert made["warnings"] == [
+        "nothing is called 'later' yet; there are: claude",
+        "ada is no member of tenant physics: they can neither rotate this key nor make others",
+    ]
     assert made["secret"] not in str(await api.get("keys")) and await api.get("keys") == [key]
     application = (await api.key("physics", app="web"))["key"]
     assert application["user"] == "app:web"
