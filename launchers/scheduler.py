@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from launchers.spec import Resources
-from registry.attribution import Books
+
+if TYPE_CHECKING:
+    from registry.attribution import Books  # not where somebody asks Slurm directly: it opens no database
 
 
 class SchedulerError(RuntimeError):

@@ -17,12 +17,14 @@ import uvloop
 from waiting import wait_for
 
 from benchmarks import ledger as bench_ledger
+from benchmarks import reports as bench_reports
 from benchmarks.figures import Cost, cost, interleaved, show, show_costs
 from benchmarks.gateway_parts import ENGINE_KEY, Cores, Done, Programs, Router, Work, compiled, do, engine
 from benchmarks.soak import billed_wrongly
 from benchmarks.soak_causes import Begun, Incident, Saw, Seen, Trouble, cause, slope
 from benchmarks.soak_engine import PROMPT_BASE
 from registry.ledger import Attempt, Outcome, UsageEvent
+from registry.reports import KINDS, Told
 
 
 def test_a_figure_is_one_json_object_with_its_peer_and_their_ratio(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +77,16 @@ def test_both_sides_of_the_ledgers_benchmark_leave_an_event_for_each_pair(monkey
     monkeypatch.setattr(bench_ledger, "BATCH", 32)
     bench_ledger.in_a_directory(lambda d: uvloop.run(bench_ledger.ours(d)), 320)()
     bench_ledger.in_a_directory(bench_ledger.sqlite, 320)()
+
+
+def test_the_ledger_that_reports_are_measured_on_adds_up_and_fills_every_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_reports, "JOBS", 50)
+    bench_reports.build(tmp_path, 3000)
+    told = Told(bench_reports.books(11), bench_reports.books(10))
+    for kind in KINDS:
+        bench_reports.make(tmp_path, kind, told)  # which looks at the report's checks
 
 
 def billed_event(tokens: int, outcome: Outcome) -> UsageEvent:
