@@ -132,6 +132,7 @@ class LedgerWriter:
         if self._closed:
             return
         self.flush()
+        self.flush()  # of what was recorded by those who waited for the first
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
