@@ -17,7 +17,8 @@ help:
 	@echo "make test         everything, on real parts"
 	@echo "make test-pyslurm slurm/ on Slurm 26.05, with pyslurm, in a chroot made for it (root)"
 	@echo "make lint         ruff and mypy"
-	@echo "make bench-NAME   what benchmarks/NAME.py measures, one JSON object per figure: slurm, training, gateway, soak"
+	@echo "make bench-NAME   what benchmarks/NAME.py measures, one JSON object per figure: slurm, training, gateway, routing,"
+	@echo "                  ledger, crashes, reports, soak"
 	@echo "make environments the three Python environments: control plane, training, engine"
 
 demo: environments
@@ -36,6 +37,7 @@ control training engine dev: %:
 
 test: dev training engine
 	@tests/cluster/install || test $$? -eq 3
+	@requirements/pango.sh || test $$? -eq 3
 	@$(if $(ARGS),true,tests/chroot/run)
 	@$(PYTHON_CONTROL) -m pytest $(ARGS)
 

@@ -102,8 +102,9 @@ def key_of(folder: Path, registry: Database, tenant: str, requests_per_minute: i
 
 
 @contextlib.asynccontextmanager
-async def gateway(folder: Path) -> AsyncIterator[tuple[Process, str]]:
-    port = free_ports(1)
+async def gateway(folder: Path, port: int | None = None) -> AsyncIterator[tuple[Process, str]]:
+    """A gateway process with its URL, once it is ready; killed at the end if it runs."""
+    port = port or free_ports(1)
     site = folder / "site.toml"
     site.write_text(
         f'name = "soak"\nstate_dir = "{folder}"\nshared_dir = "{folder}"\n[scheduler]\nkind = "local"\n'

@@ -107,7 +107,7 @@ class Replicas:
         self._replicas[slot] = Replica(replica, process, log)
         self._logs[replica] = log
         deployments.add_replica(self._registry, replica, MODEL, "root", f"/runs/{replica}")
-        while not await _listens(port):
+        while not await listens(port):
             await asyncio.sleep(0.05)
         deployments.replica_is_ready(self._registry, replica, "127.0.0.1", port, ENGINE_KEY)
 
@@ -170,7 +170,7 @@ def _lines(log: Path) -> Iterator[list[str]]:
     yield from (line.split() for line in log.read_text().splitlines())
 
 
-async def _listens(port: int) -> bool:
+async def listens(port: int) -> bool:
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

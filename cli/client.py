@@ -1,19 +1,26 @@
-"""Speaks to the control API over its Unix socket."""
+"""Speaks to the control API: over its Unix socket on the service host, elsewhere over HTTPS with a key."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
+import ssl
 import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cli import credentials
+from cli.credentials import Credentials
+
+POKE_S = 5.0  # nobody waits longer for the controller to hear what it would find out anyway
+
 
 class Unreachable(click.ClickException):
-    """Nothing listens on the control socket."""
+    """Nothing listens there."""
 
 
 class Refused(click.ClickException):
@@ -36,8 +43,17 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Control:
-    def __init__(self, path: Path, timeout_s: float = 60.0) -> None:
-        self.path, self.timeout_s = path, timeout_s
+    """Over the Unix socket at `path` where there is one; else, unless it must be `here`, with what login stored.
+
+    `remote`: with these credentials, whatever there is on this host.
+    """
+
+    def __init__(
+        self, path: Path, timeout_s: float = 60.0, *, here: bool = False, remote: Credentials | None = None
+    ) -> None:
+        self.path, self.timeout_s, self.remote = path, timeout_s, remote
+        if remote is None and not here and not path.exists():
+            self.remote = credentials.load(os.environ)
 
     def get(self, path: str, **query: str | None) -> Any:
         """Parameters that are None are left out."""
@@ -59,23 +75,26 @@ class Control:
         return self._call("POST", urllib.parse.quote(path), {k: v for k, v in body.items() if v is not None})
 
     def poke(self) -> bool:
-        """Tell the controller to look now. False when there is none: it will look when it is back."""
+        """Tell the controller to look now. False when none listens to us: it will look by itself."""
+        self.timeout_s = min(self.timeout_s, POKE_S)
         try:
             self.post("/v1/poke")
-        except Unreachable:
+        except (Unreachable, Refused):  # what was submitted is submitted, whether or not our key is still good
             return False
         return True
 
     def _call(self, method: str, target: str, body: object) -> Any:
-        connection = _Connection(self.path, self.timeout_s)
+        connection, where, headers = self._connection()
         try:
-            connection.request(method, target, None if body is None else json.dumps(body))
+            connection.request(method, target, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
             raw = response.read()
         except (FileNotFoundError, ConnectionRefusedError) as e:
-            raise Unreachable(f"no controller listens on {self.path}; `headgate up` starts one") from e
+            raise Unreachable(f"no controller listens on {where}; `headgate up` starts one{self._hint()}") from e
+        except ssl.SSLCertVerificationError as e:
+            raise Unreachable(f"{where}: its certificate is not trusted: {e.verify_message} (--cacert FILE)") from e
         except (OSError, http.client.HTTPException) as e:
-            raise Unreachable(f"the controller at {self.path} does not answer: {e or type(e).__name__}") from e
+            raise Unreachable(f"the controller at {where} does not answer: {e or type(e).__name__}") from e
         finally:
             connection.close()
         try:
@@ -85,3 +104,23 @@ class Control:
         if response.status >= 400:
             raise Refused(str(data["error"]["message"]), response.status)
         return data
+
+    def _connection(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+        """One that is not yet open, where it goes in words, and the headers it needs."""
+        if self.remote is None or self.remote.url is None:
+            return _Connection(self.path, self.timeout_s), str(self.path), {}
+        url = urllib.parse.urlsplit(self.remote.url)
+        headers = {"Authorization": f"Bearer {self.remote.key}"} if self.remote.key else {}
+        host = url.hostname or ""
+        if url.scheme == "http":
+            return http.client.HTTPConnection(host, url.port, timeout=self.timeout_s), self.remote.url, headers
+        trusted = credentials.trusting(self.remote.cacert)
+        secure = http.client.HTTPSConnection(host, url.port, timeout=self.timeout_s, context=trusted)
+        return secure, self.remote.url, headers
+
+    def _hint(self) -> str:
+        return (
+            " (on another host: `headgate login --url https://HOST:PORT`)"
+            if not (self.remote and self.remote.url)
+            else ""
+        )

@@ -11,17 +11,20 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli import report, serve
+from cli import serve
 from cli.client import Control, Refused
 from cli.context import Context
 from cli.follow import follow, show
 from cli.metrics import Tail
 from cli.progress import Display, display
+from cli.render import render
+from cli.report import fetch
 from cli.services import start_services, stop_local_jobs, stop_services, url
 from cli.train import publish_spec, submit, train_spec
 from launchers import spec as specs
@@ -30,6 +33,7 @@ from launchers.megatron.manifest import CheckpointError, verify
 from launchers.run_folder import RunFolder
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for
+from registry.report import Report
 from registry.site import Site
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.toml"
@@ -114,6 +118,7 @@ class Demo:
         self.control = Control(site.control_socket)
         self.ours: set[str] = set()  # the runs and replicas that this demo launched
         self.before = (0, 0, 0)
+        self.since = str((datetime.now(UTC) - timedelta(days=1)).date())  # what it reports: midnight may pass
 
     def run(self) -> str:
         """All stages; returns the key that it called with."""
@@ -247,10 +252,13 @@ class Demo:
 
     def _ledger(self) -> tuple[int, int, int]:
         """(requests, prompt tokens, completion tokens) of the demo's tenant and model, so far."""
-        for r in self.control.get("/v1/report/usage")["tokens"]:
+        for r in self._report("usage", "tenant,model").sections[0].rows:
             if (r["tenant"], r["model"]) == (NAME, NAME):
-                return r["requests"], r["prompt_tokens"], r["completion_tokens"]
+                return _whole(r["requests"]), _whole(r["prompt_tokens"]), _whole(r["completion_tokens"])
         return 0, 0, 0
+
+    def _report(self, kind: str, by: str) -> Report:
+        return fetch(self.control, kind, since=self.since, by=by)
 
     def report(self, usages: list[Any]) -> None:
         requests, prompt, completion = self.before
@@ -265,14 +273,30 @@ class Demo:
         if self.once:
             stop_deployment(self.site, NAME)  # so that every job's seconds are final
             self.started.deployment = None
-        said = self.control.get("/v1/report/usage")
-        self.display.note(report.render(said))
+        usage, time_used = self._report("usage", "tenant,model"), self._report("gpu", "subject")
+        for made in (usage, time_used):
+            self.display.note(str(render(made, "table")))
+            if wrong := [check.text for check in made.checks if not check.holds]:
+                raise click.ClickException(f"the report of {made.kind} does not add up: {'; '.join(wrong)}")
         if billed != expected:
             raise click.ClickException(f"the ledger says {billed}, the engine said {expected}")
         tokens = sum(u.total_tokens for u in usages)
         self.display.note(f"check: the ledger's tokens of these two requests ({tokens}) are the engine's own")
         if self.site.scheduler.kind == "slurm" and self.once:
-            self.display.note(check_against_sacct(self.site, [j for j in said["jobs"] if j["subject"] in self.ours]))
+            ours = {
+                str(r["subject"]): round(float(r["cpu_hours"] or 0) * 3600)
+                for r in time_used.sections[0].rows
+                if r["subject"] in self.ours
+            }
+            self.display.note(check_against_sacct(self.site, ours, self._jobs()))
+
+    def _jobs(self) -> dict[str, str]:
+        """The ids of the jobs that the demo launched, with the run or replica of each."""
+        jobs = [j for d in self.control.get(f"/v1/deployments/{NAME}")["replicas"] for j in d["jobs"]]
+        for run in self.control.get("/v1/runs"):
+            if run["id"] in self.ours:
+                jobs += self.control.get(f"/v1/runs/{run['id']}")["jobs"]
+        return {j["job_id"]: j["subject"] for j in jobs if j["subject"] in self.ours}
 
 
 def stop_deployment(site: Site, name: str) -> None:
@@ -289,14 +313,21 @@ def stop_deployment(site: Site, name: str) -> None:
     raise click.ClickException(f"deployment {name} did not stop; `headgate status` shows it")
 
 
-def check_against_sacct(site: Site, jobs: list[dict[str, Any]]) -> str:
-    """Ask sacct itself, past everything of ours, and compare. A difference ends the command."""
+def _whole(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def check_against_sacct(site: Site, ours: dict[str, int], jobs: dict[str, str]) -> str:
+    """Ask sacct itself, past everything of ours, and compare. A difference ends the command.
+
+    `ours`: CPU-seconds by run or replica; `jobs`: job id -> its run or replica.
+    """
     env = dict(os.environ)
     if site.scheduler.slurm_conf:
         env["SLURM_CONF"] = str(site.scheduler.slurm_conf)
-    ids = ",".join(j["job"] for j in jobs)
     said = subprocess.run(
-        ["sacct", "-X", "-D", "-n", "-P", "-j", ids, "-o", "JobIDRaw,ElapsedRaw,AllocCPUS"],
+        ["sacct", "-X", "-D", "-n", "-P", "-j", ",".join(jobs), "-o", "JobIDRaw,ElapsedRaw,AllocCPUS"],
         env=env,
         capture_output=True,
         text=True,
@@ -306,11 +337,10 @@ def check_against_sacct(site: Site, jobs: list[dict[str, Any]]) -> str:
     theirs: dict[str, int] = {}
     for line in said.split():
         job, elapsed, cpus = line.split("|")
-        theirs[job] = theirs.get(job, 0) + int(elapsed) * int(cpus)
-    ours = {j["job"]: j["cpu_seconds"] for j in jobs}
+        theirs[jobs[job]] = theirs.get(jobs[job], 0) + int(elapsed) * int(cpus)
     if ours != theirs:
         raise click.ClickException(f"the report's CPU-seconds {ours} are not sacct's {theirs}")
-    return f"check: the report's job seconds are sacct's ({len(ours)} jobs, {sum(ours.values()):,} CPU-seconds)"
+    return f"check: the report's job seconds are sacct's ({len(jobs)} jobs, {sum(ours.values()):,} CPU-seconds)"
 
 
 def _same_recipe(a: dict[str, Any], b: dict[str, Any]) -> bool:

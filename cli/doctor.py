@@ -54,7 +54,7 @@ def services(site: Site) -> Iterator[Finding]:
     yield gateway_port(site)
     path = site.control_socket
     try:
-        Control(path, timeout_s=3).get("/v1/status")
+        Control(path, timeout_s=3, here=True).get("/v1/status")
     except Refused as e:
         yield warning("controller", f"{path}: answers, and refuses this account: {e.message}", "ask its administrator")
     except Unreachable as e:

@@ -11,8 +11,11 @@ from zoneinfo import ZoneInfo
 
 import click
 
+from registry.strict_toml import duration_seconds
+
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 ALLOWED = "2026-11, 2026-11-24, 2026-11-24T14:20, now, today, or how long ago: 90m, 12h, 7d, 2w"
+ALLOWED_UTC = "2026-12, 2026-12-01, 2026-12-01T09:00Z, or how long from now: 12h, 90d"
 
 
 class Moment(click.ParamType[datetime]):
@@ -27,6 +30,47 @@ class Moment(click.ParamType[datetime]):
         if moment is None:
             self.fail(f"{value!r} is no time; allowed: {ALLOWED}", param, ctx)
         return moment
+
+
+class UtcInstant(click.ParamType[datetime]):
+    """A day's or a month's start in UTC, an instant (without a zone: UTC), or so long from now."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        instant = parse_utc(str(value), datetime.now(UTC))
+        if instant is None:
+            self.fail(f"{value!r} is no time; allowed: {ALLOWED_UTC}", param, ctx)
+        return instant
+
+
+class Duration(click.ParamType[int]):
+    """In whole seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return int(duration_seconds(str(value)))
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+
+
+def parse_utc(text: str, now: datetime) -> datetime | None:
+    """None for what is no time."""
+    try:
+        found = datetime.fromisoformat(f"{text}-01" if re.fullmatch(r"\d{4}-\d\d", text) else text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass  # a duration, maybe
+    try:
+        return now + timedelta(seconds=duration_seconds(text))
+    except (ValueError, OverflowError):
+        return None
 
 
 def parse(text: str, now: datetime) -> datetime | None:

@@ -1,47 +1,70 @@
-"""`headgate report`."""
+"""`headgate report`: made by the controller, shown here in whatever form is wanted."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import sys
+from pathlib import Path
 
 import click
 
 from cli.client import Control
 from cli.context import Context
-from cli.table import json_option, table
+from cli.render import FORMATS, Format, render
+from registry.report import Report, from_json
 
-TOKENS = ("tenant", "model", "requests", "prompt_tokens", "completion_tokens", "credits")
-QUOTA = ("tenant", "requests_per_minute", "token_budget", "tokens_used", "tokens_left")
-JOBS = ("job", "purpose", "subject", "partition", "state")
-SECONDS = ("elapsed_s", "cpu_seconds", "gpu_seconds")
+KINDS = ("quota", "usage", "gpu", "models", "efficiency", "statement")
 
 
-@click.group()
-def report() -> None:
-    """What was used, by whom, and what is left."""
-
-
-@report.command("usage")
-@json_option
+@click.command("report", epilog="Days and months are UTC's.")
+@click.argument("kind", type=click.Choice(KINDS))
+@click.option("--month", metavar="2026-11", help="Of that month. By default of this one.")
+@click.option("--since", metavar="2026-11-24", help="Instead of a month: from that day on ...")
+@click.option("--until", metavar="2026-12-01", help="... until before that day; by default until now.")
+@click.option("--by", help="Columns to split it by, with commas between them: tenant,user,model,account,qos,partition.")
+@click.option("--tenant", help="Of one tenant alone. Without it: of all that you may see.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it into a file.")
 @click.pass_obj
-def usage(context: Context, /, as_json: bool) -> None:
-    """Tokens and credits by tenant and model, quota left, and each job's seconds from the scheduler's books."""
-    said = Control(context.site().control_socket).get("/v1/report/usage")
-    click.echo(json.dumps(said, indent=2) if as_json else render(said))
+def report(
+    context: Context,
+    /,
+    kind: str,
+    month: str | None,
+    since: str | None,
+    until: str | None,
+    by: str | None,
+    tenant: str | None,
+    form: Format,
+    output: Path | None,
+) -> None:
+    """What was used, by whom, what it cost, and what is left.
+
+    \b
+    quota       each limit, used and left, and the day it runs out
+    usage       requests, tokens and credits; top users; month against month
+    gpu         GPU-hours by whom and what for, adding up to the scheduler's own
+    models      each model's tokens, cost as served, charges and idle share
+    efficiency  tokens per GPU-hour, waits in the queue, hours wasted
+    statement   what each tenant owes for a month
+    """
+    made = fetch(
+        Control(context.site().control_socket), kind, month=month, since=since, until=until, by=by, tenant=tenant
+    )
+    shown = render(made, form)
+    if output is not None:
+        write(output, shown)
+    elif isinstance(shown, bytes) and sys.stdout.isatty():
+        raise click.UsageError("a PDF is not for a terminal: say where it goes with -o FILE")
+    else:
+        click.echo(shown, nl=False)
 
 
-def render(said: dict[str, Any]) -> str:
-    parts = ["Tokens, from the engines' own counts"]
-    parts.append(table(said["tokens"], TOKENS) if said["tokens"] else "none yet")
-    if said["quota"]:
-        parts.append("\nQuota")
-        parts.append(table(said["quota"], QUOTA))
-    if said["jobs"]:
-        silent = said["scheduler_error"]
-        parts.append("\nJobs, from the scheduler's books" + (f" as last read (now: {silent})" if silent else ""))
-        total = {"job": "total", **{c: sum(j[c] for j in said["jobs"]) for c in SECONDS}}
-        parts.append(table([*said["jobs"], total], (*JOBS, *SECONDS)))
-    problems = said["ledger_problems"]
-    parts.append("\nLedger: " + ("every posting sums to zero" if not problems else "; ".join(problems)))
-    return "\n".join(parts)
+def fetch(control: Control, kind: str, **asked: str | None) -> Report:
+    return from_json(control.get(f"/v1/report/{kind}", **asked))
+
+
+def write(path: Path, shown: str | bytes) -> None:
+    try:
+        path.write_bytes(shown.encode() if isinstance(shown, str) else shown)
+    except OSError as e:
+        raise click.ClickException(f"{path}: cannot be written: {e.strerror}") from e

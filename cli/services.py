@@ -100,8 +100,10 @@ def controller(context: Context, /) -> None:
     site = context.site()
     try:
         run(site, scheduler_for(site))
-    except StorageError as e:
+    except (StorageError, ValueError) as e:
         raise click.ClickException(str(e)) from e
+    except OSError as e:  # the control API's address is taken, say
+        raise click.ClickException(e.strerror or str(e)) from e
 
 
 def prepare_service() -> None:
@@ -164,7 +166,7 @@ def start(context: Context, site: Site, name: str, answers: Callable[[Site], boo
 
 def controller_answers(site: Site) -> bool:
     try:
-        Control(site.control_socket, timeout_s=5).get("/v1/status")
+        Control(site.control_socket, timeout_s=5, here=True).get("/v1/status")
     except (Unreachable, Refused):
         return False
     return True
@@ -223,7 +225,7 @@ def stop_services(site: Site, names: list[str] | None = None) -> list[str]:
 
 def wind_down_deployments(site: Site) -> list[str]:
     """Stop every deployment and wait until their replicas are gone. Nothing to do when the controller is not up."""
-    control = Control(site.control_socket)
+    control = Control(site.control_socket, here=True)
     try:
         live = [d["deployment"]["name"] for d in control.get("/v1/deployments") if not _ended(d)]
     except Unreachable:

@@ -25,12 +25,15 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool, 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     cells = [[cell(row.get(c)) for c in columns] for row in rows]
     numeric = [all(isinstance(row.get(c), int | float | None) for row in rows) for c in columns]
-    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
-    align: list[Callable[[str, int], str]] = [str.rjust if n else str.ljust for n in numeric]
-    head = [c.replace("_", " ") for c in columns]
-    return "\n".join(
-        "  ".join(align[i](value, widths[i]) for i, value in enumerate(line)).rstrip() for line in [head, *cells]
-    )
+    return aligned([c.replace("_", " ") for c in columns], cells, numeric)
+
+
+def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """Columns of texts, as wide as they need to be; `right` says which are set to the right."""
+    shown = [[_on_one_line(text) for text in line] for line in [head, *lines]]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    align: list[Callable[[str, int], str]] = [str.rjust if r else str.ljust for r in right]
+    return "\n".join("  ".join(align[i](text, widths[i]) for i, text in enumerate(line)).rstrip() for line in shown)
 
 
 def printable(text: str) -> str:

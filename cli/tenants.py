@@ -1,103 +1,166 @@
-"""`headgate tenant` and `headgate key`."""
+"""`headgate tenant`."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
 
 import click
 
 from cli.client import Control
 from cli.context import Context
-from cli.table import json_option, show
-from registry.keys import Scope
+from cli.keys import KEY_COLUMNS, shown
+from cli.limits import amounts_of, change, in_words, limit_options
+from cli.table import cell, json_option, show, table
 
 
 @click.group()
 def tenant() -> None:
-    """Tenants: who is billed, and their limits."""
+    """Tenants: who is billed, who belongs to them, and their limits."""
 
 
 @tenant.command("create")
 @click.argument("name")
 @click.option("--account", help="The Slurm account this tenant stands for.")
-@click.option("--requests-per-minute", type=int, help="Default: the site's.")
-@click.option("--token-budget", type=int, help="Prompt and completion tokens in all. Default: the site's.")
+@limit_options("What is not said is the site's ([tenants.default]).")
 @click.pass_obj
-def create(
-    context: Context, /, name: str, account: str | None, requests_per_minute: int | None, token_budget: int | None
-) -> None:
+def create(context: Context, /, name: str, account: str | None, **amounts: Any) -> None:
     """Make a tenant."""
-    Control(context.site().control_socket).post(
-        "/v1/tenants",
-        name=name,
-        account=account,
-        requests_per_minute=requests_per_minute,
-        token_budget=token_budget,
-    )
-    click.echo(f"tenant {name} created")
+    made = _control(context).post("/v1/tenants", name=name, account=account, limits=amounts_of(amounts))
+    click.echo(f"tenant {name} created: {in_words(made['limits'])}")
 
 
 @tenant.command("list")
 @json_option
 @click.pass_obj
-def tenants(context: Context, /, as_json: bool) -> None:
-    """Every tenant with its limits."""
-    found = Control(context.site().control_socket).get("/v1/tenants")
-    show(found, ("name", "account", "requests_per_minute", "token_budget", "owner"), as_json, "no tenant yet")
+def list_(context: Context, /, as_json: bool) -> None:
+    """Every tenant (for an administrator), or those I belong to."""
+    found = _control(context).get("/v1/tenants")
+    if not as_json:
+        found = [row | {"limits": in_words(row["limits"])} for row in found]
+    show(found, ("name", "account", "members", "limits", "owner"), as_json, "no tenant yet")
+
+
+@tenant.command("show")
+@click.argument("name")
+@json_option
+@click.pass_obj
+def show_(context: Context, /, name: str, as_json: bool) -> None:
+    """One tenant: its account, limits, members and keys."""
+    found = _control(context).get(f"/v1/tenants/{name}")
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    whole = found["tenant"]
+    click.echo(f"tenant   {whole['name']}, made by {whole['owner']} at {whole['created_at']}")
+    click.echo(f"account  {cell(whole['account'])}")
+    click.echo(f"limits   {in_words(found['limits'])}")
+    for rows, columns in ((found["members"], MEMBER_COLUMNS), ([shown(k) for k in found["keys"]], KEY_COLUMNS)):
+        if rows:
+            click.echo("\n" + table(rows, columns))
+
+
+@tenant.command("account")
+@click.argument("name")
+@click.argument("account", required=False)
+@click.pass_obj
+def account(context: Context, /, name: str, account: str | None) -> None:
+    """Have a tenant stand for a Slurm account; without ACCOUNT, for none."""
+    _control(context).post(f"/v1/tenants/{name}/account", account=account)
+    click.echo(f"tenant {name} stands for {f'account {account}' if account else 'no account'}")
 
 
 @tenant.command("limits")
 @click.argument("name")
-@click.option("--requests-per-minute", type=int)
-@click.option("--token-budget", type=int, help="Prompt and completion tokens in all.")
+@limit_options("What is not named stays.")
 @click.pass_obj
-def limits(context: Context, /, name: str, requests_per_minute: int | None, token_budget: int | None) -> None:
-    """Change a tenant's limits; what is not named stays."""
-    if requests_per_minute is None and token_budget is None:
-        raise click.UsageError("name a limit: --requests-per-minute, --token-budget")
-    Control(context.site().control_socket).post(
-        f"/v1/tenants/{name}/limits", requests_per_minute=requests_per_minute, token_budget=token_budget
-    )
-    click.echo(f"tenant {name}: limits changed")
+def limits(context: Context, /, name: str, **amounts: Any) -> None:
+    """Change a tenant's limits: `limit set tenant NAME`."""
+    change(context, "tenant", name, amounts)
 
 
-@click.group()
-def key() -> None:
-    """Keys: what applications call with."""
-
-
-@key.command("create")
-@click.argument("tenant_name", metavar="TENANT")
-@click.option(
-    "--scope",
-    "scopes",
-    multiple=True,
-    type=click.Choice([scope.value for scope in Scope]),
-    default=[Scope.INFERENCE.value],
-    show_default=True,
-    help="What it is good for; again for another.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print {key, secret}.")
+@tenant.command("sync")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.option("--prune", is_flag=True, help="Remove members whom Slurm no longer has, and revoke their keys there.")
+@click.option("--json", "as_json", is_flag=True, help="Print {changes, done}.")
 @click.pass_obj
-def create_key(context: Context, /, tenant_name: str, scopes: tuple[str, ...], as_json: bool) -> None:
-    """Make a key and print it, this once: only its hash is kept."""
-    made = Control(context.site().control_socket).post("/v1/keys", tenant=tenant_name, scopes=list(scopes))
-    click.echo(json.dumps(made, indent=2) if as_json else made["secret"])
+def sync(context: Context, /, dry_run: bool, prune: bool, as_json: bool) -> None:
+    """A tenant for every Slurm account that has users, a member for every user. Takes nothing away without --prune."""
+    said = _control(context).post("/v1/tenants/sync", dry_run=dry_run, prune=prune)
+    if as_json:
+        click.echo(json.dumps(said, indent=2))
+        return
+    lines = list(told(said["changes"]))
+    if dry_run:
+        click.echo("nothing was changed; without --dry-run this would be done:" if lines else "nothing to do")
+    for line in lines or ([] if dry_run else ["everything is as Slurm has it"]):
+        click.echo(line)
 
 
-@key.command("list")
+def told(changes: dict[str, Any]) -> Iterable[str]:
+    """What a sync does, a line each."""
+    for name, account in changes["create"]:
+        yield f"tenant {name}: made for account {account}"
+    for name, users in _by_tenant(changes["add"]):
+        yield f"tenant {name}: added {', '.join(users)}"
+    for name, users in _by_tenant(changes["gone"]):
+        if changes["prune"]:
+            yield f"tenant {name}: removed {', '.join(users)}"
+        else:
+            yield f"tenant {name}: Slurm no longer has {', '.join(users)}; --prune removes them and revokes their keys"
+    for key in changes["revoke"] if changes["prune"] else ():
+        yield f"tenant {key['tenant']}: revoked {key['id']} of {key['user']}"
+    for account, why in changes["skipped"]:
+        yield f"account {account}: skipped: {why}"
+
+
+def _by_tenant(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, list[str]]]:
+    found = defaultdict(list)
+    for name, user in pairs:
+        found[name].append(user)
+    return found.items()
+
+
+@tenant.group("member")
+def member() -> None:
+    """Who belongs to a tenant, and so may make keys for themselves in it."""
+
+
+MEMBER_COLUMNS = ("user", "source", "added_at")
+
+
+@member.command("add")
+@click.argument("name", metavar="TENANT")
+@click.argument("user")
+@click.pass_obj
+def add(context: Context, /, name: str, user: str) -> None:
+    """Have USER belong to TENANT."""
+    _control(context).post(f"/v1/tenants/{name}/members", user=user)
+    click.echo(f"{user} is a member of tenant {name}")
+
+
+@member.command("remove")
+@click.argument("name", metavar="TENANT")
+@click.argument("user")
+@click.pass_obj
+def remove(context: Context, /, name: str, user: str) -> None:
+    """Have USER belong to TENANT no more, and revoke the keys they have there."""
+    revoked = _control(context).post(f"/v1/tenants/{name}/members/remove", user=user)
+    keys = f"; revoked: {', '.join(k['id'] for k in revoked)}" if revoked else ""
+    click.echo(f"{user} is no longer a member of tenant {name}{keys}")
+
+
+@member.command("list")
+@click.argument("name", metavar="TENANT")
 @json_option
 @click.pass_obj
-def keys(context: Context, /, as_json: bool) -> None:
-    """Every key by its id and first characters."""
-    found = Control(context.site().control_socket).get("/v1/keys")
-    show(found, ("id", "tenant", "scopes", "hint", "created_at", "revoked_at"), as_json, "no key yet")
+def members(context: Context, /, name: str, as_json: bool) -> None:
+    """Who belongs to TENANT, and by whose word."""
+    found = _control(context).get(f"/v1/tenants/{name}")["members"]
+    show(found, MEMBER_COLUMNS, as_json, f"nobody belongs to tenant {name} yet")
 
 
-@key.command("revoke")
-@click.argument("key_id", metavar="KEY_ID")
-@click.pass_obj
-def revoke(context: Context, /, key_id: str) -> None:
-    """Refuse a key from now on."""
-    Control(context.site().control_socket).post(f"/v1/keys/{key_id}/revoke")
-    click.echo(f"{key_id} revoked")
+def _control(context: Context) -> Control:
+    return Control(context.site().control_socket)

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.client import Control
 from cli.context import Context
 from cli.moments import Moment, local_zone
+from cli.render import render as render_report
+from cli.report import fetch
 from cli.sight import footing, hidden, local, look, slurm_answers
 from cli.table import json_option, table
 from launchers import direct
@@ -32,6 +35,7 @@ BY = ("cluster", "account", "user", "qos", "partition", "month")
 @click.option("--until", type=Moment(), help="... until then; by default now.")
 @click.option("--by", multiple=True, type=click.Choice(BY), help="Split what was used; may be given several times.")
 @click.option("-a", "--all", "everybody", is_flag=True, help="With --since: everybody's use, not mine alone.")
+@click.option("--mine", is_flag=True, help="Instead what my tenants used this month, and what is left.")
 @json_option
 @click.pass_obj
 def usage(
@@ -42,11 +46,17 @@ def usage(
     until: datetime | None,
     by: tuple[By, ...],
     everybody: bool,
+    mine: bool,
     as_json: bool,
 ) -> None:
     """My accounts' use against their limits, those of the accounts above them, and of each QOS; my fair-share."""
     site = context.site()
-    if since is not None:
+    if mine:
+        if account or since or until or by or everybody:
+            raise click.UsageError("--mine is of tenants: it goes with --json alone")
+        made = fetch(Control(site.control_socket), "mine")
+        click.echo(render_report(made, "json" if as_json else "table"), nl=False)
+    elif since is not None:
         window = (since, until or datetime.now().astimezone())
         books(site, window, account, tuple(dict.fromkeys(by)) or ("account",), everybody, as_json)
     elif until or by or everybody:
@@ -92,7 +102,7 @@ def books(
     from slurm import accounting
 
     if site.scheduler.kind != "slurm":
-        raise click.ClickException("--since reads Slurm's books; `headgate report usage` has those of this machine")
+        raise click.ClickException("--since reads Slurm's books; `headgate report gpu` has those of this machine")
     start, end = window
     whose = None if everybody or account else user_name(os.getuid())
     client = slurm_client(site, "commands")

@@ -1,127 +1,176 @@
-"""May this request run now? Every limit is checked together, and debited together or not at all."""
+"""May this request run now? Every limit is checked together, and debited together or not at all.
+
+Up to four subjects count a request: its key, its user, its tenant, and the model. That is the deployment, the adapter
+or the external model that is to serve first: a call to an endpoint counts for the target that was chosen for it, and
+goes on counting there when a fallback serves it after all (the ledger books it to the one that did).
+"""
 
 from __future__ import annotations
 
-import math
-from collections import deque
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 
-from gateway.errors import BudgetExhausted, TooManyRequests
+from gateway import gates
+from gateway.gates import Gate, Now, Shown
 from gateway.rate_headers import Left
+from gateway.windows import Calendar, Grain, Period, Standing
 from registry.keys import LiveKey
-from registry.limits import UNLIMITED, Limits, Subject
+from registry.limits import Limits, Subject
 
-WINDOW_S = 60.0
-GRAIN_S = 0.01  # starts that are no further apart are remembered as one, however many they are
+FOUND_LIMIT = 20_000  # keys times models whose limits are remembered
+
+Who = tuple[Subject, str]
+Totals = Mapping[tuple[str, str, str], tuple[int, int]]  # as registry.ledger.totals has it
 
 
-@dataclass(slots=True)
-class Standing:
-    """One tenant's, in memory. Tokens count prompt and completion."""
+@dataclass(frozen=True, slots=True)
+class Limited:
+    """What limits one key's calls of one model."""
 
-    used: int = 0  # settled
-    held: int = 0  # set aside by requests that are running
-    started: int = 0  # requests admitted in the last WINDOW_S
-    starts: deque[list[float]] = field(default_factory=deque)  # [when (monotonic), how many] of these, GRAIN_S each
+    gates: tuple[Gate, ...] = ()
+    tokens: bool = False  # whether any limit is on tokens
+    credits: bool = False
+
+
+UNLIMITED = Limited()
 
 
 class Hold:
-    """Tokens set aside for one request. Leaving the block gives them back, less what `used` was set to."""
+    """What is set aside for one request. Leaving the block gives it back, less what `used` and `paid` were set to."""
 
-    __slots__ = ("_standing", "budget", "paid", "requests", "tokens", "used")
+    __slots__ = ("_admission", "_grains", "_limited", "microcredits", "paid", "tokens", "used")
 
-    def __init__(self, standing: Standing, tokens: int, requests: Left | None, budget: Left | None) -> None:
-        self._standing = standing
+    def __init__(
+        self, admission: Admission, limited: Limited, grains: list[Grain], tokens: int, microcredits: int
+    ) -> None:
+        self._admission = admission
+        self._limited = limited
+        self._grains = grains  # one for each gate
         self.tokens = tokens
-        self.used = 0
+        self.microcredits = microcredits
+        self.used = 0  # tokens
         self.paid = 0  # micro-credits
-        self.requests = requests  # what is left of them, this request counted
-        self.budget = budget
 
     def __enter__(self) -> Hold:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._standing.held -= self.tokens
-        self._standing.used += self.used
+        if self._grains:
+            self._admission.settle(self, self._limited.gates, self._grains)
+
+    def left(self) -> tuple[Left | None, Left | None]:
+        """Of the requests and of the tokens that the caller may still use now; None where they are not limited."""
+        return self._admission.left(self._limited.gates) if self._grains else (None, None)
 
 
 class Admission:
-    """`used` is what each tenant has used so far, from the ledger; `clock` is monotonic, in seconds."""
+    """`totals` is what was used so far, from the ledger, of this calendar's `periods`.
 
-    def __init__(self, used: Mapping[str, int], clock: Callable[[], float]) -> None:
-        self._standings = {tenant: Standing(tokens) for tenant, tokens in used.items()}
+    `clock` is monotonic and `wall` Unix time, in seconds.
+    """
+
+    def __init__(self, totals: Totals, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._limits: Mapping[tuple[Subject, str], Limits] = {}
+        self._wall = wall
+        self._calendar = Calendar(wall())
+        self._totals = totals
+        self._limits: Mapping[Who, Limits] = {}
+        self._standings: dict[Who, Standing] = {}
+        self._gates: dict[Who, Gate] = {}
+        self._found: dict[tuple[str, str], Limited] = {}  # by the key's id and the model
 
-    def settled(self, used: Mapping[str, int]) -> None:
-        """What the ledger says tenants used: another gateway may have settled some of it. Nothing is ever used less."""
-        for tenant, tokens in used.items():
-            standing = self._standings.setdefault(tenant, Standing())
-            standing.used = max(standing.used, tokens)
+    @property
+    def periods(self) -> tuple[str, str, str]:
+        """What the ledger is to be asked for: this day, this month, and all."""
+        self._now()
+        return self._calendar.words
 
-    def limit(self, limits: Mapping[tuple[Subject, str], Limits]) -> None:
-        """What the registry says now."""
+    def settled(self, totals: Totals) -> None:
+        """What the ledger says was used: another gateway may have settled some of it. Nothing is ever used less."""
+        self._now()
+        self._totals = totals
+        for (subject, name), standing in self._standings.items():
+            for period, word in zip(Period, self._calendar.words, strict=True):
+                standing.at_least(period, *totals.get((word, subject, name), (0, 0)))
+
+    def limit(self, limits: Mapping[Who, Limits]) -> bool:
+        """What the registry says now. Whether it limits anybody who was not limited before.
+
+        What those have used is known as of the last `settled`, which should come again soon; their requests that are
+        running count once they are in the ledger.
+        """
+        if limits == self._limits:
+            return False
+        now = self._now().monotonic
+        new = limits.keys() - self._standings.keys()
+        kept = {who: s for who, s in self._standings.items() if who in limits or s.matters(now)}
         self._limits = limits
+        self._standings = kept | {who: Standing() for who in new}
+        self._gates = {who: gates.gate(*who, limited, self._standings[who]) for who, limited in limits.items()}
+        self._found.clear()
+        self.settled(self._totals)
+        return bool(new)
 
-    def counts_tokens(self, caller: LiveKey, model: str) -> bool:
-        """Whether any limit of this caller is on tokens or credits."""
-        return self._limits.get((Subject.TENANT, caller.tenant.name), UNLIMITED).token_budget is not None
+    def limits(self, caller: LiveKey, model: str) -> Limited:
+        """`model`: what is to serve first."""
+        found = self._found.get((caller.id, model))
+        return self._look(caller, model) if found is None else found
 
-    def admit(self, caller: LiveKey, model: str, tokens: int, microcredits: int) -> Hold:
-        """Raises TooManyRequests or BudgetExhausted; then nothing was debited."""
-        tenant = caller.tenant.name
-        limits = self._limits.get((Subject.TENANT, tenant), UNLIMITED)
-        standing = self._standings.setdefault(tenant, Standing())
-        now = self._clock()
-        starts = standing.starts
-        while starts and starts[0][0] <= now - WINDOW_S:
-            standing.started -= int(starts.popleft()[1])
-        check(tenant, limits, standing, tokens, now)
-        standing.started += 1
-        if starts and now - starts[-1][0] < GRAIN_S:
-            starts[-1][1] += 1
-        else:
-            starts.append([now, 1])
-        standing.held += tokens
-        return Hold(standing, tokens, *left(limits, standing, now))
+    def admit(self, caller: LiveKey, model: str, tokens: int, microcredits: int, asked: str | None = None) -> Hold:
+        """Raises TooManyRequests or BudgetExhausted; then nothing was debited.
 
+        Tokens and micro-credits are what the request may use at most; it is told of `asked`, where the client knows
+        the model by another name.
+        """
+        limited = self.limits(caller, model)
+        if not limited.gates:
+            return Hold(self, limited, [], tokens, microcredits)
+        now = self._now()
+        for gate in limited.gates:
+            gates.check(gate, tokens, microcredits, now, asked or model)
+        grains: list[Grain] = []
+        for gate in limited.gates:
+            if gate.burst is not None:
+                gate.standing.take(now.monotonic, gate.burst, gate.rate)
+            grains.append(gate.standing.start(now.monotonic, tokens, microcredits))
+        return Hold(self, limited, grains, tokens, microcredits)
 
-def left(limits: Limits, standing: Standing, now: float) -> tuple[Left | None, Left | None]:
-    """Of the requests a minute and of the token budget, where they are limited. Pure."""
-    requests = budget = None
-    if (limit := limits.requests_per_minute) is not None:
-        # All are there again once the newest has left the window.
-        reset_s = standing.starts[-1][0] + WINDOW_S - now if standing.starts else 0.0
-        requests = Left(limit, max(0, limit - standing.started), reset_s)
-    if (limit := limits.token_budget) is not None:
-        budget = Left(limit, max(0, limit - standing.used - standing.held), 0.0)
-    return requests, budget
+    def settle(self, hold: Hold, of: tuple[Gate, ...], grains: list[Grain]) -> None:
+        """Only Hold calls this."""
+        now = self._now().monotonic
+        held, used = (hold.tokens, hold.microcredits), (hold.used, hold.paid)
+        for gate, grain in zip(of, grains, strict=True):
+            gate.standing.settle(now, grain, held, used)
 
+    def left(self, of: tuple[Gate, ...]) -> tuple[Left | None, Left | None]:
+        return gates.left(of, self._now())
 
-def _leaving(standing: Standing, limit: int, now: float) -> float:
-    """When that request started which has to leave the window first; with a limit of 0 none ever will."""
-    left = standing.started - limit
-    for at, count in standing.starts if limit else ():
-        if left < count:
-            return at
-        left -= int(count)
-    return now
+    def shown(self, subject: Subject, name: str) -> list[Shown]:
+        """What is left of each limit of a subject; empty for one without."""
+        gate = self._gates.get((subject, name))
+        return [] if gate is None else gates.shown(gate, self._now())
 
-
-def check(tenant: str, limits: Limits, standing: Standing, tokens: int, now: float) -> None:
-    """Pure. `standing.starts` holds only what is within the window."""
-    limit = limits.requests_per_minute
-    if limit is not None and standing.started >= limit:
-        wait = max(1, math.ceil(_leaving(standing, limit, now) + WINDOW_S - now))
-        raise TooManyRequests(f"tenant {tenant} may start {limit} requests a minute; wait {wait} s", wait)
-    budget = limits.token_budget
-    if budget is not None and standing.used + standing.held + tokens > budget:
-        left = max(0, budget - standing.used)
-        text = (
-            f"tenant {tenant} has {left} of {budget} tokens left, {standing.held} of them held by requests that "
-            f"are running; this one may need {tokens} (its prompt, estimated, and max_tokens for each answer)"
+    def _look(self, caller: LiveKey, model: str) -> Limited:
+        who = (
+            (Subject.KEY, caller.id),
+            (Subject.USER, caller.user),
+            (Subject.TENANT, caller.tenant.name),
+            (Subject.MODEL, model),
         )
-        raise BudgetExhausted(text, 1 if standing.used + tokens <= budget else None)
+        of = tuple(gate for gate in map(self._gates.get, who) if gate is not None)
+        limited = UNLIMITED
+        if of:
+            limited = Limited(of, any(g.counts_tokens for g in of), any(g.credits for g in of))
+        if len(self._found) >= FOUND_LIMIT:
+            self._found.clear()
+        self._found[caller.id, model] = limited
+        return limited
+
+    def _now(self) -> Now:
+        now = Now(self._clock(), self._wall(), self._calendar)
+        for period in self._calendar.turn(now.wall):
+            for standing in self._standings.values():
+                standing.over(period)
+        return now

@@ -1,15 +1,17 @@
 """What an answer in Anthropic's dialect used.
 
 vLLM states the prompt's tokens in `message_start` and all of them in `message_delta`, the last event but one; in
-between, an event with output counts as one token. `input_tokens` leaves out those read from or written to a cache.
+between, an event with output counts as one token. `input_tokens` leaves out those read from a cache or written to it:
+both are prompt tokens here, and only those that were read are cached ones. Tokens that are written to a cache cost what
+others of a prompt do.
 A `stop_reason` of null is how its Messages API says that the engine gave up (`finish_reason: "abort"`).
 """
 
 from __future__ import annotations
 
 from gateway.errors import UpstreamFailed
-from gateway.event_metering import EventMeter, data_of, number, object_of
-from gateway.metering import STOPPING, Meter, Usage
+from gateway.event_metering import EventMeter, data_of, object_of
+from gateway.metering import STOPPING, Meter, Usage, checked, number
 
 START = b"event: message_start\n"
 BLOCK = b"event: content_block_start\n"
@@ -30,15 +32,15 @@ class MessageMeter(Meter):
 
 
 class MessageStreamMeter(EventMeter):
-    _prompt: int | None = None
+    _prompt: Usage | None = None
 
-    def _prompt_tokens(self) -> int | None:
+    def _prompt_used(self) -> Usage | None:
         return self._prompt
 
     def _read(self, events: bytes) -> int | None:
         if self._prompt is None and START in events:
             message = data_of(events, START).get("message")
-            self._prompt = _usage(message.get("usage") if isinstance(message, dict) else None).prompt_tokens
+            self._prompt = _usage(message.get("usage") if isinstance(message, dict) else None)
         deltas = events.count(DELTA)
         self._deltas += deltas
         if deltas or (not self.generated and BLOCK in events):
@@ -58,5 +60,5 @@ class MessageStreamMeter(EventMeter):
 
 
 def _usage(counts: object) -> Usage:
-    cached = number(counts, "cache_read_input_tokens") + number(counts, "cache_creation_input_tokens")
-    return Usage(number(counts, "input_tokens") + cached, number(counts, "output_tokens"))
+    read, written = number(counts, "cache_read_input_tokens"), number(counts, "cache_creation_input_tokens")
+    return checked(number(counts, "input_tokens") + read + written, number(counts, "output_tokens"), read)

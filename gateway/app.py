@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -18,7 +19,8 @@ from gateway.app_keys import GATEWAY, SITE
 from gateway.attempt import Patience
 from gateway.backing import Backing
 from gateway.billing import Billing
-from gateway.catalog import Catalog
+from gateway.capture import Capture
+from gateway.catalog import Catalog, View
 from gateway.demand import Called
 from gateway.dispatch import Gateway
 from gateway.engine_polls import TIMEOUT_S as POLL_TIMEOUT_S
@@ -34,9 +36,10 @@ from gateway.replica_gauges import watch_replicas
 from gateway.replica_health import Fault, ReplicaHealth
 from gateway.router import Router
 from gateway.shadow import Shadow
-from gateway.surfaces import health, metrics, models
+from gateway.surfaces import health, metrics, models, usage
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import Standing, WaitingRoom
+from gateway.windows import Calendar
 from registry import keys
 from registry.db import StorageError
 from registry.demand import note_demand
@@ -58,6 +61,7 @@ def make_app(site: Site) -> web.Application:
         app.router.add_post(path, cold.elsewhere)  # the front's; known here so that GET is told what is allowed
     app.router.add_get("/v1/models", models.models)
     app.router.add_get("/v1/models/{model:.+}", models.model)
+    app.router.add_get("/v1/usage", usage.usage)
     app.router.add_get("/metrics", metrics.metrics)
     app.router.add_get("/health", health.health)
     app.router.add_get("/ready", health.ready)
@@ -79,11 +83,13 @@ def make_app(site: Site) -> web.Application:
 
         replicas = ReplicaHealth(loop.time, ejected=ejected)
         providers = Providers(site, os.environ)
+        capture = Capture(ledger.on_projector, catalog.every_ready)
+        billing = Billing(ledger, providers.prices, repeated=capture.repeated)
         gw = app[GATEWAY] = Gateway(
             site=site,
             catalog=catalog,
             names=Names(catalog, site.external, random.random),
-            admission=Admission(ledger.tokens_by_tenant(), loop.time),
+            admission=Admission(ledger.totals(*Calendar(time.time()).words), loop.time),
             queues=Queues(settings, loop.time),
             room=WaitingRoom(
                 lambda name: Standing(catalog.deployment(name), catalog.view.live.get(name, ())),
@@ -97,25 +103,28 @@ def make_app(site: Site) -> web.Application:
             health=replicas,
             pool=pool,
             ledger=ledger,
-            billing=Billing(ledger, providers.prices),
+            billing=billing,
             providers=providers,
-            shadow=Shadow(catalog, pool, lambda name, call: dispatch.route(gw, name, call)),
+            shadow=Shadow(pool, billing, lambda name, call: dispatch.route(gw, name, call)),
             metrics=counted,
             patience=Patience(settings.first_byte_timeout_s, settings.read_timeout_s, WHOLE_S),
             clock=loop.time,
         )
-        catalog.on_change += [
-            gw.queues.resize,
-            lambda _: gw.room.changed(),
-            lambda view: gw.admission.limit(view.limits),
-        ]
+        limited = asyncio.Event()  # somebody who was not before
+
+        def registered(view: View) -> None:
+            gw.billing.priced(view.prices)
+            if gw.admission.limit(view.limits):
+                limited.set()
+
+        catalog.on_change += [gw.queues.resize, lambda _: gw.room.changed(), registered]
         catalog.on_gone += [gw.router.forget, gw.health.forget]
         catalog.refresh()
-        _show_gauges(gw)
+        _show_gauges(gw, capture)
         background = [
             _watched(task)
             for task in (
-                _budgets(gw.admission, ledger),
+                _budgets(gw.admission, ledger, limited),
                 catalog.watch(),
                 pool.watch(),
                 gw.billing.note_running(),
@@ -126,7 +135,9 @@ def make_app(site: Site) -> web.Application:
                     gw.router.gauged,
                     loop.time,
                     fault_of=dispatch.fault,
+                    counted=capture.counted,
                 ),
+                capture.watch(),
                 called.tell(
                     lambda told: ledger.on_projector(lambda db: note_demand(db, told)),
                     gw.queues.in_use,
@@ -140,6 +151,7 @@ def make_app(site: Site) -> web.Application:
         await asyncio.gather(*background, return_exceptions=True)
         await gw.shadow.close()
         await gw.providers.close()
+        capture.tell()
         await ledger.close()
         pool.close()
         catalog.close()
@@ -163,12 +175,14 @@ def backing_of(app: web.Application, cold_protocol: Callable[[], asyncio.Protoco
     )
 
 
-async def _budgets(admission: Admission, ledger: LedgerWriter) -> None:
-    """What each tenant used, also by a gateway that was taken over from and finishes its streams."""
+async def _budgets(admission: Admission, ledger: LedgerWriter, limited: asyncio.Event) -> None:
+    """What was used, also by a gateway that was taken over from and finishes its streams, or before a limit was set."""
     while True:
-        await asyncio.sleep(BUDGETS_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(limited.wait(), BUDGETS_S)
+        limited.clear()
         with contextlib.suppress(StorageError):  # the ledger's own failure is told elsewhere
-            admission.settled(await asyncio.to_thread(ledger.tokens_by_tenant))
+            admission.settled(await asyncio.to_thread(ledger.totals, *admission.periods))
 
 
 def _watched(task: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -189,9 +203,17 @@ def stopping(app: web.Application) -> None:
     app[GATEWAY].billing.stopping = True
 
 
-def _show_gauges(gw: Gateway) -> None:
+def _show_gauges(gw: Gateway, capture: Capture) -> None:
     """What /metrics reads at each scrape."""
     watch_replicas(gw.metrics, gw.catalog.every_ready, gw.health, gw.router.snapshot, gw.clock)
     deployment = ("deployment",)
     gw.metrics.watch("requests_running", "Requests at a deployment's replicas.", deployment, gw.queues.taken)
     gw.metrics.watch("requests_queued", "Requests that wait for a place.", deployment, gw.queues.waiting)
+    text = "Steps that the ledger refused, as what it has says otherwise."
+    gw.metrics.watch_counter("ledger_conflicts", text, (), lambda: {(): gw.ledger.conflicts})
+    gw.metrics.watch(
+        "ledger_engine_tokens_ratio",
+        "Tokens in the ledger for each that a replica's engine counted.",
+        ("deployment", "replica", "type"),
+        capture.ratios,
+    )

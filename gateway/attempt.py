@@ -17,6 +17,7 @@ from gateway.delivery import EVENTS, JSON, Stream
 from gateway.errors import RETRY_LIMIT_S, GatewayError, NotContinued, Refused, UpstreamFailed
 from gateway.front import Front, Headers
 from gateway.metering import Meter, StreamMeter, Usage
+from gateway.passed_on import PassedOn
 from gateway.relay import Address, Pool
 from gateway.surface import Surface
 from gateway.upstream import ConnectionLost, Upstream
@@ -34,8 +35,10 @@ class Asked:
     surface: Surface
     caller: LiveKey
     began: float
+    request_id: str  # the answer's x-request-id, unless the client named one
     hold: Hold = field(init=False)  # once it is admitted
     served_by: str = ""  # a deployment, or a provider's model
+    attempts: int = 0  # so far: the number of the last one's event
     queued_s: float = 0.0
     first_output: float | None = None
     used: Usage | None = None
@@ -107,7 +110,7 @@ async def _pass_on(upstream: Upstream, attempt: Attempt) -> None:
         if upstream.status >= 400:
             return _refusal(upstream, answer, attempt)
         answer = meter.whole(answer)
-        bill.outcome = Outcome.COMPLETED
+        bill.settle()
         attempt.begun()
         asked.front.whole(200, [JSON, *headers], answer)
         return
@@ -115,16 +118,16 @@ async def _pass_on(upstream: Upstream, attempt: Attempt) -> None:
     if upstream.status >= 400:
         return _refusal(upstream, await upstream.whole(), attempt)
 
+    bill.passed_on = PassedOn(asked.front)
+
     def begun() -> None:
         upstream.patience = attempt.patience.between
-        bill.outcome = Outcome.UPSTREAM_FAILED  # until it ended well
+        bill.outcome = bill.outcome or Outcome.UPSTREAM_FAILED  # until it ended well
         upstream.spoke = True
         attempt.begun()
 
-    def told() -> None:
-        bill.outcome = Outcome.COMPLETED
-
-    stream = Stream(asked.front, meter, upstream, [EVENTS, ("cache-control", "no-cache"), *headers], begun, told)
+    named = [EVENTS, ("cache-control", "no-cache"), *headers]
+    stream = Stream(asked.front, meter, upstream, named, begun, told=bill.settle)
     upstream.listen(stream.feed)
     await upstream.whole()
     stream.end()

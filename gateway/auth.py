@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.catalog import Catalog
-from gateway.errors import Refused, WrongKey
+from gateway.errors import ModelNotAllowed, Refused, WrongKey
 from registry.keys import LiveKey, Scope, digest
 
 
 def authenticate(catalog: Catalog, headers: Mapping[str, str], needs: Scope = Scope.INFERENCE) -> LiveKey:
     """Raises WrongKey when there is no key, or none that may be used; Refused (403) when it lacks the scope."""
+    found = identify(catalog, headers)
+    if needs not in found.scopes:
+        has = ", ".join(sorted(found.scopes)) or "none"
+        raise Refused(f"this needs a key of scope {needs}; this one's: {has}", 403)
+    return found
+
+
+def identify(catalog: Catalog, headers: Mapping[str, str]) -> LiveKey:
+    """Whatever its scopes. Raises WrongKey."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         key = headers.get("x-api-key", "")
@@ -21,7 +30,13 @@ def authenticate(catalog: Catalog, headers: Mapping[str, str], needs: Scope = Sc
     found = catalog.find(lambda view: view.keys.get(hashed))
     if found is None:
         raise WrongKey("the API key is not known, or was revoked")
-    if needs not in found.scopes:
-        has = ", ".join(sorted(found.scopes)) or "none"
-        raise Refused(f"this needs a key of scope {needs}; this one's: {has}", 403)
+    if found.expires_at is not None and found.expires_at <= catalog.now():
+        raise WrongKey(f"the API key {found.id} has expired")
     return found
+
+
+def may_call(caller: LiveKey, model: str) -> None:
+    """`model`: the name that the client calls, an endpoint's too. Raises ModelNotAllowed (403)."""
+    if caller.models is not None and model not in caller.models:
+        allowed = ", ".join(sorted(caller.models)) or "none"
+        raise ModelNotAllowed(f"the API key {caller.id} may not call {model!r}; its models: {allowed}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from gateway.admission import Hold
@@ -13,11 +13,12 @@ from gateway.calls import Call
 from gateway.errors import LedgerUnwritable
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
+from gateway.passed_on import PassedOn
 from registry import ledger
 from registry.clock import Stamps
 from registry.keys import LiveKey
 from registry.ledger import Attempt, Note, Outcome, Release, UsageEvent
-from registry.prices import PriceBook, TokenPrice
+from registry.prices import PriceBook, TokenPrice, Version
 from registry.steps import mint
 
 log = logging.getLogger(__name__)
@@ -37,16 +38,19 @@ class Bill:
         "_call",
         "_failed_before",
         "_hold",
+        "_noted",
+        "_over",
+        "_owed",
         "_price",
         "attempt",
         "meter",
         "microcredits",
-        "noted",
         "outcome",
+        "passed_on",
     )
 
     def __init__(
-        self, billing: Billing, attempt: Attempt, call: Call, hold: Hold, meter: Meter, price: TokenPrice | None
+        self, billing: Billing, attempt: Attempt, call: Call, hold: Hold | None, meter: Meter, price: TokenPrice | None
     ) -> None:
         self._billing = billing
         self._call = call
@@ -55,8 +59,11 @@ class Bill:
         self.attempt = attempt
         self.meter = meter
         self.microcredits = 0
-        self.noted: Usage | None = None
+        self._noted: Usage | None = None
         self.outcome: Outcome | None = None
+        self.passed_on: PassedOn | None = None  # of a stream
+        self._over = False
+        self._owed: UsageEvent | None = None  # its settlement, until its client has been sent all
 
     def __enter__(self) -> Bill:
         """Raises LedgerUnwritable or BadRequest. Nothing may be sent before `when_held`."""
@@ -70,21 +77,64 @@ class Bill:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if not self._over:
+            self._close()
+
+    def settle(self) -> None:
+        """The attempt is completed: that is journaled now, before the client hears of it, so that what ended is billed
+        also if the process is killed in this moment. Not so for a client that has yet to be sent what came before."""
+        self.outcome = Outcome.COMPLETED
+        if not self._over:
+            self._close()
+            self._billing.writer.flush()
+
+    def note(self) -> None:
+        """Journal what is to be billed should the process be killed from now on, if it has changed."""
+        usage = self._passed_on()
+        if self._over and usage == self.meter.usage:
+            self.pay()
+            self._billing.writer.flush()
+        elif usage is not None and usage != self._noted:
+            self._noted = usage
+            prompt, completion = usage.prompt_tokens, usage.completion_tokens
+            cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
+            event_id = self.attempt.event_id
+            self._billing.writer.record(Note(event_id, prompt, completion, self.cost(usage), cached, reasoning))
+
+    def pay(self) -> None:
+        """Journal the settlement that is owed, if one is."""
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            del self._billing.running[self.attempt.event_id]
+            self._billing.writer.record(owed)
+
+    def _passed_on(self) -> Usage | None:
+        counted = self.meter.usage
+        return counted if self.passed_on is None else self.passed_on.of(counted)
+
+    def _close(self) -> None:
+        self._over = True
         billing = self._billing
         attempt = self.attempt
-        del billing.running[attempt.event_id]
         usage = self._usage()
         if usage is None or self.outcome is None:
+            del billing.running[attempt.event_id]
             billing.writer.record(Release(attempt.event_id))
             return
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
         cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
-        self.microcredits = cost = ledger.cost(self._price, prompt, completion, cached)
-        self._hold.used += prompt + completion
-        self._hold.paid += cost
-        billing.writer.record(
-            UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
-        )
+        self.microcredits = cost = self.cost(usage)
+        if again := self.meter.repeated_prompt_tokens:
+            billing.repeated(attempt.replica, again)
+        if self._hold is not None:
+            self._hold.used += prompt + completion
+            self._hold.paid += cost
+        self._owed = UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
+        slow = self.passed_on is not None and self.passed_on.slow
+        if slow and self.outcome is Outcome.COMPLETED and not billing.stopping:
+            asyncio.get_running_loop().call_soon(self.note)  # by then what can be sent is
+        else:
+            self.pay()
 
     def when_held(self, then: Callable[[], object], failed: Callable[[LedgerUnwritable], object]) -> None:
         """Dispatch in `then`: the hold is journaled by now."""
@@ -94,9 +144,9 @@ class Bill:
         else:
             writer.when_journaled(then, failed)
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> int:
+    def cost(self, usage: Usage) -> int:
         """Micro-credits."""
-        return ledger.cost(self._price, prompt_tokens, completion_tokens)
+        return ledger.cost(self._price, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
 
     def _usage(self) -> Usage | None:
         """What is to be billed; None for nothing at all."""
@@ -112,49 +162,79 @@ class Bill:
 
 
 class Billing:
-    """`now` is the wall clock, in nanoseconds since 1970."""
+    """`prices` are those of models by name, where no version is in force (`priced`); what changes in them counts.
+
+    `now` is the wall clock, in nanoseconds since 1970. `repeated` is told prompt tokens (of a replica, how many) that
+    its engine counts and no event has.
+    """
 
     def __init__(
-        self, writer: LedgerWriter, prices: Mapping[str, TokenPrice], now: Callable[[], int] = time.time_ns
+        self,
+        writer: LedgerWriter,
+        prices: Mapping[str, TokenPrice],
+        now: Callable[[], int] = time.time_ns,
+        repeated: Callable[[str, int], None] = lambda replica, tokens: None,
     ) -> None:
         self.writer = writer
+        self.repeated = repeated
         self.running: dict[str, Bill] = {}  # by event id
         self.stopping = False  # the process is ending: what is cut off now is cut off by us
         self._prices = prices
+        self._book = PriceBook((), prices)
         self._now = now
         self._stamps = Stamps()
 
+    def request_id(self) -> str:
+        """A new request's. Its attempts are events of that name, with a colon and a number from 1 behind it."""
+        return mint(self._now())
+
     def attempt(
-        self, caller: LiveKey, call: Call, replica: str, hold: Hold, meter: Meter, deployment: str = ""
+        self,
+        caller: LiveKey,
+        call: Call,
+        replica: str,
+        hold: Hold | None,
+        meter: Meter,
+        deployment: str = "",
+        event_id: str | None = None,
     ) -> Bill:
         """The bill of an attempt that is about to begin; entering it holds, leaving it settles or releases.
 
-        A LoRA adapter without a price of its own costs what its `deployment` does.
+        `hold`: what its caller's limits have set aside; None for Headgate itself, which has none. A LoRA adapter
+        without a price of its own costs what its `deployment` does. `event_id`: None for a request's only attempt.
         """
-        ns = self._now()
         attempt = Attempt(
-            f"{mint(ns)}:1",
+            event_id or f"{self.request_id()}:1",
             caller.tenant.name,
             caller.id,
             call.model,
             replica,
             call.kind,
-            self._stamps.text(ns),
+            self.stamp(),
             caller.user,
         )
-        price = PriceBook((), self._prices).of_model(call.model, deployment, attempt.started_at)
+        price = self._book.of_model(call.model, deployment, attempt.started_at)
         return Bill(self, attempt, call, hold, meter, price)
+
+    def priced(self, versions: Sequence[Version]) -> None:
+        """What the registry says now; an attempt costs what was in force when it began."""
+        self._book = PriceBook(versions, self._prices)
+
+    def estimate(self, call: Call, model: str, deployment: str) -> int:
+        """Micro-credits that a call of a model costs at most, as far as its tokens are known."""
+        price = self._book.of_model(model, deployment, self.stamp())
+        return ledger.cost(price, call.prompt_tokens, call.completion_tokens)
 
     def stamp(self) -> str:
         return self._stamps.text(self._now())
 
     async def note_running(self) -> None:
-        """Journals the running counts that changed. Runs until cancelled."""
-        while True:
-            await asyncio.sleep(NOTE_S)
-            for event_id, bill in self.running.items():
-                usage = bill.meter.usage
-                if usage is not None and usage != bill.noted:
-                    bill.noted = usage
-                    prompt, completion = usage.prompt_tokens, usage.completion_tokens
-                    self.writer.record(Note(event_id, prompt, completion, bill.cost(prompt, completion)))
+        """Journals the running counts that changed, and what is owed of those that are over. Runs until cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(NOTE_S)
+                for bill in list(self.running.values()):
+                    bill.note()
+        finally:
+            for bill in list(self.running.values()):
+                bill.pay()

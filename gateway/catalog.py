@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from gateway.relay import Address, address_of
-from registry import clock, deployments, endpoints, keys, limits, prices
+from registry import clock, deployments, endpoints, keys, limits, prices, tenants
 from registry.db import Database, StorageError, data_version, open_reader, snapshot
 from registry.deployments import Deployment, Replica
 from registry.deployments import adapters as adapters
@@ -34,6 +35,7 @@ POLL_S = 0.25
 @dataclass(frozen=True, slots=True)
 class View:
     keys: Mapping[str, LiveKey] = field(default_factory=dict)  # by the key's hash
+    tenants: frozenset[str] = frozenset()
     limits: Mapping[tuple[Subject, str], Limits] = field(default_factory=dict)
     prices: Sequence[Version] = ()
     deployments: Mapping[str, Deployment] = field(default_factory=dict)  # live ones, by name
@@ -45,10 +47,11 @@ class View:
 
 
 class Catalog:
-    """`secret`: what the hashes of keys are keyed with."""
+    """`secret`: what the hashes of keys are keyed with. `now` is the wall clock, in Unix seconds: keys expire."""
 
-    def __init__(self, path: Path, secret: bytes = b"") -> None:
+    def __init__(self, path: Path, secret: bytes = b"", now: Callable[[], float] = time.time) -> None:
         self.secret = secret
+        self.now = now
         self.view = View()
         self.failure: str | None = "not read yet"
         self._path = path
@@ -128,6 +131,7 @@ def _read(db: Database) -> View:
         live = deployments.live_replicas(db)
         return View(
             keys=keys.live(db),
+            tenants=frozenset(t.name for t in tenants.everyone(db)),
             limits=limits.everything(db),
             prices=prices.everything(db),
             deployments=wanted,

@@ -76,8 +76,7 @@ class Said:
     def over(self, used: Usage | None) -> None:
         """An attempt that was billed has ended."""
         if used is not None:
-            prompt, completion = used.prompt_tokens, used.completion_tokens
-            self.used = Usage(self.used.prompt_tokens + prompt, self.used.completion_tokens + completion)
+            self.used = self.used.plus(used)
 
     def hear(self, events: bytes) -> None:
         """Whole events, on their way to the client."""
@@ -158,7 +157,12 @@ class ContinuingMeter(SpokenMeter):
     @property
     def usage(self) -> Usage | None:
         used = super().usage
-        return None if used is None else Usage(0, used.completion_tokens)
+        return None if used is None else replace(used, prompt_tokens=0, cached_tokens=0)
+
+    @property
+    def repeated_prompt_tokens(self) -> int:
+        used = super().usage
+        return used.prompt_tokens if used is not None else 0
 
     def left(self) -> None:
         """What was not counted by then costs nothing."""

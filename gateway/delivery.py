@@ -18,7 +18,7 @@ LAST = (b"data: [DONE]\n\n", b'"type":"message_stop"}\n\n')
 class Stream:
     """Feed it what an upstream sends. Until the first output nothing of it has reached the client.
 
-    `begun` is called once, as the first output leaves; `told` as the last event does.
+    `begun` is called once, as the first output leaves; `told` before the last event does.
     """
 
     def __init__(
@@ -39,6 +39,8 @@ class Stream:
 
     def feed(self, data: bytes) -> None:
         out = self._meter.feed(data)
+        if self._meter.failure is None and out.endswith(LAST):
+            self._told()
         if self._held is None:
             if out:
                 self._front.write(out)
@@ -48,8 +50,6 @@ class Stream:
             self._held.append(out)
         if self._meter.failure is not None:
             self._upstream.fail(UpstreamFailed(self._meter.failure))
-        elif out.endswith(LAST):
-            self._told()
 
     def end(self) -> None:
         """The upstream is done. Raises UpstreamFailed when it never began, or broke off."""

@@ -31,7 +31,7 @@ class OpenAI:
         return errors.shape(error)
 
     def event(self, error: GatewayError, request_id: str | None = None) -> bytes:
-        return errors.event(error)
+        return errors.event(error, request_id=request_id)
 
     def refusal(self, status: int, answer: bytes, request_id: str | None = None) -> bytes:
         return answer
@@ -44,7 +44,7 @@ class Responses(OpenAI):
     def event(self, error: GatewayError, request_id: str | None = None) -> bytes:
         """The SDKs raise what has an `error`; who reads the events by hand finds the API's own `type` and `message`."""
         own = {"type": "error", "code": error.code, "message": str(error), "param": error.param}
-        return b"event: error\ndata: " + orjson.dumps({**own, **errors.shape(error)}) + b"\n\n"
+        return b"event: error\ndata: " + orjson.dumps({**own, **errors.shape(error, request_id)}) + b"\n\n"
 
 
 class Anthropic:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from gateway import attempt, calls, delivery, media, replies
 from gateway.admission import Admission
 from gateway.attempt import Asked, Attempt, Patience
-from gateway.auth import authenticate
+from gateway.auth import authenticate, may_call
 from gateway.billing import Billing
 from gateway.calls import Call, renamed
 from gateway.catalog import Catalog
@@ -76,19 +76,20 @@ def admit(gw: Gateway, request: Request) -> LiveKey:
 
 async def respond(gw: Gateway, front: Front) -> None:
     """Answer an authenticated request, whatever comes of it."""
-    asked = Asked(front, SURFACES[front.request.path], front.request.context, gw.clock())
+    surface = SURFACES[front.request.path]
+    asked = Asked(front, surface, front.request.context, gw.clock(), gw.billing.request_id())
     try:
         await answer(gw, asked)
     except GatewayError as e:
         asked.error = e
-        replies.refuse(gw.site, front, e)
+        replies.refuse(gw.site, front, e, asked.request_id)
     except Exception:
         log.exception("%s failed", front.request.path)
         asked.error = Bug()
         if asked.delivered:
             front.cut()
         else:
-            replies.refuse(gw.site, front, asked.error)
+            replies.refuse(gw.site, front, asked.error, asked.request_id)
     finally:
         _count(gw, asked)
 
@@ -97,15 +98,20 @@ async def answer(gw: Gateway, asked: Asked) -> None:
     """The whole path. Raises GatewayError."""
     request, caller = asked.front.request, asked.caller
     call = asked.surface.read(request.body)
+    may_call(caller, call.model)
     media.check(call, gw.site.gateway.media_hosts)
-    chosen = gw.names.choose(call.model, caller.id, request.headers)
-    if gw.admission.counts_tokens(caller, call.model):
-        call = calls.bounded(call, gw.catalog.context(chosen.chain[0]))
-    with gw.admission.admit(caller, call.model, call.tokens, 0) as asked.hold:
+    chosen = gw.names.choose(call.model, caller.id, request.headers, caller.models)
+    first = chosen.chain[0]
+    model = call.model if chosen.keeps_name else first
+    limited = gw.admission.limits(caller, model)
+    if limited.tokens or limited.credits:
+        call = calls.bounded(call, gw.catalog.context(first))
+    cost = gw.billing.estimate(call, model, first) if limited.credits else 0
+    with gw.admission.admit(caller, model, call.tokens, cost, call.model) as asked.hold:
         for name in chosen.missed:
             gw.called.miss(name)
         if chosen.shadow:
-            gw.shadow.copy(asked.surface.path, call, request.body, chosen.shadow)
+            gw.shadow.copy(asked.surface, call, request.body, chosen.shadow)
         for name in chosen.chain:
             asked.served_by = name
             serve = _from_provider if name in gw.site.external else _from_replicas
@@ -246,9 +252,11 @@ async def _attempt(
             asked.first_output = gw.clock()
         spoke()
 
-    with gw.billing.attempt(asked.caller, call, upstream, asked.hold, meter, asked.served_by) as bill:
+    asked.attempts += 1
+    event_id = f"{asked.request_id}:{asked.attempts}"
+    with gw.billing.attempt(asked.caller, call, upstream, asked.hold, meter, asked.served_by, event_id) as bill:
         try:
-            headers = replies.headers(gw.site, asked, bill.attempt.event_id, upstream)
+            headers = replies.headers(gw.site, asked, upstream)
             await attempt.ask(gw.pool, Attempt(asked, call, body, address, bill, headers, gw.patience, begun, spoke))
         except asyncio.CancelledError:
             # The client is gone, or the process ends; unless it has all that it asked for.
@@ -280,8 +288,7 @@ def _count(gw: Gateway, asked: Asked) -> None:
         status,
         outcome,
         asked.caller.tenant.name,
-        used.prompt_tokens,
-        used.completion_tokens,
+        used,
         asked.queued_s,
         None if asked.first_output is None else asked.first_output - asked.began,
         now - asked.began,

@@ -10,6 +10,8 @@ from gateway.routing import Gauges
 RUNNING = b"vllm:num_requests_running"
 WAITING = b"vllm:num_requests_waiting"
 KV_USAGE = b"vllm:kv_cache_usage_perc"  # a fraction, whatever its name says
+PROMPT = b"vllm:prompt_tokens_total"
+GENERATION = b"vllm:generation_tokens_total"
 
 
 def read(page: bytes, at: float) -> Gauges | None:
@@ -22,6 +24,12 @@ def read(page: bytes, at: float) -> Gauges | None:
     if not (running and waiting and usage):
         return None
     return Gauges(round(sum(running)), round(sum(waiting)), sum(usage) / len(usage), at)
+
+
+def tokens(page: bytes) -> tuple[int, int] | None:
+    """Pure. Prompt tokens read and tokens generated since the start, of all engines of one server; None without."""
+    prompt, generated = list(_values(page, PROMPT)), list(_values(page, GENERATION))
+    return (round(sum(prompt)), round(sum(generated))) if prompt and generated else None
 
 
 def _values(page: bytes, name: bytes) -> Iterator[float]:

@@ -1,4 +1,5 @@
-"""Asks every ready replica how it is: /health for its standing, /metrics for its load. Spread over the period."""
+"""Asks every ready replica how it is: /health for its standing, /metrics for its load and
+its counts of tokens. Spread over the period."""
 
 from __future__ import annotations
 
@@ -27,11 +28,13 @@ async def poll_engines(
     *,
     timeout_s: float = TIMEOUT_S,
     fault_of: Callable[[UpstreamFailed], Fault] = lambda error: Fault.POLL,
+    counted: Callable[[Replica, int, int], None] = lambda replica, prompt, generated: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Runs until cancelled. `ask(replica, path)` GETs: (status, body); raises UpstreamFailed. `clock` is monotonic.
 
-    `fault_of` tells who cannot be reached; whatever else goes wrong is the poll's, not a request's. Replicas that are
+    `fault_of` tells who cannot be reached; whatever else goes wrong is the poll's, not a request's. `counted` is told
+    the tokens that an engine read and generated since its start. Replicas that are
     no longer ready are forgotten by `health`. A slow engine is asked again when it has answered or its time is over; no
     other waits for it.
     """
@@ -54,8 +57,12 @@ async def poll_engines(
             status, page = await _within(timeout_s, ask(replica, "/metrics"))
         except (UpstreamFailed, TimeoutError):
             return  # its load stays unknown; whether it is well, /health said
-        if status == 200 and (gauges := engine_gauges.read(page, clock())) is not None:
+        if status != 200:
+            return
+        if (gauges := engine_gauges.read(page, clock())) is not None:
             gauged(replica.id, gauges)
+        if (tokens := engine_gauges.tokens(page)) is not None:
+            counted(replica, *tokens)
 
     async with asyncio.TaskGroup() as group:
         looking: dict[str, asyncio.Task[None]] = {}

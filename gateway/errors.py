@@ -3,21 +3,23 @@
 GatewayError
   BadRequest          400  the body is malformed; says what is wrong
   WrongKey            401
+  ModelNotAllowed     403  not on the key's list
   UnknownModel        404  names it
   NotFound            404  no such path
   Refused             any  a key without the scope; what aiohttp will not take; an engine's own refusal in a stream
   RequestTimeout      408  it did not arrive in time
   BodyTooLarge        413
   HeadersTooLarge     431
-  TooManyRequests     429  waiting helps
+  TooManyRequests     429  waiting helps, unless it asks for more than any minute has
   QueueFull           429  the deployment has more to do than it can; waiting helps
-  BudgetExhausted     429  waiting helps only while others' holds are in the way
+  BudgetExhausted     429  waiting helps while others' holds are in the way, or the day ends within minutes
   UpstreamFailed      502  the replica's or provider's fault
     Unreachable       502  no connection to it
     UpstreamSilent    504  nothing came in time; not tried again, as it may be busy with just this
   NotContinued        502  a stream broke off, and another replica refuses to go on with it
   NoReplica           503  the deployment exists, nothing of it is ready
   LedgerUnwritable    503  nothing is served that cannot be billed
+  LedgerUnreadable    503  what was used cannot be told
   Bug                 500  ours
 """
 
@@ -76,6 +78,14 @@ class UnknownModel(GatewayError):
     param = "model"
 
 
+class ModelNotAllowed(GatewayError):
+    status = 403
+    type = "invalid_request_error"
+    should_retry = False
+    code = "model_not_allowed"
+    param = "model"
+
+
 class NotFound(GatewayError):
     status = 404
     type = "invalid_request_error"
@@ -121,13 +131,13 @@ class Refused(GatewayError):
 
 class TooManyRequests(GatewayError):
     status = 429
-    type = "requests"
     code = "rate_limit_exceeded"
-    should_retry = True
 
-    def __init__(self, message: str, retry_after: int) -> None:
+    def __init__(self, message: str, retry_after: int | None, kind: str = "requests") -> None:
         super().__init__(message)
+        self.type = kind  # what there are too many of, as OpenAI says it: "requests" or "tokens"
         self.retry_after = retry_after
+        self.should_retry = retry_after is not None
 
 
 class QueueFull(GatewayError):
@@ -197,8 +207,17 @@ class LedgerUnwritable(GatewayError):
         super().__init__(f"usage cannot be recorded, so nothing is served: {why}")
 
 
-def shape(error: GatewayError) -> dict[str, Any]:
-    return {"error": {"message": str(error), "type": error.type, "param": error.param, "code": error.code}}
+class LedgerUnreadable(GatewayError):
+    status = 503
+    code = "ledger_unreadable"
+    should_retry = True
+    retry_after = 5
+
+
+def shape(error: GatewayError, request_id: str | None = None) -> dict[str, Any]:
+    """OpenAI's. `request_id` where no header can name the request any more."""
+    named = {} if request_id is None else {"request_id": request_id}
+    return {"error": {"message": str(error), "type": error.type, "param": error.param, "code": error.code, **named}}
 
 
 def raw(
@@ -229,4 +248,4 @@ def event(error: GatewayError, dialect: Dialect | None = None, request_id: str |
     """The error as a server-sent event: the last one of a stream that broke off."""
     if dialect is not None:
         return dialect.event(error, request_id)
-    return b"data: " + orjson.dumps(shape(error)) + b"\n\n"
+    return b"data: " + orjson.dumps(shape(error, request_id)) + b"\n\n"

@@ -7,6 +7,7 @@ text: inside JSON a line feed is escaped, so that `NAME` with a line feed behind
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import orjson
 
@@ -29,8 +30,8 @@ class EventMeter(StreamMeter):
     def usage(self) -> Usage | None:
         if self._total is not None:
             return self._total
-        prompt = self._prompt_tokens()
-        return None if prompt is None else Usage(prompt, self._deltas)
+        prompt = self._prompt_used()
+        return None if prompt is None else replace(prompt, completion_tokens=self._deltas)
 
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed when an event does not end, or cannot be read."""
@@ -57,8 +58,8 @@ class EventMeter(StreamMeter):
         return events if end is None else events[:end]
 
     @abstractmethod
-    def _prompt_tokens(self) -> int | None:
-        """As long as the stream's count is not known; None while nothing is to be billed."""
+    def _prompt_used(self) -> Usage | None:
+        """As long as the stream's count is not known, what its prompt used; None while nothing is to be billed."""
 
     @abstractmethod
     def _read(self, events: bytes) -> int | None:
@@ -93,9 +94,3 @@ def object_of(answer: bytes) -> dict[str, object]:
     if not isinstance(data, dict):
         raise UpstreamFailed("the replica's answer is not a JSON object")
     return data
-
-
-def number(counts: object, name: str) -> int:
-    """A member of a usage object; 0 where it is not stated."""
-    value = counts.get(name) if isinstance(counts, dict) else None
-    return value if isinstance(value, int) else 0

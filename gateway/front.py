@@ -43,6 +43,7 @@ class Front(asyncio.Protocol):
         self.request = Request()
         self.source: Upstream | None = None  # paused while the client does not read
         self.started = False  # bytes of an answer to `request` are written
+        self.written = 0  # bytes for this client so far
         self._backing, self._fronts = backing, fronts
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -69,6 +70,11 @@ class Front(asyncio.Protocol):
     def blocked(self) -> bool:
         """Its client does not read what it was sent."""
         return self._blocked_since is not None
+
+    @property
+    def sent(self) -> int:
+        """Of what is `written`, the bytes that have left this process: they arrive also if it is killed."""
+        return self.written - (self._transport.get_write_buffer_size() if self._transport is not None else 0)
 
     def whole(self, status: int, headers: Headers, body: bytes) -> None:
         self.started = True
@@ -107,6 +113,7 @@ class Front(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._transport is not None:  # its client may have left in this very turn of the loop
             self._transport.write(data)
+            self.written += len(data)
 
     # asyncio's side
 

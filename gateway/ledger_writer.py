@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from gateway.errors import BadRequest, LedgerUnwritable
 from gateway.projector import STOPPED, Errand, Projector, end_process
 from registry import journal, ledger
 from registry.db import StorageError, open_reader
+from registry.own_steps import JOURNALS
 from registry.steps import Fields, Hold, Note, Release, TooMuch, UsageEvent, encode_all, fields, may_be_lost
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.25  # between two attempts to write what is owed
-JOURNALS = "journal"  # the directory, beside the ledger
 
 
 class LedgerWriter:
@@ -68,11 +69,13 @@ class LedgerWriter:
         """Steps that the ledger refused since this process began; its table `conflicts` has them all."""
         return self._projector.conflicts
 
-    def tokens_by_tenant(self) -> dict[str, int]:
-        """What each tenant used that is settled, as the ledger has it now. Raises StorageError."""
+    def totals(self, *periods: str) -> dict[tuple[str, str, str], tuple[int, int]]:
+        """What was used that is settled, as the ledger has it now (see registry.ledger.totals). Raises StorageError."""
         db = open_reader(self._path)
         try:
-            return ledger.tokens_by_tenant(db)
+            return ledger.totals(db, *periods)
+        except sqlite3.Error as e:
+            raise StorageError(f"{self._path}: cannot be read: {e}") from e
         finally:
             db.close()
 

@@ -1,5 +1,9 @@
 """What an answer used, from the engine's own count; and the answer without the counts its client did not ask for.
 
+Cached tokens are part of the prompt's, reasoning tokens of the completion's. vLLM (0.32) states the cached ones when
+its answer is complete, not in running counts, and of several prompts in one request only those of one: what it does
+not state is billed as not cached.
+
 A stream is read event by event at the level of bytes, and of each event's JSON only the count is parsed: the bytes
 `,"usage":{` cannot occur inside a JSON string, because quotes are escaped there. Events end with an empty line in
 "\\n", as vLLM writes them.
@@ -36,6 +40,14 @@ class Usage:
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    def plus(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
 
 class Meter:
     """One attempt's running count. `usage` is None until the engine has said something."""
@@ -48,6 +60,12 @@ class Meter:
     @property
     def usage(self) -> Usage | None:
         return self._total
+
+    @property
+    def repeated_prompt_tokens(self) -> int:
+        """Prompt tokens that the engine's own counters have beyond `usage`: it reads a prompt once for each choice."""
+        usage = self.usage if self._call.choices > 1 else None
+        return usage.prompt_tokens * (self._call.choices - 1) if usage is not None else 0
 
     def count(self, usage: Usage) -> None:
         self._total = usage
@@ -99,18 +117,20 @@ class StreamMeter(Meter):
     def usage(self) -> Usage | None:
         if self._total is not None or not self._running:
             return self._total
-        prompts: dict[int, int] = {}
-        completion = 0
+        prompts: dict[int, Usage] = {}
+        completion = reasoning = 0
         for index, raw in self._running.items():
             try:
-                usage = _parsed(raw)
+                usage = parsed(raw)
             except UpstreamFailed as e:
                 if self.failure is None:  # found only now, as nobody asked before: the stream ends with its next event
                     self.failure = str(e)
                 continue
-            prompts[index // self._call.choices] = usage.prompt_tokens
+            prompts[index // self._call.choices] = usage
             completion += usage.completion_tokens
-        return Usage(sum(prompts.values()), completion)
+            reasoning += usage.reasoning_tokens
+        prompt, cached = sum(p.prompt_tokens for p in prompts.values()), sum(p.cached_tokens for p in prompts.values())
+        return Usage(prompt, completion, cached, reasoning)
 
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed when an event does not end, or when its count cannot be read."""
@@ -153,10 +173,10 @@ class StreamMeter(Meter):
         start = event.find(USAGE)
         if start < 0:
             return event + b"\n\n"
-        end = _closing_brace(event, start + len(USAGE)) + 1
+        end = closing_brace(event, start + len(USAGE)) + 1
         raw = event[start + len(USAGE) - 1 : end]
         if NO_CHOICES in event:
-            self.count(_parsed(raw))
+            self.count(parsed(raw))
             return event + b"\n\n" if self._call.wants_usage else b""
         if self._one:
             self._running[0] = raw
@@ -191,14 +211,15 @@ def _message(event: bytes) -> str:
         return event[5:505].decode(errors="replace")
 
 
-def _parsed(raw: bytes) -> Usage:
+def parsed(raw: bytes) -> Usage:
+    """Raises UpstreamFailed for what is no usage object of OpenAI's."""
     try:
         return _usage(orjson.loads(raw))
     except orjson.JSONDecodeError as e:
         raise UpstreamFailed("the replica sent an event with a broken usage object") from e
 
 
-def _closing_brace(data: bytes, start: int) -> int:
+def closing_brace(data: bytes, start: int) -> int:
     """The position of the brace that closes the object whose first member is at `start`.
 
     A usage object holds numbers, nulls and further such objects: no string in it contains a brace.
@@ -214,11 +235,39 @@ def _closing_brace(data: bytes, start: int) -> int:
     return position - 1
 
 
-def _usage(count: object) -> Usage:
-    """Raises UpstreamFailed for what is no count: engines are run by many."""
-    if not isinstance(count, dict):
-        raise UpstreamFailed("the replica's usage is not an object")
-    prompt, completion = count.get("prompt_tokens") or 0, count.get("completion_tokens") or 0
-    if type(prompt) is not int or type(completion) is not int or prompt < 0 or completion < 0:
+def _usage(counts: object) -> Usage:
+    return checked(
+        number(counts, "prompt_tokens"),
+        number(counts, "completion_tokens"),
+        number(counts, "prompt_tokens_details", "cached_tokens"),
+        number(counts, "completion_tokens_details", "reasoning_tokens"),
+    )
+
+
+def number(counts: object, *path: str) -> int:
+    """A member of a usage object, or of an object in it; 0 where it is not stated.
+
+    Raises UpstreamFailed for what is no count: engines are run by many.
+    """
+    value = counts
+    for name in path:
+        if value is None:
+            return 0
+        if not isinstance(value, dict):
+            raise UpstreamFailed("the replica's usage is not an object")
+        value = value.get(name)
+    if value is None:
+        return 0
+    if type(value) is not int or value < 0:
         raise UpstreamFailed("the replica's usage is not in numbers")
-    return Usage(prompt, completion)
+    return value
+
+
+def checked(prompt: int, completion: int, cached: int = 0, reasoning: int = 0) -> Usage:
+    """Raises UpstreamFailed where a part is more than the whole."""
+    if cached > prompt or reasoning > completion:
+        raise UpstreamFailed(
+            f"the replica's usage does not add up: {cached} cached of {prompt} prompt tokens, "
+            f"{reasoning} reasoning of {completion} completion tokens"
+        )
+    return Usage(prompt, completion, cached, reasoning)

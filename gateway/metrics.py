@@ -1,8 +1,10 @@
 """What is counted, for /metrics. Counting is a few dict and list increments; the page is made when it is asked for.
 
-Names are vLLM's with our prefix where it has the same thing (`headgate_e2e_request_latency_seconds`), buckets those of
-OpenTelemetry's conventions for generative AI. Every label is bounded: deployments, kinds, outcomes and faults are our
-own words, never a client's; tenants are the registry's, and from the TENANTS-th on they are counted as one, "other".
+What OpenTelemetry's conventions for generative AI have a name for has that name, those labels and those buckets; there
+a deployment is the `gen_ai_request_model`. A gateway is its engines' client: `gen_ai_client_inference_usage_*` is what
+was billed. Everything else is ours, with our prefix. Every label is bounded: deployments, kinds, outcomes and faults
+are our own words, never a client's; tenants are the registry's, and from the TENANTS-th on they are counted as one,
+"other".
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
+
+from gateway.calls import Kind
+from gateway.metering import Usage
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -25,6 +30,16 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TENANTS = 200
 DEPLOYMENTS = 200  # in the gateway's life; those that came later are "other" too
 OTHER = "other"
+# The conventions' word for a kind of request, where they have one.
+OPERATIONS: dict[str, str] = {
+    Kind.CHAT: "chat",
+    Kind.RESPONSE: "chat",
+    Kind.MESSAGE: "chat",
+    Kind.COMPLETION: "text_completion",
+    Kind.EMBEDDING: "embeddings",
+}
+PROVIDER = "headgate"
+MODALITY = "unknown"  # engines do not tell tokens of a text from those of a picture
 # Seconds. OpenTelemetry's gen_ai.server.time_to_first_token, and gen_ai.server.request.duration with longer ones added.
 FIRST_TOKEN_S = (
     0.001,
@@ -48,6 +63,7 @@ FIRST_TOKEN_S = (
 )
 TOTAL_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 327.68, 1310.72)
 QUEUED_S = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
+OPERATION = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _STATUS = {n: f"{n}xx" for n in range(1, 6)}
 
 
@@ -72,15 +88,23 @@ class Histogram:
         return found
 
 
+def added(histograms: Sequence[Histogram]) -> Histogram:
+    """Of the same bounds, at least one."""
+    whole = Histogram(histograms[0].bounds)
+    for histogram in histograms:
+        whole.counts = [a + b for a, b in zip(whole.counts, histogram.counts, strict=True)]
+        whole.sum += histogram.sum
+    return whole
+
+
 class Series:
     """Of one kind of request to one deployment."""
 
-    __slots__ = ("first_token", "generated", "prompt", "queued", "requests", "total")
+    __slots__ = ("cached", "first_token", "generated", "prompt", "queued", "reasoning", "requests", "total")
 
     def __init__(self) -> None:
         self.requests: dict[tuple[int, str], int] = {}  # by status class and outcome
-        self.prompt = 0
-        self.generated = 0
+        self.prompt = self.cached = self.generated = self.reasoning = 0
         self.queued = Histogram(QUEUED_S)
         self.first_token = Histogram(FIRST_TOKEN_S)
         self.total = Histogram(TOTAL_S)
@@ -101,6 +125,7 @@ class Watched:
     text: str
     labels: Labels
     read: Callable[[], Mapping[Labels, float]]
+    counts: bool  # it only grows
 
 
 class Metrics:
@@ -119,8 +144,7 @@ class Metrics:
         status: int,
         outcome: str,
         tenant: str,
-        prompt_tokens: int,
-        completion_tokens: int,
+        used: Usage,
         queued_s: float,
         first_token_s: float | None,
         total_s: float,
@@ -134,16 +158,18 @@ class Metrics:
         series = self._series.get((deployment, kind)) or self._new_series(deployment, kind)
         ended = (status // 100, outcome)
         series.requests[ended] = series.requests.get(ended, 0) + 1
-        series.prompt += prompt_tokens
-        series.generated += completion_tokens
+        series.prompt += used.prompt_tokens
+        series.cached += used.cached_tokens
+        series.generated += used.completion_tokens
+        series.reasoning += used.reasoning_tokens
         series.queued.observe(queued_s)
         series.total.observe(total_s)
         if first_token_s is not None:
             series.first_token.observe(first_token_s)
-        used = self._tenants.get(tenant) or self._new_tenant(tenant)
-        used.requests += 1
-        used.prompt += prompt_tokens
-        used.generated += completion_tokens
+        theirs = self._tenants.get(tenant) or self._new_tenant(tenant)
+        theirs.requests += 1
+        theirs.prompt += used.prompt_tokens
+        theirs.generated += used.completion_tokens
 
     def retried(self, deployment: str, why: str) -> None:
         """A request is sent to another replica; `why` is an error's code."""
@@ -155,7 +181,11 @@ class Metrics:
 
     def watch(self, name: str, text: str, labels: Labels, read: Callable[[], Mapping[Labels, float]]) -> None:
         """A gauge that is read at each scrape, as {its labels' values: value}. `name` goes without the prefix."""
-        self._watched.append(Watched(name, text, labels, read))
+        self._watched.append(Watched(name, text, labels, read, counts=False))
+
+    def watch_counter(self, name: str, text: str, labels: Labels, read: Callable[[], Mapping[Labels, float]]) -> None:
+        """The same for what only grows; the page puts `_total` behind its name."""
+        self._watched.append(Watched(name, text, labels, read, counts=True))
 
     async def page(self) -> bytes:
         """In Prometheus' text format (CONTENT_TYPE). Streams go on between its parts, each of a few milliseconds."""
@@ -188,10 +218,20 @@ class Metrics:
                 for (status, outcome), count in series.requests.items()
             ),
         )
-        by = ("deployment", "kind")
-        series = self._series.items()
-        yield _counter("prompt_tokens", "Prompt tokens of answered requests.", by, ((k, s.prompt) for k, s in series))
-        yield _counter("generation_tokens", "Tokens generated.", by, ((k, s.generated) for k, s in series))
+        labels = (*OPERATION, "gen_ai_token_modality")
+        for name, text, read in (
+            ("input_tokens", "Prompt tokens that were billed, cached ones included.", attrgetter("prompt")),
+            ("output_tokens", "Tokens generated that were billed, reasoning included.", attrgetter("generated")),
+            ("cache_read_input_tokens", "Of the prompt tokens, those an engine had cached.", attrgetter("cached")),
+            ("reasoning_output_tokens", "Of the tokens generated, those of reasoning.", attrgetter("reasoning")),
+        ):
+            yield _counter(
+                f"gen_ai_client_inference_usage_{name}",
+                text,
+                labels,
+                (((*of, MODALITY), sum(map(read, series))) for of, series in self._by_operation().items()),
+                prefix="",
+            )
         tenants = [((name,), used) for name, used in self._tenants.items()]
         for name, text, read in (
             ("tenant_requests", "Requests of a tenant.", attrgetter("requests")),
@@ -203,16 +243,27 @@ class Metrics:
     def _times(self) -> Iterator[Metric]:
         from prometheus_client.core import HistogramMetricFamily
 
+        text = "Time a request waited for a replica."
+        family = HistogramMetricFamily(f"{PREFIX}request_queue_time_seconds", text, labels=("deployment", "kind"))
+        for key, one in self._series.items():
+            family.add_metric(key, one.queued.buckets(), one.queued.sum)
+        yield family
         for name, text, read in (
-            ("request_queue_time_seconds", "Time a request waited for a replica.", attrgetter("queued")),
-            ("time_to_first_token_seconds", "From a request to its first generated output.", attrgetter("first_token")),
-            ("e2e_request_latency_seconds", "From a request to the end of its answer.", attrgetter("total")),
+            ("time_to_first_token", "From a request to its first generated output.", attrgetter("first_token")),
+            ("request_duration", "From a request to the end of its answer.", attrgetter("total")),
         ):
-            family = HistogramMetricFamily(PREFIX + name, text, labels=("deployment", "kind"))
-            for key, series in self._series.items():
-                histogram: Histogram = read(series)
-                family.add_metric(key, histogram.buckets(), histogram.sum)
+            family = HistogramMetricFamily(f"gen_ai_server_{name}_seconds", text, labels=OPERATION)
+            for of, series in self._by_operation().items():
+                histogram = added(list(map(read, series)))
+                family.add_metric(of, histogram.buckets(), histogram.sum)
             yield family
+
+    def _by_operation(self) -> dict[Labels, list[Series]]:
+        """Kinds of requests that are one operation to OpenTelemetry, together; by the values of OPERATION."""
+        found: dict[Labels, list[Series]] = {}
+        for (deployment, kind), series in self._series.items():
+            found.setdefault((OPERATIONS.get(kind, kind), PROVIDER, deployment), []).append(series)
+        return found
 
     def _faults(self) -> Iterator[Metric]:
         text = "Requests that were sent to another replica."
@@ -224,6 +275,9 @@ class Metrics:
         from prometheus_client.core import GaugeMetricFamily
 
         for watched in self._watched:
+            if watched.counts:
+                yield _counter(watched.name, watched.text, watched.labels, watched.read().items())
+                continue
             family = GaugeMetricFamily(PREFIX + watched.name, watched.text, labels=watched.labels)
             for labels, value in watched.read().items():
                 family.add_metric(labels, value)
@@ -253,10 +307,12 @@ class _Alone:
         yield self._metric
 
 
-def _counter(name: str, text: str, labels: Labels, samples: Iterable[tuple[Labels, float]]) -> Metric:
+def _counter(
+    name: str, text: str, labels: Labels, samples: Iterable[tuple[Labels, float]], prefix: str = PREFIX
+) -> Metric:
     from prometheus_client.core import CounterMetricFamily
 
-    family = CounterMetricFamily(PREFIX + name, text, labels=labels)
+    family = CounterMetricFamily(prefix + name, text, labels=labels)
     for values, count in samples:
         family.add_metric(values, count)
     return family

@@ -31,14 +31,16 @@ class Names:
         self._draw = draw
         self._direct: dict[str, Chosen] = {}
 
-    def choose(self, model: str, key_id: str, headers: Mapping[str, str]) -> Chosen:
-        """Raises UnknownModel."""
+    def choose(
+        self, model: str, key_id: str, headers: Mapping[str, str], allowed: frozenset[str] | None = None
+    ) -> Chosen:
+        """`allowed`: the names that the key may call, None for all: others are not told. Raises UnknownModel."""
         if model in self._external or model in self._catalog.view.deployments:
             direct = self._direct.get(model)
             if direct is None:
                 direct = self._direct[model] = Chosen((model,))
             return direct
-        return self._look(model, key_id, headers) or self._unknown(model, key_id, headers)
+        return self._look(model, key_id, headers) or self._unknown(model, key_id, headers, allowed)
 
     def policy(self, deployment: str) -> Policy:
         found = self._catalog.view.deployments.get(deployment)
@@ -55,12 +57,13 @@ class Names:
             return Chosen((deployment,), keeps_name=True)
         return None
 
-    def _unknown(self, model: str, key_id: str, headers: Mapping[str, str]) -> Chosen:
+    def _unknown(self, model: str, key_id: str, headers: Mapping[str, str], allowed: frozenset[str] | None) -> Chosen:
         if self._catalog.refresh() and (found := self._look(model, key_id, headers)) is not None:
             return found
         view = self._catalog.view
-        known = ", ".join(sorted({*view.deployments, *view.endpoints, *view.adapters, *self._external})) or "none yet"
-        raise UnknownModel(f"no model is called {model!r}; there are: {known}")
+        known = {*view.deployments, *view.endpoints, *view.adapters, *self._external}
+        told = ", ".join(sorted(known if allowed is None else known & allowed)) or "none yet"
+        raise UnknownModel(f"no model is called {model!r}; there are: {told}")
 
     def _usable(self, name: str) -> bool:
         return name in self._external or bool(self._catalog.view.replicas.get(name))

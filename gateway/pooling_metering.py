@@ -7,23 +7,24 @@ embedding's and a score's count is the last of its members, a ranking's stands b
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 
 from gateway.calls import Kind
 from gateway.errors import UpstreamFailed
-from gateway.metering import Meter, Usage
+from gateway.metering import Meter, Usage, closing_brace, parsed
 
 USAGE = b'"usage":{'
-PROMPT = re.compile(rb'[^{}]*?"prompt_tokens":(\d+)')
 
 
 class PoolingMeter(Meter):
     def whole(self, body: bytes) -> bytes:
-        """Raises UpstreamFailed when it is no JSON object."""
+        """Raises UpstreamFailed when it is no JSON object, or when its count cannot be read."""
         _require_object(body)
         start = body.find(USAGE) if self._call.kind is Kind.RERANK else body.rfind(USAGE)
-        if start >= 0 and (found := PROMPT.match(body, start + len(USAGE))):
-            self.count(Usage(int(found[1]), 0))
+        if start >= 0:
+            members = start + len(USAGE)
+            usage = parsed(body[members - 1 : closing_brace(body, members) + 1])
+            self.count(replace(usage, completion_tokens=0, reasoning_tokens=0))
         return body
 
 

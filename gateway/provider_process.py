@@ -28,9 +28,8 @@ LONGEST_WAIT_S = 30.0
 PATIENCE_S = 1.0  # before a start for which callers wait, too
 LINE_BYTES = 1 << 20
 
-Prices = Mapping[
-    str, tuple[float, float]
-]  # LiteLLM's name of a model -> dollars per prompt token, per completion token
+# LiteLLM's name of a model -> dollars per prompt token, per completion token, per token of a prompt that was cached
+Prices = Mapping[str, tuple[float, float, float | None]]
 
 
 class ProviderProcess:
@@ -121,7 +120,7 @@ class ProviderProcess:
             except TimeoutError:
                 return f"did not listen within {START_S:g} s"
             if line:
-                self._listens({model: (cost[0], cost[1]) for model, cost in orjson.loads(line)["prices"].items()})
+                self._listens({model: tuple(cost) for model, cost in orjson.loads(line)["prices"].items()})
                 self._path = str(path)
                 self._decided.set()
             return f"ended with exit code {await process.wait()}"

@@ -5,8 +5,8 @@ in a process of its own these stall no stream of the gateway's. To the gateway i
 and counts as vLLM does. It ends when its standard input does, so that it never outlives the gateway, and with nothing
 else: a signal to the whole process group must not cut the streams that a stopping gateway still finishes.
 
-Once it listens it says so in one line of JSON: {"prices": {MODEL: [dollars per prompt token, per completion token]}}
-for those of the models whose price LiteLLM knows.
+Once it listens it says so in one line of JSON, {"prices": {MODEL: [dollars per prompt token, per completion token, per
+cached one]}}, for those of the models whose price LiteLLM knows.
 
 A request's body has, besides what its client sent, an object ENVELOPE: which model to ask, where, and with which key.
 """
@@ -203,8 +203,8 @@ async def events(chunks: Any, envelope: Envelope, options: Mapping[str, Any]) ->
         await chunks.aclose()
     if counting:
         estimate = sum(size // BYTES_PER_TOKEN for size in sizes.values())
-        used = (total["prompt_tokens"], total["completion_tokens"]) if total else (envelope.prompt_tokens, estimate)
-        yield _event({**head, "choices": [], "usage": _usage(*used)})
+        used = counted(total) if total else _usage(envelope.prompt_tokens, estimate)
+        yield _event({**head, "choices": [], "usage": used})
     yield b"data: [DONE]\n\n"
 
 
@@ -258,15 +258,23 @@ def refusal(error: GatewayError) -> web.Response:
     return response
 
 
-def prices(costs: Mapping[str, Any], models: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Dollars per token of prompt and of completion, from LiteLLM's map: by the whole name, or within the provider."""
-    found: dict[str, tuple[float, float]] = {}
+def prices(costs: Mapping[str, Any], models: Sequence[str]) -> dict[str, tuple[float, float, float | None]]:
+    """Dollars per token, from LiteLLM's map: by the whole name, or within the provider.
+
+    Of a prompt, of a completion, and of a prompt's token that the provider had cached; None: as any other of it.
+    """
+    found: dict[str, tuple[float, float, float | None]] = {}
     for model in models:
         provider, _, rest = model.partition("/")
         cost = costs.get(model) or costs.get(rest) or {}
         theirs = model in costs or str(cost.get("litellm_provider")).startswith(provider)
         if theirs and isinstance(cost.get("input_cost_per_token"), int | float):
-            found[model] = (float(cost["input_cost_per_token"]), float(cost.get("output_cost_per_token") or 0))
+            cached = cost.get("cache_read_input_token_cost")
+            found[model] = (
+                float(cost["input_cost_per_token"]),
+                float(cost.get("output_cost_per_token") or 0),
+                float(cached) if isinstance(cached, int | float) else None,
+            )
     return found
 
 
@@ -275,6 +283,15 @@ def _size(delta: Mapping[str, Any]) -> int:
     texts = [delta.get("content"), delta.get("reasoning_content")]
     texts += [call.get("function", {}).get("arguments") for call in delta.get("tool_calls") or ()]
     return sum(len(orjson.dumps(text)) for text in texts if text)
+
+
+def counted(total: Mapping[str, Any]) -> dict[str, Any]:
+    """A provider's own count, as vLLM states one."""
+    stated: dict[str, Any] = dict(_usage(total["prompt_tokens"], total["completion_tokens"]))
+    for name, part in (("prompt_tokens_details", "cached_tokens"), ("completion_tokens_details", "reasoning_tokens")):
+        if tokens := (total.get(name) or {}).get(part):
+            stated[name] = {part: tokens}
+    return stated
 
 
 def _usage(prompt: int, completion: int) -> dict[str, int]:

@@ -128,7 +128,11 @@ class Providers:
             if cost is None:
                 log.warning("LiteLLM knows no price of %s (external.%s)", external.model, name)
                 continue
-            self.prices[name] = Price(prompt=cost[0] * rate * 1e6, completion=cost[1] * rate * 1e6)
+            prompt, completion, cached = cost
+            each = rate * 1e6
+            self.prices[name] = Price(
+                prompt=prompt * each, completion=completion * each, cached=None if cached is None else cached * each
+            )
 
 
 def _check(call: Call, route: Route) -> None:

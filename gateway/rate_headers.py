@@ -11,7 +11,7 @@ Headers = list[tuple[str, str]]
 
 @dataclass(slots=True)  # not frozen: one is made for every answer
 class Left:
-    """Of requests a minute, or of a token budget."""
+    """Of requests a minute, or of tokens: of the limit of which there is least."""
 
     limit: int
     remaining: int

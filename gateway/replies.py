@@ -21,20 +21,19 @@ def request_id(request: Request) -> str | None:
     return given if given is not None and REQUEST_ID.fullmatch(given) else None
 
 
-def headers(site: Site, asked: Asked, event_id: str = "", replica: str = "") -> Headers:
-    """`event_id` and `replica` of the attempt, where one has begun."""
+def headers(site: Site, asked: Asked, replica: str = "") -> Headers:
+    """`replica`: of the attempt, where one has begun."""
     request = asked.front.request
-    made: Headers = []
-    if named := request_id(request) or event_id:
-        made.append(("x-request-id", named))
+    made: Headers = [("x-request-id", request_id(request) or asked.request_id)]
     if site.gateway.show_route:
         made += [
             ("x-headgate-deployment", asked.served_by),
             *([("x-headgate-replica", replica)] if replica else []),
             ("x-headgate-queue-ms", f"{asked.queued_s * 1000:.0f}"),
         ]
-    if asked.hold.requests is not None or asked.hold.budget is not None:
-        made += asked.surface.dialect.headers(asked.hold.requests, asked.hold.budget, time.time())
+    requests, tokens = asked.hold.left()
+    if requests is not None or tokens is not None:
+        made += asked.surface.dialect.headers(requests, tokens, time.time())
     if "origin" in request.headers:
         made += cross_origin(site.gateway.cors_origins, request.headers["origin"])
     return made
@@ -51,10 +50,13 @@ def cross_origin(allowed: tuple[str, ...], origin: str) -> Headers:
     return []
 
 
-def refuse(site: Site, front: Front, error: GatewayError) -> None:
-    """Tell the client; within a stream that has begun, as its last event."""
+def refuse(site: Site, front: Front, error: GatewayError, minted: str | None = None) -> None:
+    """Tell the client; within a stream that has begun, as its last event.
+
+    `minted`: the id of a request that came as far as having one.
+    """
     dialect = SURFACES[front.request.path].dialect if front.request.path in SURFACES else None
-    named = request_id(front.request)
+    named = request_id(front.request) or minted
     if front.started:
         front.write(errors.event(error, dialect, named))
         front.end()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from gateway import calls
 from gateway.errors import UpstreamFailed
-from gateway.event_metering import EventMeter, data_of, number, object_of
-from gateway.metering import STOPPING, Meter, Usage
+from gateway.event_metering import EventMeter, data_of, object_of
+from gateway.metering import STOPPING, Meter, Usage, checked, number
 
 DELTA = b".delta\n"  # response.output_text.delta, response.function_call_arguments.delta and others
 ITEM = b"event: response.output_item.added\n"
@@ -30,8 +30,8 @@ class ResponseMeter(Meter):
 
 
 class ResponseStreamMeter(EventMeter):
-    def _prompt_tokens(self) -> int | None:
-        return calls.prompt_billed(self._call) if self.generated else None
+    def _prompt_used(self) -> Usage | None:
+        return Usage(calls.prompt_billed(self._call)) if self.generated else None
 
     def _read(self, events: bytes) -> int | None:
         deltas = events.count(DELTA)
@@ -55,4 +55,9 @@ class ResponseStreamMeter(EventMeter):
 
 
 def _usage(counts: object) -> Usage:
-    return Usage(number(counts, "input_tokens"), number(counts, "output_tokens"))
+    return checked(
+        number(counts, "input_tokens"),
+        number(counts, "output_tokens"),
+        number(counts, "input_tokens_details", "cached_tokens"),
+        number(counts, "output_tokens_details", "reasoning_tokens"),
+    )

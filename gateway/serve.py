@@ -19,9 +19,9 @@ from gateway import takeover
 from gateway.app import backing_of, make_app, stopping
 from gateway.app_keys import GATEWAY
 from gateway.listener import BACKLOG, Listener
-from gateway.pins import server_context
 from gateway.takeover import Heir, TakeoverRefused
 from registry.db import StorageError
+from registry.server_tls import server_context
 from registry.site import Site
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def run(site: Site, stop_s: float = STOP_S, *, take_over: bool = False) -> int:
     where = f"{site.gateway.host}:{site.gateway.port}"
     heir: Heir | None = None
     try:
-        tls = server_context(site.gateway.tls) if site.gateway.tls else None
+        tls = server_context(site.gateway.tls, "gateway.tls") if site.gateway.tls else None
         # Before anything else: two gateways must not both touch the ledger before one finds the port taken.
         if take_over:
             heir = takeover.inherit(site.takeover_socket)

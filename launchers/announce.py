@@ -24,7 +24,7 @@ MAX_BYTES = 256 * 1024
 LATEST = 1 << 32  # seconds since the epoch: a clock that says more is wrong, and a calendar ends
 KINDS = (
     "attempt-started",  # attempt, job_id, host, pid, tasks, nodes
-    "replica-ready",  # host, port, served_name, start_s, context_tokens, certificate (PEM, or none)
+    "replica-ready",  # host, port, served_name, start_s, context_tokens, certificate (PEM, or none), probe (its tokens)
     "checkpoint",  # iteration, path (relative), bytes, manifest_sha256
     "checkpoint-pruned",  # iteration, path (relative): it was not wanted any more
     "model-converted",  # path (relative), max_logit_difference, parameters, bytes

@@ -1,47 +1,76 @@
-"""The control API: the one door to state for the command line. JSON over a Unix socket; the kernel says who calls."""
+"""The control API: the one door to state for the command line. JSON over a Unix socket, where the kernel says who
+calls, and, for other hosts, over HTTPS with a key.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import pwd
 import signal
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 from typing import Any
 
 from aiohttp import web
 
-from launchers import control_cluster, control_deployments, control_endpoints, control_runs, control_tenants
+from launchers import (
+    control_cluster,
+    control_deployments,
+    control_endpoints,
+    control_keys,
+    control_ledger,
+    control_limits,
+    control_login,
+    control_prices,
+    control_reports,
+    control_runs,
+    control_tenants,
+    notify,
+)
+from launchers.alerts import Alerting
 from launchers.control_cluster import CLUSTER, Cluster, Misdirected
-from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
+from launchers.control_http import CONTROLLER, PRINCIPAL, Unauthenticated, answer, reading
 from launchers.controller import Controller
 from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.schedulers import watch_for
-from registry import models, reports, tenants
+from registry import models, tenants
 from registry.access import Forbidden, Principal
-from registry.db import Conflict, NotFound, RegistryError, StorageError, open_reader, open_writer
+from registry.db import Conflict, NotFound, RegistryError, StorageError, open_writer
 from registry.migrations import MIGRATIONS
+from registry.server_tls import server_context
 from registry.site import Site
+from slurm.errors import SlurmUnavailable
 
 log = logging.getLogger(__name__)
 
-BOOKS_WAIT_S = 20.0  # how long a report waits for the scheduler's books
-STATUS = {Forbidden: 403, NotFound: 404, Conflict: 409, Misdirected: 421, StorageError: 503, SchedulerUnavailable: 503}
+STATUS = {
+    Unauthenticated: 401,
+    Forbidden: 403,
+    NotFound: 404,
+    Conflict: 409,
+    Misdirected: 421,
+    StorageError: 503,
+    SchedulerUnavailable: 503,
+    SlurmUnavailable: 503,
+}
 
 
 def make_app(site: Site, scheduler: Scheduler) -> web.Application:
     """All wiring on one screen. Raises StorageError when the registry cannot be opened as its writer."""
     controller = Controller(site, open_writer(site.registry_db, MIGRATIONS), scheduler, watch_for(site, scheduler))
-    app = web.Application(middlewares=[identify, explain], client_max_size=1 << 20)
+    app = web.Application(middlewares=[explain, identify], client_max_size=1 << 20)
     app[CONTROLLER] = controller
     app[CLUSTER] = Cluster(controller)
+    app[control_login.LOGIN] = control_login.make_login()
     app.router.add_routes(
         [
             web.get("/v1/status", status),
+            *control_login.routes(),
             *control_runs.routes(),
             web.get("/v1/models", listing("model", models.everything)),
             web.get("/v1/deployments", control_deployments.list_deployments),
@@ -49,13 +78,12 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             web.get("/v1/deployments/{name}", control_deployments.get_deployment),
             web.post("/v1/deployments/{name}/stop", control_deployments.stop_deployment),
             *control_endpoints.routes(),
-            web.get("/v1/tenants", listing("tenant", tenants.everyone)),
-            web.post("/v1/tenants", control_tenants.create_tenant),
-            web.post("/v1/tenants/{name}/limits", control_tenants.set_limits),
-            web.get("/v1/keys", control_tenants.list_keys),
-            web.post("/v1/keys", control_tenants.create_key),
-            web.post("/v1/keys/{id}/revoke", control_tenants.revoke_key),
-            web.get("/v1/report/usage", report_usage),
+            *control_tenants.routes(),
+            *control_keys.routes(),
+            *control_limits.routes(),
+            *control_prices.routes(),
+            *control_ledger.routes(),
+            *control_reports.routes(),
             web.get("/v1/queue", control_cluster.queue),
             web.get("/v1/nodes", control_cluster.nodes),
             web.get("/v1/limits", control_cluster.usage),
@@ -69,7 +97,8 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
 async def turning(app: web.Application) -> Any:
     """The controller's loop, and the watch that it follows, for as long as the API is served."""
     controller = app[CONTROLLER]
-    loops = [asyncio.create_task(controller.run())]
+    alerting = Alerting(controller, notify.channels(controller.site.alerts, controller.site.name))
+    loops = [asyncio.create_task(controller.run()), asyncio.create_task(alerting.run())]
     if controller.watch is not None:
         loops.append(asyncio.create_task(controller.watch.run()))
         loops.append(asyncio.create_task(controller.follow(controller.watch)))
@@ -105,7 +134,15 @@ def principal_of(connection: socket.socket, service_uid: int) -> Principal:
 @web.middleware
 async def identify(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
     assert request.transport is not None
-    request[PRINCIPAL] = principal_of(request.transport.get_extra_info("socket"), os.getuid())
+    if request.path in control_login.OPEN:
+        return await handler(request)
+    connection, controller = request.transport.get_extra_info("socket"), request.app[CONTROLLER]
+    if connection.family == socket.AF_UNIX:
+        caller = principal_of(connection, os.getuid())
+    else:
+        caller = await control_login.principal_by_key(request)
+    belongs_to = await controller.write(tenants.of_user, controller.db, caller.name)
+    request[PRINCIPAL] = dataclasses.replace(caller, tenants=belongs_to)
     return await handler(request)
 
 
@@ -114,9 +151,11 @@ async def explain(request: web.Request, handler: Callable[[web.Request], Awaitab
     """Our own errors as JSON with a status; anything else is a bug and stays aiohttp's 500."""
     try:
         return await handler(request)
-    except (Forbidden, Misdirected, RegistryError, SchedulerError, ValueError) as e:
+    except (Unauthenticated, Forbidden, Misdirected, RegistryError, SchedulerError, SlurmUnavailable, ValueError) as e:
         status = next((code for kind, code in STATUS.items() if isinstance(e, kind)), 400)
-        return web.json_response({"error": {"type": type(e).__name__, "message": str(e)}}, status=status)
+        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+        said = {"error": {"type": type(e).__name__, "message": str(e)}}
+        return web.json_response(said, status=status, headers=headers)
 
 
 # What can be read.
@@ -152,39 +191,49 @@ async def poke(request: web.Request) -> web.Response:
     return answer({})
 
 
-async def report_usage(request: web.Request) -> web.Response:
-    controller = reading(request, "report")
-    scheduler_error = None  # otherwise the jobs are as they were last known
-    try:
-        async with asyncio.timeout(BOOKS_WAIT_S):
-            await controller.settle(running=True)
-    except SchedulerError as e:
-        scheduler_error = str(e)
-    except TimeoutError:
-        scheduler_error = f"the scheduler's books were not brought up to date within {BOOKS_WAIT_S:g} s"
-    site = controller.site
-
-    def make() -> reports.UsageReport:
-        """On a thread and over connections of its own: adding up a long ledger keeps nobody waiting."""
-        with closing(open_reader(site.registry_db)) as registry, closing(open_reader(site.ledger_db)) as ledger:
-            return reports.usage(registry, ledger, scheduler_error)
-
-    return answer(await asyncio.to_thread(make))
-
-
 # The process.
 
 
 def run(site: Site, scheduler: Scheduler) -> None:
-    """Serve until SIGTERM. Raises StorageError or OSError, before anything is served, when it cannot start."""
+    """Serve until SIGTERM. Raises StorageError, ValueError or OSError, before it serves, when it cannot start."""
+    tls = server_context(site.control.tls, "control.tls") if site.control.tls else None
     app = make_app(site, scheduler)
     site.runs_dir.mkdir(parents=True, exist_ok=True)
     path = site.control_socket
     path.unlink(missing_ok=True)  # left by one that was killed; the registry's writer lock says that none is alive
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
+    listeners: list[tuple[socket.socket, ssl.SSLContext | None]] = []
+    if site.control.port is not None:
+        listeners.append((_listening(site.control.host, site.control.port), tls))
+    own = socket.socket(socket.AF_UNIX)
+    own.bind(str(path))
     os.chmod(path, 0o666)  # whoever connects is known by uid; `may` decides what they may do
+    listeners.append((own, None))
     try:
-        web.run_app(app, sock=listener, print=None, access_log=None)
+        asyncio.run(_serve(app, listeners))
     finally:
         path.unlink(missing_ok=True)
+
+
+async def _serve(app: web.Application, listeners: list[tuple[socket.socket, ssl.SSLContext | None]]) -> None:
+    told_to_end = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, told_to_end.set)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        for listener, tls in listeners:
+            await web.SockSite(runner, listener, ssl_context=tls).start()
+        await told_to_end.wait()
+    finally:
+        await runner.cleanup()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as e:
+        raise OSError(e.errno, f"control.host, control.port: cannot listen on {host}:{port}: {e.strerror}") from e
+    return listener

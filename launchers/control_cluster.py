@@ -79,7 +79,7 @@ class Cluster:
         if private and not privileged and principal.uid != os.getuid():
             raise Misdirected(f"Slurm hides your part from this controller (PrivateData={','.join(sorted(private))})")
         try:
-            wanted = await self._limits() if with_limits(picture) else None
+            wanted = await self.limits() if with_limits(picture) else None
         except SchedulerUnavailable:
             if not or_without:
                 raise
@@ -119,7 +119,8 @@ class Cluster:
             return frozenset(), True
         return config.private_data, await self._slurm.privileged.answer()
 
-    async def _limits(self) -> Limits:
+    async def limits(self) -> Limits:
+        """Raises SchedulerUnavailable."""
         return Limits(datetime.now(UTC), (), ()) if self._slurm is None else await self._slurm.limits.answer()
 
     def _silence(self) -> Silence | None:

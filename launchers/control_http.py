@@ -9,10 +9,15 @@ from typing import Any
 from aiohttp import web
 
 from launchers.controller import Controller
+from registry import clock
 from registry.access import Object, Principal, Verb, require
 
 CONTROLLER = web.AppKey("controller", Controller)
 PRINCIPAL = web.RequestKey("principal", Principal)
+
+
+class Unauthenticated(PermissionError):
+    """Nobody knows who asks; the message says why."""
 
 
 def reading(request: web.Request, kind: str) -> Controller:
@@ -33,12 +38,28 @@ async def body_of(request: web.Request, required: dict[str, type], optional: dic
     for key, value in body.items():
         if key not in allowed:
             raise ValueError(f"{key!r} is unknown; allowed: {', '.join(allowed)}")
-        if value is not None and (not isinstance(value, allowed[key]) or isinstance(value, bool)):
-            raise ValueError(f"{key!r} must be {allowed[key].__name__}, not {value!r}")
+        wanted = allowed[key]
+        fits = isinstance(value, int | float if wanted is float else wanted)
+        if value is not None and (not fits or isinstance(value, bool) is not (wanted is bool)):
+            raise ValueError(f"{key!r} must be {wanted.__name__}, not {value!r}")
     for key in required:
         if body.get(key) is None:
             raise ValueError(f"{key!r} is missing")
     return body
+
+
+def instant_of(body: dict[str, Any], field: str) -> str | None:
+    """An instant as registry.clock writes it, None where the body has none. Raises ValueError."""
+    text = body.get(field)
+    if text is None:
+        return None
+    try:
+        instant = clock.parse(text)
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise ValueError(f"{field!r} must be an instant with its zone, as 2026-12-01T00:00:00Z, not {text!r}")
+    return clock.text(instant)
 
 
 def answer(value: Any, status: int = 200) -> web.Response:

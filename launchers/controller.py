@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +29,7 @@ from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_f
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.spec import ServeSpec, Spec, SpecError, TrainSpec, load
-from registry import accounting, clock, deployments, keys, runs
+from registry import accounting, clock, deployments, keys, own_steps, runs
 from registry.db import Database, RegistryError
 from registry.demand import DemandReader
 from registry.deployments import Deployment, DeploymentState, ReplicaState
@@ -49,6 +50,7 @@ class Controller:
         self.site, self.db, self.scheduler, self.watch = site, db, scheduler, watch
         self.key_secret = keys.secret_of(site.key_secret)
         keys.key_the_hashes(db, self.key_secret)
+        self._book = partial(own_steps.add, site.ledger_db)
         self._demand = DemandReader(site.ledger_db)
         self._writer = ThreadPoolExecutor(1, "registry")
         self._commands = ThreadPoolExecutor(1, "scheduler")
@@ -207,7 +209,7 @@ class Controller:
             return
         folder, spec = self._folder(subject), self._specs[subject]
         try:
-            if facts.ingest(self.db, folder, spec) and not isinstance(spec, ServeSpec):
+            if facts.ingest(self.db, folder, spec, self._book) and not isinstance(spec, ServeSpec):
                 recorded = {j.job_id for j in accounting.of_subject(self.db, subject)}
                 newest = facts.successor(folder) or next(reversed(facts.announced_jobs(folder)), None)
                 # While no job at all is known, its submitter is about to note it, or it is looked for by its key.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,10 +19,14 @@ from launchers.vllm import certificate
 from registry import accounting, attempts, checkpoints, clock, deployments, models, runs
 from registry.db import Database, RegistryError, StorageError
 from registry.deployments import ReplicaState
+from registry.steps import PLATFORM, Attempt, Hold, Outcome, Step, UsageEvent
 
 log = logging.getLogger(__name__)
 
 MAX_KEY_BYTES = 4096
+PROBE = "probe"  # the kind of what a starting replica was asked, and its user
+
+Book = Callable[[Sequence[Step]], object]  # adds steps to the ledger; raises OSError, TooMuch
 
 
 def owner_of(folder: RunFolder) -> tuple[str, int]:
@@ -33,8 +38,10 @@ def owner_of(folder: RunFolder) -> tuple[str, int]:
         return str(uid), uid
 
 
-def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
+def ingest(db: Database, folder: RunFolder, spec: Spec, book: Book) -> int:
     """Take in what a run or replica has announced since last time. Returns how many new facts there were.
+
+    What Headgate itself used of an engine goes to `book`, a second time if we die in between: its ids are the same.
 
     A file that cannot be believed is logged and set aside for good; the rest still counts. One that cannot be read, or
     a registry that cannot be written, loses nothing: the next look starts with it again. Raises StorageError, OSError.
@@ -46,7 +53,7 @@ def ingest(db: Database, folder: RunFolder, spec: Spec) -> int:
         if name in seen:
             continue
         try:
-            _apply(db, folder, spec, owner, uid, read(folder.announcements / name, uid))
+            _apply(db, folder, spec, owner, uid, read(folder.announcements / name, uid), book)
         except StorageError:
             raise
         except (AnnouncementError, RegistryError, KeyError, TypeError, ValueError, OverflowError) as e:
@@ -72,7 +79,7 @@ def announced_jobs(folder: RunFolder) -> list[str]:
     return found
 
 
-def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, said: Announcement) -> None:
+def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, said: Announcement, book: Book) -> None:
     facts = said.facts
     match said.kind:
         case "attempt-started":
@@ -96,6 +103,8 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
             deployment = deployments.get(db, spec.name)
             if any(r.id == spec.id and deployments.is_current(deployment, r) for r in deployments.replicas(db)):
                 models.mark_servable(db, deployment.model, deployment.version)
+            if "probe" in facts:  # not in those of a Headgate that booked none
+                book(probe_of(spec, said))
         case "checkpoint":
             checkpoints.add(
                 db,
@@ -128,6 +137,18 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
                 _attempt_ended(db, spec, said)
         case "attempt-judged" if isinstance(spec, TrainSpec):
             _judged(db, spec, said)
+
+
+def probe_of(spec: ServeSpec, said: Announcement) -> list[Step]:
+    """The token that a replica generated before it was called ready: Headgate's own, so it is held and paid for nobody.
+
+    One of a replica whose job is requeued, and gets ready again, is another one.
+    """
+    used, at = said.facts["probe"], clock.text(_moment(said))
+    event_id = f"{spec.id}.{said.name.partition('-')[0]}:1"
+    attempt = Attempt(event_id, PLATFORM, "", spec.name, spec.id, PROBE, at, PROBE)
+    prompt, completion, cached = (int(used[f"{name}_tokens"]) for name in ("prompt", "completion", "cached"))
+    return [Hold(attempt, 0, 0), UsageEvent(attempt, prompt, completion, 0, Outcome.COMPLETED, at, cached)]
 
 
 def _attempt_started(db: Database, spec: Spec, said: Announcement) -> None:

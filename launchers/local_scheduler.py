@@ -20,6 +20,9 @@ from launchers.announce import Announcement, AnnouncementError
 from launchers.local_job import LocalJob, records
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobRequest, JobState, JobStatus, JobUsage, SchedulerUnavailable
+from launchers.subjects import user_name
+from registry import clock
+from registry.attribution import Allocation, Books
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,39 @@ class LocalScheduler:
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         jobs = {ref: self._job(ref) for ref in refs}
         return {ref: self._usage(ref, job) for ref, job in jobs.items() if job is not None}
+
+    def books(self, start: datetime, end: datetime) -> Books:
+        first, last = int(start.timestamp()), int(end.timestamp())
+        held = [one for job in records(self._spool) if (one := self._allocation(job, first, last)) is not None]
+        return Books(tuple(held), sum(one.gpu_s for one in held), sum(one.cpu_s for one in held), None)
+
+    def _allocation(self, job: LocalJob, start: int, end: int) -> Allocation | None:
+        """What a job held in [start, end); None: nothing."""
+        story = self._story(job)
+        began, over = int(story.started_at), int(time.time() if story.ended_at is None else story.ended_at)
+        first, last = max(began, start), min(over, end)
+        if last <= first:
+            return None
+        return Allocation(
+            cluster=self.cluster,
+            job=str(job.pid),
+            submitted_at=clock.text(job.submitted_at),
+            user=user_name((self._spool / f"{job.stem}.json").stat().st_uid),
+            account="",
+            partition="",
+            qos="",
+            name=job.name,
+            state=story.state.value,
+            reservation=None,
+            start=first,
+            end=last,
+            waited_s=began - int(job.created_at) if began >= start else None,
+            gpus_by_type=(("", job.gpus),) if job.gpus else (),
+            gpu_s=job.gpus * (last - first),
+            cpu_s=job.cpus * (last - first),
+            purpose=None,
+            subject=None,
+        )
 
     def _ref(self, job: LocalJob) -> JobRef:
         return JobRef(self.cluster, str(job.pid), job.submitted_at)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launchers.spec import Resources
+from registry.attribution import Books
 
 
 class SchedulerError(RuntimeError):
@@ -142,3 +143,9 @@ class Scheduler(Protocol):
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         """The scheduler's books for these jobs; jobs it has no record of yet are absent."""
+
+    def books(self, start: datetime, end: datetime) -> Books:
+        """Everybody's jobs in [start, end), attempt by attempt; those that run count up to now.
+
+        Whole seconds. What they are for is not in the books: `registry.replica_work.named` adds it.
+        """

@@ -48,8 +48,10 @@ def watch_for(site: Site, scheduler: Scheduler) -> Watch | None:
 
 def slurm_environment(site: Site, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment in which Slurm's commands speak to this site's cluster."""
-    # sbatch exports its environment into the job, where the keys of other providers have no business.
+    # sbatch exports its environment into the job, where other providers' keys and our mail's password have no business.
     secret = {external.api_key_env for external in site.external.values()}
+    if site.alerts.mail is not None:
+        secret.add(site.alerts.mail.password_env)
     environment = {name: value for name, value in environ.items() if name not in secret}
     if site.scheduler.slurm_conf is not None:
         environment["SLURM_CONF"] = str(site.scheduler.slurm_conf)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launchers import job_array, submit
+from launchers.books import books_of
 from launchers.scheduler import (
     JobRef,
     JobRequest,
@@ -26,7 +27,8 @@ from launchers.scheduler import (
     SchedulerError,
     SchedulerUnavailable,
 )
-from slurm import model
+from registry.attribution import Books
+from slurm import accounting, model
 from slurm.attempts import attempts, continues
 from slurm.backend import connect
 from slurm.client import SlurmClient
@@ -164,6 +166,10 @@ class SlurmScheduler:
         with _in_protocol_words():
             books = self.client.accounting(ref.job_id for ref in asked)
         return {ref: _usage(ref, mine) for ref in asked if self._ours(ref) and (mine := records_of(ref, books))}
+
+    def books(self, start: datetime, end: datetime) -> Books:
+        with _in_protocol_words():
+            return books_of(accounting.usage(self.client, start, end), self.client.reservations())
 
     def _picture(self) -> Picture | None:
         """The watch's, if it shows all that we did ourselves. None: the queue has to be asked.

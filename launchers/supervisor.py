@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -206,7 +206,7 @@ class Supervisor:
     def _announce_ready(self) -> None:
         if self.readiness is None or self.readiness.ready_after_s is None or self.stopping_since is not None:
             return
-        assert self.endpoint
+        assert self.endpoint and self.readiness.probe
         announce(
             self.folder.announcements,
             "replica-ready",
@@ -216,6 +216,7 @@ class Supervisor:
             start_s=round(self.readiness.ready_after_s, 1),
             context_tokens=self.readiness.context_tokens,
             certificate=self.endpoint.certificate,
+            probe=asdict(self.readiness.probe),
         )
         self.announced_ready = True
 

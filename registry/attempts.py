@@ -69,3 +69,9 @@ def settle(db: Database, run: str, ends: Mapping[str, tuple[str, str | None]]) -
 def of_run(db: Database, run: str) -> list[Attempt]:
     """Oldest first."""
     return [Attempt(**dict(r)) for r in rows(db, "SELECT * FROM attempts WHERE run = ? ORDER BY number", run)]
+
+
+def ended_between(db: Database, start: str, end: str) -> list[Attempt]:
+    """Of all runs, those that ended in [start, end), oldest first."""
+    found = rows(db, "SELECT * FROM attempts WHERE ended_at >= ? AND ended_at < ? ORDER BY ended_at", start, end)
+    return [Attempt(**dict(r)) for r in found]

@@ -138,15 +138,19 @@ def migrate(db: Database, migrations: Sequence[Migration]) -> None:
 
 
 class transaction:
-    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK when the block raises.
+    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK when the block raises. Inside another one: a part of that.
 
     A full disk becomes StorageError; a row that breaks the schema's rules becomes Conflict.
     """
 
     def __init__(self, db: Database) -> None:
         self.connection = db.conn
+        self.outermost = True
 
     def __enter__(self) -> sqlite3.Connection:
+        self.outermost = not self.connection.in_transaction
+        if not self.outermost:
+            return self.connection
         try:
             self.connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as e:
@@ -155,13 +159,15 @@ class transaction:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
         if kind is not None:
-            if self.connection.in_transaction:
+            if self.outermost and self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
                 raise StorageError(f"the registry cannot be written: {error}") from error
             if isinstance(error, sqlite3.IntegrityError):
                 raise Conflict(f"the registry refuses this: {error}") from error
             return
+        if not self.outermost:
+            return  # the outermost commits
         try:
             self.connection.execute("COMMIT")
         except sqlite3.OperationalError as e:

@@ -22,6 +22,7 @@ from registry.db import Conflict, Database, NotFound, RegistryError, StorageErro
 from registry.tenants import Tenant
 
 SECRET_BYTES = 32
+LONGEST_MODEL = 256  # characters of a model's name
 APPLICATION = "app:"  # begins the `user` of a key that belongs to an application
 _SHOWN = "id, tenant, user, owner, hint, created_at, revoked_at, scopes, models, expires_at, replaced_by"
 
@@ -114,6 +115,22 @@ def checked_scopes(words: Iterable[object]) -> tuple[Scope, ...]:
     return tuple(scope for scope in Scope if scope in asked)
 
 
+def checked_holder(name: str) -> str:
+    """A user's name, or "app:NAME". Raises RegistryError."""
+    if name.startswith(APPLICATION):
+        return APPLICATION + tenants.checked_name("application", name.removeprefix(APPLICATION))
+    return tenants.checked_user(name)
+
+
+def checked_model(name: str, what: str = "model") -> str:
+    """What clients may call a model by, and Slurm a type of GPU. Raises RegistryError for anything else."""
+    if not (0 < len(name) <= LONGEST_MODEL and name.isprintable() and " " not in name):
+        raise RegistryError(
+            f"{what} name {name!r} is not allowed: 1 to {LONGEST_MODEL} printable characters without spaces"
+        )
+    return name
+
+
 def create(
     db: Database,
     secret: bytes,
@@ -125,11 +142,15 @@ def create(
     models: Iterable[str] | None = None,
     expires_at: str | None = None,
 ) -> tuple[Key, str]:
-    """Returns the key's row and, this once, the key itself. `user`: `owner` unless it is said."""
+    """Returns the key's row and, this once, the key itself. `user`: `owner` unless it is said.
+
+    `models` may be names that nothing has yet. Raises NotFound for the tenant, RegistryError for anything else.
+    """
     good_for = checked_scopes(scopes)
-    allowed = None if models is None else tuple(dict.fromkeys(models))
-    if allowed is not None and not all(allowed):
-        raise RegistryError("a model's name is empty; leave --model out for all models")
+    checked_holder(user or owner)
+    allowed = None if models is None else tuple(dict.fromkeys(map(checked_model, models)))
+    if allowed == ():
+        raise RegistryError("a key that may call no model is of no use; name one, or none for all models")
     if expires_at is not None and expires_at <= clock.now():
         raise RegistryError(f"a key cannot expire at {expires_at}, which is past")
     shown = "sk-hg-" + secrets.token_urlsafe(32)
@@ -180,20 +201,42 @@ def revoke(db: Database, key_id: str) -> Key:
     return get(db, key_id)
 
 
-def rotate(db: Database, secret: bytes, key_id: str, owner: str, until: str) -> tuple[Key, str]:
-    """A new key in the place of an old one, which works `until` then. Raises Conflict for one that is over."""
+def revoke_of(db: Database, tenant: str, user: str) -> list[Key]:
+    """Revoke what a user has of a tenant's keys, who is a member no more; those that were not yet."""
+    live = "SELECT id FROM keys WHERE tenant = ? AND user = ? AND revoked_at IS NULL ORDER BY created_at"
+    with transaction(db):
+        return [revoke(db, r["id"]) for r in rows(db, live, tenant, user)]
+
+
+def rotate(
+    db: Database, secret: bytes, key_id: str, owner: str, until: str, *, expires_at: str | None = None
+) -> tuple[Key, str]:
+    """A new key in the place of an old one, which works `until` then. `expires_at`: the new one's, else as the old one.
+
+    Raises Conflict for a key that is over: rotated already, revoked or expired.
+    """
     with transaction(db) as c:
         old = get(db, key_id)
-        if old.replaced_by is not None or old.revoked_at is not None:
-            what = f"was rotated to {old.replaced_by}" if old.replaced_by else "was revoked"
-            raise Conflict(f"{key_id} {what}")
-    key, shown = create(
-        db, secret, old.tenant, owner, old.scopes, user=old.user, models=old.models, expires_at=old.expires_at
-    )
-    with transaction(db) as c:
+        if over := _over(old, clock.now()):
+            raise Conflict(f"{key_id} {over}: make a new one instead")
+        expires = expires_at or old.expires_at
+        key, shown = create(
+            db, secret, old.tenant, owner, old.scopes, user=old.user, models=old.models, expires_at=expires
+        )
         until = min(until, old.expires_at) if old.expires_at else until
         c.execute("UPDATE keys SET expires_at = ?, replaced_by = ? WHERE id = ?", (until, key.id, key_id))
     return key, shown
+
+
+def _over(key: Key, now: str) -> str | None:
+    """Why a key cannot be rotated."""
+    if key.revoked_at is not None:
+        return f"was revoked at {key.revoked_at}"
+    if key.replaced_by is not None:
+        return f"was rotated to {key.replaced_by}"
+    if key.expires_at is not None and key.expires_at <= now:
+        return f"expired at {key.expires_at}"
+    return None
 
 
 def everything(db: Database) -> list[Key]:

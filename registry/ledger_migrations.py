@@ -123,9 +123,13 @@ def m005_users_and_entries(db: Database) -> None:
         "reason TEXT NOT NULL, at TEXT NOT NULL) WITHOUT ROWID",
         "CREATE TABLE conflicts (id INTEGER PRIMARY KEY, at TEXT NOT NULL, journal TEXT NOT NULL, "
         "record TEXT NOT NULL, why TEXT NOT NULL)",
-        # What an engine's own counters said last (gateway.capture), since its start.
+        # What an engine's own counters said last (registry.capture), since its start; `earlier_` is what they had
+        # said before it was started again, `repeated_` what of all that is no tenant's.
         """CREATE TABLE engine_counters (replica TEXT PRIMARY KEY, deployment TEXT NOT NULL,
-            prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, at TEXT NOT NULL) WITHOUT ROWID""",
+            prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, at TEXT NOT NULL,
+            earlier_prompt_tokens INTEGER NOT NULL DEFAULT 0, earlier_completion_tokens INTEGER NOT NULL DEFAULT 0,
+            repeated_prompt_tokens INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID""",
+        "CREATE INDEX usage_events_uncommon ON usage_events (replica) WHERE outcome != 'completed'",
         # What registry.rollup took away: how many events and entries, what they summed up to, which numbers are gone.
         f"""CREATE TABLE rollups (month TEXT NOT NULL, tenant TEXT NOT NULL, events INTEGER NOT NULL,
             entries INTEGER NOT NULL, {counts}, PRIMARY KEY (month, tenant)) WITHOUT ROWID""",

@@ -122,6 +122,20 @@ def m008_limits_prices_members(db: Database) -> None:
         db.conn.execute(statement)
 
 
+def m009_alerts(db: Database) -> None:
+    """Who was told that a limit is nearly used up, and who has still to be. `waiting` is a JSON list of channels."""
+    for statement in (
+        """CREATE TABLE alert_marks (
+            subject TEXT NOT NULL, name TEXT NOT NULL, limited TEXT NOT NULL, period TEXT NOT NULL,
+            allowed INTEGER NOT NULL, threshold INTEGER NOT NULL, used INTEGER NOT NULL, runs_out_at TEXT,
+            PRIMARY KEY (subject, name, limited, period, allowed)) WITHOUT ROWID""",
+        """CREATE TABLE alerts (
+            id INTEGER PRIMARY KEY, at TEXT NOT NULL, document TEXT NOT NULL, waiting TEXT NOT NULL)""",
+        "CREATE INDEX alerts_waiting ON alerts (id) WHERE waiting != '[]'",
+    ):
+        db.conn.execute(statement)
+
+
 MIGRATIONS = (
     m001_first,
     m002_attempts,
@@ -131,4 +145,5 @@ MIGRATIONS = (
     m006_key_scopes,
     m007_endpoints,
     m008_limits_prices_members,
+    m009_alerts,
 )

@@ -9,7 +9,8 @@ import enum
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 from registry import clock
@@ -96,6 +97,46 @@ def everything(db: Database) -> list[Version]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """A price and when it holds: from an instant (None: ever since) until another (None: until further notice)."""
+
+    kind: Kind
+    name: str
+    valid_from: str | None = None
+    valid_until: str | None = None
+    by: str | None = None  # who set it; None: the site's file
+    prompt: float | None = None  # of a model's tokens, credits per million
+    cached: float | None = None
+    completion: float | None = None
+    hour: float | None = None  # of a GPU type, credits
+
+
+def schedule(
+    versions: Iterable[Version], models: Mapping[str, TokenPrice], gpus: Mapping[str, GpuPrice]
+) -> list[Validity]:
+    """Every price there was, is and will be, by kind and name, oldest first. The site file's are `models`, `gpus`."""
+    found = [_tokens(p, Validity(Kind.MODEL, name)) for name, p in models.items()]
+    found += [Validity(Kind.GPU, name, hour=p.hour) for name, p in gpus.items()]
+    for v in versions:
+        validity = Validity(v.kind, v.name, v.valid_from, by=v.created_by)
+        found.append(_tokens(v, validity) if v.kind is Kind.MODEL else replace(validity, hour=v.hour))
+    found.sort(key=lambda p: (p.kind, p.name, p.valid_from or ""))
+    for place, (price, after) in enumerate(pairwise(found)):
+        if (price.kind, price.name) == (after.kind, after.name):
+            found[place] = replace(price, valid_until=after.valid_from)
+    return found
+
+
+def _tokens(price: TokenPrice, validity: Validity) -> Validity:
+    return replace(validity, prompt=price.prompt, cached=price.cached, completion=price.completion)
+
+
+def holds(price: Validity, at: str) -> bool:
+    """`at` as registry.clock writes it."""
+    return (price.valid_from or "") <= at and (price.valid_until is None or at < price.valid_until)
+
+
 class PriceBook:
     """What costs what, when. `models` and `gpus` are the site file's, by name."""
 
@@ -105,7 +146,8 @@ class PriceBook:
         models: Mapping[str, TokenPrice] | None = None,
         gpus: Mapping[str, GpuPrice] | None = None,
     ) -> None:
-        self._models, self._gpus = models or {}, gpus or {}
+        self._models = {} if models is None else models  # not a copy: providers' prices come later
+        self._gpus = gpus or {}
         self._versions: dict[tuple[Kind, str], tuple[list[str], list[Version]]] = {}
         for version in sorted(versions, key=lambda v: v.valid_from):
             starts, found = self._versions.setdefault((version.kind, version.name), ([], []))

@@ -204,6 +204,12 @@ def _problems(site: Site) -> Iterator[tuple[str, str]]:
             ipaddress.ip_network(network)
         except ValueError as e:
             yield "gateway.metrics_from", f'{e}; write a network ("10.2.0.0/16", "fd00::/8") or one address'
+    if site.control.port is not None and site.control.tls is None and not _is_loopback(site.control.host):
+        yield (
+            "control.tls",
+            f"is needed where others can reach the control API (control.host is {site.control.host}): keys would "
+            "cross the network in the clear; set control.tls.certificate and control.tls.key",
+        )
     if site.scheduler.min_poll_s > site.scheduler.max_poll_s:
         lowest = f"{site.scheduler.min_poll_s:g} s (scheduler.min_poll)"
         yield "scheduler.max_poll", f"must be at least {lowest}, not {site.scheduler.max_poll_s:g} s"
@@ -220,6 +226,27 @@ def _problems(site: Site) -> Iterator[tuple[str, str]]:
                 f"external.{name}.api_key_env",
                 "names the environment variable that holds the key, in capitals; never the key itself",
             )
+    yield from _alert_problems(site.alerts)
+
+
+def _alert_problems(alerts: Alerts) -> Iterator[tuple[str, str]]:
+    for threshold in alerts.thresholds:
+        if not 1 <= threshold <= 100:
+            yield "alerts.thresholds", f"are percent, from 1 to 100, not {threshold}"
+    if alerts.webhook is not None and not re.match(r"https?://[^/]", alerts.webhook):
+        yield "alerts.webhook", "must be a URL that begins with http:// or https://"  # not echoed: it may be a secret
+    mail = alerts.mail
+    if mail is not None and not mail.to:
+        yield "alerts.mail.to", "names nobody who gets the mail"
+    if mail is not None and (mail.user is None) != (mail.password_env is None):
+        yield "alerts.mail.user", "and alerts.mail.password_env (the variable that holds its password) go together"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _environment_problems(key: str, environment: Environment) -> Iterator[tuple[str, str]]:

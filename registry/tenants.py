@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import re
 from dataclasses import dataclass
 
@@ -11,21 +13,30 @@ from registry.limits import UNLIMITED, Limits, Subject
 from registry.steps import PLATFORM
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+USER = re.compile(r"[A-Za-z0-9_][^\s:/]{0,63}")  # a colon begins an application's name
+_COLUMNS = "name, owner, account, created_at"
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
     name: str
-    owner: str
+    owner: str  # who made it
     account: str | None  # Slurm's
     created_at: str
+
+
+class Source(enum.StrEnum):
+    """Who says that a user belongs to a tenant."""
+
+    SLURM = "slurm"  # an association of the tenant's account
+    MANUAL = "manual"  # an administrator
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     tenant: str
     user: str
-    source: str  # "slurm": an association says so; "manual": an administrator did
+    source: Source
     added_at: str
 
 
@@ -39,25 +50,61 @@ def checked_name(kind: str, name: str) -> str:
     return name
 
 
-def create(db: Database, name: str, owner: str, *, account: str | None = None, limited: Limits = UNLIMITED) -> Tenant:
+def checked_user(name: str) -> str:
+    """What may be a user's name on this host; anything else raises RegistryError."""
+    if not (USER.fullmatch(name) and name.isprintable()):
+        raise RegistryError(
+            f"user name {name!r} is not allowed: at most 64 characters, without spaces, ':' and '/', "
+            "starting with a letter, a digit or '_'"
+        )
+    return name
+
+
+def checked_new(name: str) -> str:
+    """What a new tenant may be called, as far as the name itself says. Raises RegistryError."""
     checked_name("tenant", name)
     if name == PLATFORM:
         raise Conflict(f"{name} is what Headgate's own requests are booked to; choose another name")
+    return name
+
+
+def create(db: Database, name: str, owner: str, *, account: str | None = None, limited: Limits = UNLIMITED) -> Tenant:
+    """Raises Conflict for a name that is taken, and for an account that another tenant stands for."""
+    checked_new(name)
     with transaction(db) as c:
         if row(db, "SELECT 1 FROM tenants WHERE name = ?", name):
             raise Conflict(f"tenant {name} exists already")
+        _free(db, account)
         created = clock.now()
         c.execute(
             "INSERT INTO tenants (name, owner, account, created_at) VALUES (?, ?, ?, ?)",
             (name, owner, account, created),
         )
-    if limited != UNLIMITED:
-        limits.put(db, Subject.TENANT, name, {n: getattr(limited, n) for n in limits.NAMES}, owner)
+        if limited != UNLIMITED:
+            limits.put(db, Subject.TENANT, name, dataclasses.asdict(limited), owner)
     return Tenant(name, owner, account, created)
 
 
+def set_account(db: Database, name: str, account: str | None) -> Tenant:
+    """Have a tenant stand for another Slurm account, or none. Raises NotFound, Conflict."""
+    with transaction(db) as c:
+        if get(db, name).account != account:
+            _free(db, account)
+            c.execute("UPDATE tenants SET account = ? WHERE name = ?", (account, name))
+        return get(db, name)
+
+
+def _free(db: Database, account: str | None) -> None:
+    if account is None:
+        return
+    if not (account.isprintable() and account.strip() == account != ""):
+        raise RegistryError(f"account {account!r} is not a Slurm account's name")
+    if taken := row(db, "SELECT name FROM tenants WHERE account = ?", account):
+        raise Conflict(f"tenant {taken['name']} stands for account {account} already")
+
+
 def get(db: Database, name: str) -> Tenant:
-    found = row(db, "SELECT name, owner, account, created_at FROM tenants WHERE name = ?", name)
+    found = row(db, f"SELECT {_COLUMNS} FROM tenants WHERE name = ?", name)
     if found is None:
         known = ", ".join(t.name for t in everyone(db)) or "none yet"
         raise NotFound(f"no tenant is called {name!r}; there are: {known}")
@@ -65,11 +112,12 @@ def get(db: Database, name: str) -> Tenant:
 
 
 def everyone(db: Database) -> list[Tenant]:
-    return [Tenant(*r) for r in rows(db, "SELECT name, owner, account, created_at FROM tenants ORDER BY name")]
+    return [Tenant(*r) for r in rows(db, f"SELECT {_COLUMNS} FROM tenants ORDER BY name")]
 
 
-def add_member(db: Database, tenant: str, user: str, source: str = "manual") -> None:
+def add_member(db: Database, tenant: str, user: str, source: Source = Source.MANUAL) -> None:
     """Idempotent; where it stands already, its source stays."""
+    checked_user(user)
     with transaction(db) as c:
         get(db, tenant)
         c.execute("INSERT INTO members VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (tenant, user, source, clock.now()))
@@ -85,7 +133,8 @@ def remove_member(db: Database, tenant: str, user: str) -> None:
 
 
 def members(db: Database) -> list[Member]:
-    return [Member(*r) for r in rows(db, "SELECT tenant, user, source, added_at FROM members ORDER BY tenant, user")]
+    found = rows(db, "SELECT tenant, user, source, added_at FROM members ORDER BY tenant, user")
+    return [Member(r["tenant"], r["user"], Source(r["source"]), r["added_at"]) for r in found]
 
 
 def of_user(db: Database, user: str) -> frozenset[str]:

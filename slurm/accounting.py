@@ -128,15 +128,21 @@ def clip(attempt: JobUsage, start: int, end: int, now: int) -> tuple[int, int]:
     Instants are seconds since the epoch. Suspended time is spread evenly over the attempt's life, and so rounded that
     the parts of a window add up to the window.
     """
-    if attempt.started_at is None:
+    first, last = span(attempt, start, end, now)
+    if last == first:
         return 0, 0
-    began, over = _began(attempt), _over(attempt, now)
-    first, last = max(began, start), min(over, end)
-    if last <= first:
-        return 0, 0
-    life = over - began
+    began = _began(attempt)
+    life = _over(attempt, now) - began
     suspended = min(attempt.suspended_s, life)
     return last - first, suspended * (last - began) // life - suspended * (first - began) // life
+
+
+def span(attempt: JobUsage, start: int, end: int, now: int) -> tuple[int, int]:
+    """From when until when an attempt had its allocation within [start, end); twice the same instant: never."""
+    if attempt.started_at is None:
+        return start, start
+    first, last = max(_began(attempt), start), min(_over(attempt, now), end)
+    return (first, last) if last > first else (start, start)
 
 
 def tres_seconds(allocated: TRES, held_s: int, suspended_s: int = 0) -> TRES:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from megatron_fixtures import bench, trained  # noqa: F401 - here, so that all files share what was trained
+from vllm_fixtures import vllm  # noqa: F401 - here, so that all files share the engine
 
 if TYPE_CHECKING:
     from registry.db import Database

@@ -33,6 +33,8 @@ class Engine:
     fail: str | None = None
     chunk_id: str = "x"  # of a chat's or a completion's stream
     heeds_max_tokens: bool = False
+    cached: int | None = None  # of its prompt's tokens, as it says once it is done; None: it does not say
+    reasoning: int | None = None  # of its answer's tokens, the first ones; None: it does not say
     linger: bool = False  # after a stream's last event, the stream goes on until `go`
     split_events: bool = False  # send each event in two writes
     host: str = "127.0.0.1"
@@ -45,8 +47,21 @@ class Engine:
     running: int = 0
 
     @property
-    def usage(self) -> dict[str, int]:
-        return count(len(self.pieces))
+    def usage(self) -> dict[str, Any]:
+        return self.counted(len(self.pieces))
+
+    def counted(self, completion: int, done: bool = True) -> dict[str, Any]:
+        """As vLLM counts: reasoning tokens in running counts, too, cached ones only in the last."""
+        used: dict[str, Any] = {
+            "prompt_tokens": PROMPT_TOKENS,
+            "total_tokens": PROMPT_TOKENS + completion,
+            "completion_tokens": completion,
+        }
+        if self.cached is not None and done:
+            used["prompt_tokens_details"] = {"cached_tokens": self.cached, "created_cache_tokens": None}
+        if self.reasoning is not None:
+            used["completion_tokens_details"] = {"reasoning_tokens": min(self.reasoning, completion)}
+        return used
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {self.key}":
@@ -100,7 +115,7 @@ class Engine:
             event: dict[str, Any] = {"id": self.chunk_id, "object": "chat.completion.chunk", "created": 1, "model": "m"}
             event["choices"] = choices
             if counted:
-                event["usage"] = count(used)
+                event["usage"] = self.counted(used, done=not choices)
             data = b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
             for part in (data[:40], data[40:]) if self.split_events else (data,):
                 await response.write(part)
@@ -163,14 +178,6 @@ def rest_of(pieces: list[str], body: dict[str, Any]) -> list[str]:
             rest.append(piece[skipped:])
         skipped = max(0, skipped - len(piece))
     return rest
-
-
-def count(completion: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": PROMPT_TOKENS,
-        "total_tokens": PROMPT_TOKENS + completion,
-        "completion_tokens": completion,
-    }
 
 
 def compact(value: Any) -> web.Response:

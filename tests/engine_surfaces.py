@@ -18,7 +18,7 @@ Answer = Callable[["Engine", web.Request, dict[str, Any]], Awaitable[web.StreamR
 async def message(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     if body.get("stream"):
         return await _stream(engine, request, _message_events(engine))
-    used = {"input_tokens": PROMPT_TOKENS, "output_tokens": len(engine.pieces)}
+    used = _message_usage(engine)
     content = [{"type": "text", "text": "".join(engine.pieces)}]
     said = {"id": "msg_1", "type": "message", "role": "assistant", "content": content, "model": body["model"]}
     if engine.fail != "abort":  # vLLM leaves out what is null
@@ -37,9 +37,17 @@ async def _message_events(engine: Engine) -> AsyncIterator[dict[str, Any]]:
         async for piece in _pieces(engine):
             yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
         yield {"type": "content_block_stop", "index": 0}
-        used = {"input_tokens": PROMPT_TOKENS, "output_tokens": len(engine.pieces)}
+        used = _message_usage(engine)
     yield {"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": None}, "usage": used}
     yield {"type": "message_stop"}
+
+
+def _message_usage(engine: Engine) -> dict[str, int]:
+    used = {"input_tokens": PROMPT_TOKENS, "output_tokens": len(engine.pieces)}
+    if engine.cached is not None:
+        used["input_tokens"] -= engine.cached
+        used |= {"cache_read_input_tokens": engine.cached, "cache_creation_input_tokens": 0}
+    return used
 
 
 async def response(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -71,8 +79,8 @@ def _response(engine: Engine, status: str) -> dict[str, Any]:
         "id": "resp_1", "object": "response", "created_at": 1, "model": "tiny", "status": status, "output": [item],
         "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
         "usage": {
-            **used, "total_tokens": sum(used.values()), "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens_details": {"reasoning_tokens": 0},
+            **used, "total_tokens": sum(used.values()), "input_tokens_details": {"cached_tokens": engine.cached or 0},
+            "output_tokens_details": {"reasoning_tokens": engine.reasoning or 0},
         },
     }  # fmt: skip
 

@@ -59,6 +59,9 @@ class Platform:
     def json(self, *words: str) -> Any:
         return json.loads(self.ok(*words, "--json"))
 
+    def report(self, *words: str) -> Any:
+        return json.loads(self.ok("report", *words, "--format", "json"))
+
     def processes(self) -> list[str]:
         """The command lines of every process of this platform that is still alive."""
         found = []

@@ -21,8 +21,17 @@ class Provider:
     fail: int | None = None
     hold_after: int | None = None
     die: bool = False
+    cached: int = 0  # of its prompt's 12 tokens
     go: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def prompt_used(self) -> dict[str, int]:
+        return (
+            {"input_tokens": 12 - self.cached, "cache_read_input_tokens": self.cached}
+            if self.cached
+            else {"input_tokens": 12}
+        )
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -49,7 +58,7 @@ class Provider:
             if self.hold_after is not None:
                 await self.go.wait()
             content = [{"type": "text", "text": "".join(TEXT)}]
-            usage = {"input_tokens": 12, "output_tokens": 5}
+            usage = {**self.prompt_used, "output_tokens": 5}
             return web.json_response({**message, "content": content, "stop_reason": "end_turn", "usage": usage})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
@@ -58,7 +67,8 @@ class Provider:
             await response.write(f"event: {kind}\ndata: {json.dumps({'type': kind, **rest})}\n\n".encode())
 
         try:
-            start = {**message, "content": [], "stop_reason": None, "usage": {"input_tokens": 12, "output_tokens": 1}}
+            usage = {**self.prompt_used, "output_tokens": 1}
+            start = {**message, "content": [], "stop_reason": None, "usage": usage}
             await send("message_start", message=start)
             await send("content_block_start", index=0, content_block={"type": "text", "text": ""})
             for n, text in enumerate(TEXT):

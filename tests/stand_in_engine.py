@@ -24,6 +24,7 @@ def main() -> None:
     for name in ("--model", "--served-model-name", "--middleware", "--shutdown-timeout", "--host"):
         parser.add_argument(name, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--enable-prompt-tokens-details", action="store_true")
     parser.add_argument("--ssl-keyfile", help="with --ssl-certfile: speak TLS")
     parser.add_argument("--ssl-certfile")
     parser.add_argument("--die", help="say this and exit with status 3")
@@ -53,7 +54,7 @@ def main() -> None:
                 return
             mute = asked.no_tokens_until is not None and not asked.no_tokens_until.exists()
             print("asked for a token", flush=True)
-            usage = {"completion_tokens": 0 if mute else body["max_tokens"]}
+            usage = {"prompt_tokens": 2, "completion_tokens": 0 if mute else body["max_tokens"]}
             self.answer(200, json.dumps({"usage": usage}).encode())
 
         def answer(self, status: int, data: bytes) -> None:

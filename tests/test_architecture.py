@@ -18,16 +18,19 @@ MAY_IMPORT = {
     "registry": set[str](),
 }
 # Library -> the one place that may import it: a module, or a folder (ends in /).
-HOMES = {
-    "litellm": "gateway/provider_worker.py",
-    "pyslurm": "slurm/native.py",
-    "submitit": "launchers/submit.py",
-    "sqlite_utils": "registry/",
-    "torch": "launchers/megatron/",
-    "megatron": "launchers/megatron/",
-    "transformers": "launchers/megatron/",
-    "pyarrow": "launchers/megatron/",
-    "matplotlib": "cli/plot.py",
+# pyarrow has two: the training environment reads datasets with it, the control plane writes the ledger's exports.
+HOMES: dict[str, tuple[str, ...]] = {
+    "litellm": ("gateway/provider_worker.py",),
+    "pyslurm": ("slurm/native.py",),
+    "submitit": ("launchers/submit.py",),
+    "sqlite_utils": ("registry/",),
+    "torch": ("launchers/megatron/",),
+    "megatron": ("launchers/megatron/",),
+    "transformers": ("launchers/megatron/",),
+    "pyarrow": ("launchers/megatron/", "registry/ledger_export.py"),
+    "matplotlib": ("cli/plot.py",),
+    "jinja2": ("cli/render_html.py",),
+    "weasyprint": ("cli/render_pdf.py",),
 }
 # What runs inside a job, in an environment with nothing of the control plane's: standard library only.
 STANDARD_LIBRARY_ONLY = (
@@ -75,10 +78,10 @@ def test_a_package_imports_only_what_its_arrows_allow(package: str) -> None:
     assert not broken
 
 
-@pytest.mark.parametrize(("library", "home"), HOMES.items())
-def test_a_library_is_imported_at_its_one_home_only(library: str, home: str) -> None:
+@pytest.mark.parametrize(("library", "homes"), HOMES.items())
+def test_a_library_is_imported_at_its_home_only(library: str, homes: tuple[str, ...]) -> None:
     users = [str(p.relative_to(ROOT)) for p in modules() if library in imports(p)]
-    away = [u for u in users if u != home and not (home.endswith("/") and u.startswith(home))]
+    away = [u for u in users if not any(u == home or (home.endswith("/") and u.startswith(home)) for home in homes)]
     assert not away
 
 

@@ -177,12 +177,17 @@ def test_the_same_chain_on_slurm_and_the_report_says_what_sacct_says(slurm_clust
         assert re.search(r"the report's job seconds are sacct's \(3 jobs, [\d,]+ CPU-seconds\)", printed)
         assert site.processes() == []
         site.ok("up")
-        said = site.json("report", "usage")
-    jobs = {j["purpose"]: j for j in said["jobs"]}
-    assert (jobs["train"]["partition"], jobs["serve"]["partition"]) == ("cpu", "gpu")
-    assert jobs["serve"]["gpu_seconds"] == jobs["serve"]["elapsed_s"] > 0
-    nodes = slurm_cluster.run("sacct", "-X", "-n", "-P", "-j", jobs["train"]["job"], "-o", "NNodes,ElapsedRaw")
-    assert nodes.strip() == f"2|{jobs['train']['elapsed_s']}"
+        said = site.report("gpu", "--by", "partition,subject")
+        train = next(r["id"] for r in site.json("runs") if r["kind"] == "train")
+        (attempt,) = site.json("show", train)["attempts"]
+    assert [check["holds"] for check in said["checks"]] == [True, True]
+    rows = said["sections"][0]["rows"]
+    (trained,) = [r for r in rows if r["subject"] == train]
+    (served,) = [r for r in rows if r["startup"] > 0]
+    assert (trained["partition"], served["partition"]) == ("cpu", "gpu")
+    assert served["gpu_hours"] == pytest.approx(served["startup"] + served["idle"] + served["serving"])
+    nodes = slurm_cluster.run("sacct", "-X", "-n", "-P", "-j", attempt["job"], "-o", "NNodes,CPUTimeRAW")
+    assert nodes.strip() == f"2|{round(trained['cpu_hours'] * 3600)}"
 
 
 @pytest.fixture(scope="module")
@@ -251,10 +256,10 @@ def test_a_replica_outlives_the_control_plane_and_a_client_that_leaves_is_billed
         stream.close()
 
     def billed() -> int:
-        rows = serving.json("report", "usage")["tokens"]
+        rows = serving.report("usage")["sections"][0]["rows"]
         return next((r["completion_tokens"] for r in rows if r["tenant"] == "leaver"), 0)
 
     before = whole.usage.completion_tokens
     assert wait_for(lambda: billed() >= before + 3)
     assert billed() <= before + 200
-    assert serving.json("report", "usage")["ledger_problems"] == []
+    assert all(check["holds"] for check in serving.report("usage")["checks"])

@@ -144,7 +144,7 @@ def test_a_key_is_made_for_the_scopes_asked_for_and_listed_with_them(laptop: Pla
         laptop.ok("key", "create", "scoped")
         laptop.ok("key", "create", "scoped", "--scope", "admin", "--scope", "inference")
         refused = laptop.run("key", "create", "scoped", "--scope", "root")
-        assert refused.returncode == 2 and "'root' is not one of 'inference', 'admin'" in refused.stderr
+        assert refused.returncode == 2 and "'root' is not one of 'inference', 'control', 'admin'" in refused.stderr
         listed = [key["scopes"] for key in laptop.json("key", "list") if key["tenant"] == "scoped"]
         assert listed == [["inference"], ["inference", "admin"]]
         assert "inference,admin" in laptop.ok("key", "list")

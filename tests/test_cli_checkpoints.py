@@ -454,5 +454,5 @@ def test_a_conversion_for_its_own_sake_registers_no_model(registry: Database, tm
         registry, spec.id, kind="convert", name="c", owner="ada", folder=str(told.folder.root), created_at="2026-01-01"
     )
     told.says(0, "model-converted", path="model", parameters=1, bytes=1, max_logit_difference=0.0)
-    assert facts.ingest(registry, told.folder, spec) == 1
+    assert facts.ingest(registry, told.folder, spec, lambda steps: None) == 1
     assert models.everything(registry) == []

@@ -161,7 +161,7 @@ def test_a_laptop_is_one_partition_without_limits(laptop: Platform) -> None:
     assert re.search(rf"^local +- .* {os.cpu_count()}$", laptop.ok("nodes"), re.M)
     assert laptop.ok("usage") == f"nothing limits {ME} here\nas of now\n"
     done = laptop.run("usage", "--since", "1d")
-    assert done.returncode == 1 and "`headgate report usage` has those of this machine" in done.stderr
+    assert done.returncode == 1 and "`headgate report gpu` has those of this machine" in done.stderr
 
 
 # -- what is printed --------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from gateway.errors import (
     WrongKey,
 )
 from gateway.metering import Usage
-from gateway.rate_headers import Limits
+from gateway.rate_headers import Left
 from gateway.surfaces.anthropic import read
 
 
@@ -108,7 +108,7 @@ def test_tokens_that_came_from_a_cache_are_billed_as_tokens_of_the_prompt() -> N
     answer = orjson.dumps({"type": "message", "stop_reason": "tool_use", "usage": used})
     meter = MessageMeter(call(stream=False))
     assert meter.whole(answer) is answer
-    assert meter.usage == Usage(20, 4)
+    assert meter.usage == Usage(20, 4, cached_tokens=16)
 
 
 def test_what_a_tool_is_given_is_not_taken_for_the_count() -> None:
@@ -170,7 +170,7 @@ def test_an_engines_refusal_becomes_anthropics_whatever_shape_it_had(answer: byt
 
 
 def test_limits_are_told_with_the_time_at_which_they_are_whole_again() -> None:
-    told = ANTHROPIC.headers(Limits(600, 599, 0.1), Limits(1000, 0, 0), 1_790_000_000.0)
+    told = ANTHROPIC.headers(Left(600, 599, 0.1), Left(1000, 0, 0), 1_790_000_000.0)
     assert told == [
         ("anthropic-ratelimit-requests-limit", "600"),
         ("anthropic-ratelimit-requests-remaining", "599"),

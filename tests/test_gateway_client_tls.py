@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from engine import Engine, running, served
 from gateway_fixtures import HELLO, gateway_process, prepared, site_at
 
-from gateway.pins import server_context
+from registry.server_tls import server_context
 from registry.site import Tls
 
 OURS = minted()
@@ -40,7 +40,7 @@ async def test_clients_are_shown_the_sites_certificate(tls: Tls) -> None:
     app.router.add_get("/", hello)
     client = ssl.create_default_context(cadata=OURS.certificate)
     client.set_alpn_protocols(["h2", "http/1.1"])
-    async with served(app, tls=server_context(tls)) as port, aiohttp.ClientSession() as session:
+    async with served(app, tls=server_context(tls, "gateway.tls")) as port, aiohttp.ClientSession() as session:
         async with session.get(f"https://127.0.0.1:{port}/", ssl=client) as response:
             assert await response.text() == "hello"
         _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client)
@@ -118,4 +118,4 @@ def test_what_cannot_be_served_is_refused_with_the_files_name(
 ) -> None:
     spoil(tls)
     with pytest.raises(ValueError, match=why):
-        server_context(tls)
+        server_context(tls, "gateway.tls")

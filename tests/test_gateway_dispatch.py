@@ -348,7 +348,7 @@ async def test_an_endpoints_sleeping_target_is_wakened_while_others_serve(tmp_pa
         await platform.settled()
 
 
-async def test_a_shadow_gets_copies_and_bills_nobody_even_where_it_fails(tmp_path: Path) -> None:
+async def test_a_shadow_gets_copies_and_one_that_fails_bills_nobody(tmp_path: Path) -> None:
     served, tried = Engine(), Engine(fail="500")
     async with gateway(tmp_path) as platform, served_by(platform, large=served, next=tried):
         endpoints.put(platform.registry, "chat", "root", targets=[("large", 1)], shadow=[("next", 100)])
@@ -359,6 +359,57 @@ async def test_a_shadow_gets_copies_and_bills_nobody_even_where_it_fails(tmp_pat
         assert tried.requests[0]["messages"] == HELLO["messages"]
         events = await platform.settled(2)
         assert {e.attempt.model for e in events} == {"large"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_shadow_used_is_the_platforms(tmp_path: Path, stream: bool) -> None:
+    tried = Engine(pieces=["a", "b"], cached=4)
+    async with gateway(tmp_path) as platform, served_by(platform, large=Engine(), next=tried):
+        endpoints.put(platform.registry, "chat", "root", targets=[("large", 1)], shadow=[("next", 100)])
+        async with (
+            platform.http() as http,
+            http.post(PATH, json={**HELLO, "model": "chat", "stream": stream}) as answer,
+        ):
+            assert answer.status == 200
+            await answer.read()
+        theirs, ours = sorted(await platform.settled(2), key=lambda e: e.attempt.tenant)
+        assert (theirs.attempt.tenant, theirs.attempt.model) == ("physics", "large")
+        assert (ours.attempt.tenant, ours.attempt.user, ours.attempt.key_id) == ("platform", "shadow", "")
+        assert (ours.attempt.model, ours.attempt.replica, ours.outcome) == ("next", "next-1", Outcome.COMPLETED)
+        assert (ours.prompt_tokens, ours.completion_tokens, ours.cached_tokens) == (7, 2, 4)
+
+
+async def test_a_shadow_that_breaks_off_costs_what_it_had_counted(tmp_path: Path) -> None:
+    tried = Engine(fail="error event", hold_after=3)
+    async with gateway(tmp_path) as platform, served_by(platform, large=Engine(), next=tried):
+        endpoints.put(platform.registry, "chat", "root", targets=[("large", 1)], shadow=[("next", 100)])
+        async with platform.http() as http, http.post(PATH, json={**HELLO, "model": "chat", "stream": True}) as answer:
+            await answer.read()
+        (ours,) = [e for e in await platform.settled(2) if e.attempt.tenant == "platform"]
+        assert (ours.outcome, ours.prompt_tokens, ours.completion_tokens) == (Outcome.UPSTREAM_FAILED, 7, 3)
+
+
+async def test_attempts_of_one_request_are_events_of_its_id(tmp_path: Path) -> None:
+    breaking = [
+        Engine(fail="die", hold_after=2, pieces=[*"abcd"]) for _ in range(2)
+    ]  # what is left of the answer breaks no more
+    async with gateway(tmp_path, *breaking, continue_streams=True) as platform:
+        async with platform.http() as http, http.post(PATH, json=STREAM) as answer:
+            assert (await answer.read()).endswith(b"data: [DONE]\n\n")
+            named = answer.headers["x-request-id"]
+        events = await platform.settled(2)
+        assert [e.attempt.event_id for e in events] == [f"{named}:1", f"{named}:2"]
+        assert [e.outcome for e in events] == [Outcome.UPSTREAM_FAILED, Outcome.COMPLETED]
+
+
+async def test_a_stream_that_breaks_off_names_its_request_in_its_error(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine(fail="error event", hold_after=2)) as platform:
+        for sent in ({}, {"x-request-id": "mine-1"}):
+            async with platform.http() as http, http.post(PATH, json=STREAM, headers=sent) as answer:
+                last = (await answer.text()).strip().rpartition("\n\n")[2]
+                error = orjson.loads(last.removeprefix("data: "))["error"]
+                assert error["request_id"] == answer.headers["x-request-id"]
+                assert (error["request_id"] == "mine-1") is bool(sent)
 
 
 async def test_an_adapters_name_reaches_the_engine_that_has_it(tmp_path: Path) -> None:

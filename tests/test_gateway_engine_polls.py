@@ -212,3 +212,16 @@ async def test_what_is_asked_at_the_end_is_given_up_with_the_poller() -> None:
     async with engines.polled(sleeps=0, timeout_s=60):
         assert not given_up.is_set()
     assert given_up.is_set()
+
+
+async def test_an_engines_counts_of_tokens_are_passed_on_with_its_replica() -> None:
+    engines = Engines(["a", "b"])
+    page = PAGE + b"".join(
+        b"# TYPE vllm:%s counter\nvllm:%s %d\n" % (name, name, value)
+        for name, value in ((b"prompt_tokens_total", 812), (b"generation_tokens_total", 40))
+    )
+    engines.answers["b", "/metrics"] = lambda: (200, page)
+    told: list[tuple[str, int, int]] = []
+    async with engines.polled(sleeps=2, counted=lambda r, prompt, generated: told.append((r.id, prompt, generated))):
+        assert told == [("b", 812, 40)]
+        assert engines.gauges.keys() == {"a", "b"}

@@ -208,7 +208,7 @@ async def test_an_engine_that_counts_nonsense_ends_its_own_stream_and_nobody_els
     nonsense = Engine(hold_after=2, pieces=["a", "b", "c"])
     async with gateway(tmp_path, nonsense) as platform, platform.openai() as client:
         with monkeypatch.context() as counted:
-            counted.setattr("engine.count", lambda n: {"prompt_tokens": "many", "completion_tokens": n})
+            counted.setattr(Engine, "counted", lambda *_, **__: {"prompt_tokens": "many", "completion_tokens": 1})
             stream = await client.chat.completions.create(**HELLO, stream=True)
             await anext(stream)
             await asyncio.sleep(0.05)  # several notes are taken of it

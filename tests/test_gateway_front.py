@@ -272,7 +272,7 @@ async def test_a_request_id_is_the_clients_own_if_it_is_one_and_names_nothing_of
             assert answer.headers["x-request-id"] not in (nonsense, "mine-1")
         events = await platform.settled(6)
         assert len({e.attempt.event_id for e in events} - {"mine-1"}) == 6
-        assert answer.headers["x-request-id"] == events[-1].attempt.event_id
+        assert f"{answer.headers['x-request-id']}:1" == events[-1].attempt.event_id
 
 
 async def test_where_a_request_went_is_told_unless_the_site_does_not_want_it(tmp_path: Path) -> None:

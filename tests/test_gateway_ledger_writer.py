@@ -216,7 +216,7 @@ async def test_a_second_gateway_journals_at_once_and_projects_once_the_first_let
             held(new, hold("new 1"))
             new.record(event("new 1"))
             assert new.failure is None
-            assert new.tokens_by_tenant() == {}
+            assert new.totals("all") == {}
             await until(lambda: books(path) == (["new 1"], 2))  # by the first
             await old.stop_projecting()
             held(new, hold("new 2"))
@@ -229,7 +229,7 @@ async def test_a_second_gateway_journals_at_once_and_projects_once_the_first_let
             await until(lambda: books(path) == (["new 1", "old 1", "old 3"], 1))
             await until(lambda: len(journals(path)) == 1)
             assert (old.failure, new.failure) == (None, None)
-            assert new.tokens_by_tenant() == {"physics": 90}
+            assert new.totals("all")["all", "tenant", "physics"][0] == 90
 
 
 async def test_what_a_dead_gateway_left_is_settled_before_a_budget_is_looked_at(path: Path) -> None:
@@ -242,7 +242,7 @@ async def test_what_a_dead_gateway_left_is_settled_before_a_budget_is_looked_at(
     (other.parent / "journal").mkdir(parents=True)
     (other.parent / "journal" / "dead.000000").write_bytes(data)
     async with writing(other) as writer:
-        assert writer.tokens_by_tenant() == {"physics": 30}
+        assert writer.totals("all")["all", "tenant", "physics"][0] == 30
 
 
 async def test_an_errand_runs_on_the_ledgers_connection_and_one_that_fails_harms_nobody(path: Path) -> None:

@@ -29,7 +29,7 @@ open(os.environ["NOTES"], "a").write(f"{os.getpid()} {' '.join(sys.argv[2:])}\\n
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
 listener.listen()
-print('{"prices": {"openai/gpt": [1e-6, 2e-6]}}', flush=True)
+print('{"prices": {"openai/gpt": [1e-6, 2e-6, null]}}', flush=True)
 sys.stdin.read()
 """
 
@@ -88,7 +88,7 @@ async def test_it_starts_when_it_is_first_needed_and_once(root: Path) -> None:
     assert len(set(addresses)) == 1
     await asyncio.open_unix_connection(addresses[0])
     assert [line.split()[1:] for line in notes(root)] == [["openai/gpt"]]
-    assert told == [{"openai/gpt": (1e-6, 2e-6)}]
+    assert told == [{"openai/gpt": (1e-6, 2e-6, None)}]
     assert stat.S_IMODE((root / "p").stat().st_mode) == 0o700
     await asked.close()
     assert not psutil.pid_exists(pids(root)[0])

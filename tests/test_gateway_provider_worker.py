@@ -24,7 +24,7 @@ from gateway_answers import Answer, counted
 from provider_fixtures import TEXT, Provider
 from waiting import eventually
 
-from gateway import calls
+from gateway import calls, provider_worker
 from gateway.anthropic_metering import MessageMeter, MessageStreamMeter
 from gateway.calls import Call, Kind
 from gateway.metering import Usage
@@ -371,21 +371,62 @@ def test_a_signal_to_the_whole_group_does_not_end_it(worker: Worker) -> None:
 
 def test_it_says_the_prices_of_those_models_that_litellm_knows(worker: Worker) -> None:
     assert set(worker.said["prices"]) == {PRICED}
-    prompt, completion = worker.said["prices"][PRICED]
-    assert 0 < prompt < completion < 1e-3
+    prompt, completion, cached = worker.said["prices"][PRICED]
+    assert 0 < cached < prompt < completion < 1e-3
 
 
 def test_a_price_is_found_by_the_whole_name_or_within_the_provider_only() -> None:
+    gpt = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6, "cache_read_input_token_cost": 1e-7}
     costs = {
-        "gpt": {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6, "litellm_provider": "openai"},
+        "gpt": {**gpt, "litellm_provider": "openai"},
         "gemini/flash": {"input_cost_per_token": 3e-6, "output_cost_per_token": 4e-6, "litellm_provider": "gemini"},
         "embed": {"input_cost_per_token": 5e-6, "litellm_provider": "openai"},
         "picture": {"output_cost_per_image": 1.0, "litellm_provider": "openai"},
     }
     asked = ["openai/gpt", "azure/gpt", "gemini/flash", "openai/embed", "openai/picture", "openai/gone", "gpt"]
     assert prices(costs, asked) == {
-        "openai/gpt": (1e-6, 2e-6),
-        "gemini/flash": (3e-6, 4e-6),
-        "openai/embed": (5e-6, 0.0),
-        "gpt": (1e-6, 2e-6),
+        "openai/gpt": (1e-6, 2e-6, 1e-7),
+        "gemini/flash": (3e-6, 4e-6, None),
+        "openai/embed": (5e-6, 0.0, None),
+        "gpt": (1e-6, 2e-6, 1e-7),
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_provider_had_cached_is_told_apart(asking: Asking, stream: bool) -> None:
+    asking.provider.cached = 8
+    chat = asking.call(stream=stream)
+    message, response = message_call(asking, stream=stream), response_call(asking, stream=stream)
+    for path, (call, body) in (
+        ("/v1/chat/completions", chat),
+        ("/v1/messages", message),
+        ("/v1/responses", response),
+    ):
+        answer = await asking.post(path, call, body)
+        surface = SURFACES[path]
+        if stream:
+            assert surface.stream_meter is not None
+            streamed = surface.stream_meter(call)
+            streamed.feed(answer.body)
+            streamed.rest()
+            assert (streamed.usage, streamed.failure) == (Usage(12, 5, cached_tokens=8), None), path
+        else:
+            meter = surface.meter(call)
+            meter.whole(answer.body)
+            assert meter.usage == Usage(12, 5, cached_tokens=8), path
+
+
+def test_a_providers_reasoning_is_told_as_an_engine_tells_it() -> None:
+    total = {
+        "prompt_tokens": 12,
+        "completion_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 8, "text_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
+    assert provider_worker.counted(total) == {
+        "prompt_tokens": 12,
+        "total_tokens": 17,
+        "completion_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 3},
     }

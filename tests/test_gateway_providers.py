@@ -200,8 +200,8 @@ def test_prices_in_dollars_become_credits_at_the_externals_rate() -> None:
         unknown=External(model="anthropic/unheard-of", credits_per_usd=100.0),
     )
     assert known.prices == {}
-    known._listens({"anthropic/haiku": (0.000001, 0.000005)})
+    known._listens({"anthropic/haiku": (0.000001, 0.000005, 0.0000001)})
     assert known.prices == {
-        "haiku": Price(prompt=pytest.approx(100.0), completion=pytest.approx(500.0)),
-        "haiku2": Price(prompt=pytest.approx(200.0), completion=pytest.approx(1000.0)),
+        "haiku": Price(prompt=pytest.approx(100.0), completion=pytest.approx(500.0), cached=pytest.approx(10.0)),
+        "haiku2": Price(prompt=pytest.approx(200.0), completion=pytest.approx(1000.0), cached=pytest.approx(20.0)),
     }

@@ -1,8 +1,8 @@
 """The SDKs that people use, and curl, against the gateway with a real vLLM behind it.
 
-One engine serves the whole file: a small Llama with random weights, so that what it says is nonsense of the right
-shape. Routes of models that generate nothing (embeddings, rankings, scores) are driven with the scripted engine, in
-test_gateway_routes.py: they would need a second engine.
+One engine serves the whole file (and others): a small Llama with random weights, so that what it says is nonsense of
+the right shape. Routes of models that generate nothing (embeddings, rankings, scores) are driven with the scripted
+engine, in test_gateway_routes.py: they would need a second engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gateway_fixtures import Platform, prepared, site_at, started
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, SecretStr
-from vllm_fixtures import make_llamas, real_engine
+from vllm_fixtures import CONTEXT
 from waiting import wait_for
 
 from registry import tenants
@@ -35,7 +35,6 @@ from registry.ledger import Outcome
 from registry.limits import Limits
 
 pytestmark = pytest.mark.chain
-CONTEXT = 1024  # tokens
 ROOM = 900  # tokens for the call of a tool: between its words a random model puts blanks, tens or hundreds
 LONG = 96  # tokens of a stream that breaks: a busy engine puts several into an event, and there must be some left
 ASK: list[Any] = [{"role": "user", "content": "def f("}]
@@ -54,14 +53,6 @@ TOOL = {
 
 class Colour(BaseModel):
     colour: Literal["red", "blue"]
-
-
-@pytest.fixture(scope="module")
-def vllm(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    root = tmp_path_factory.mktemp("vllm")
-    words = ("--hf-overrides", json.dumps({"max_position_embeddings": CONTEXT}), "--max-model-len", str(CONTEXT))
-    with real_engine(make_llamas(training_python, root) / "plain", root, *words) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

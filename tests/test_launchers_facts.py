@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from registry.db import Database, NotFound, StorageError, row
 from registry.deployments import Replica, ReplicaState
 from registry.models import ModelState
 from registry.runs import RunState
+from registry.steps import Hold, Outcome, Step, UsageEvent
 
 CHECKPOINT = {"iteration": 10, "path": "checkpoints/10", "bytes": 5, "manifest_sha256": "abc"}
 CONVERTED = {"path": "model", "parameters": 7, "bytes": 9, "max_logit_difference": 1e-6}
@@ -31,12 +34,19 @@ class Subject:
 
     def __init__(self, db: Database, spec: Spec, runs_dir: Path) -> None:
         self.db, self.spec, self.folder = db, spec, folder_of(spec, runs_dir)
+        self.booked: list[list[Step]] = []
+        self.disk_full = False
 
     def say(self, kind: str, **what: Any) -> str:
         return announce(self.folder.announcements, kind, **what).name
 
     def ingest(self) -> int:
-        return facts.ingest(self.db, self.folder, self.spec)
+        return facts.ingest(self.db, self.folder, self.spec, self.book)
+
+    def book(self, steps: Sequence[Step]) -> None:
+        if self.disk_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.booked.append(list(steps))
 
     @property
     def run(self) -> runs.Run:
@@ -188,6 +198,51 @@ def test_taking_in_the_same_facts_again_changes_nothing(
     registry.conn.execute("DELETE FROM announcements")
     assert (conversion.ingest(), replica.ingest()) == (1, 1)
     assert (models.everything(registry), replica.replica) == before
+
+
+PROBE = {"prompt_tokens": 2, "completion_tokens": 1, "cached_tokens": 1}
+
+
+def test_the_token_a_replica_proved_itself_with_is_the_platforms(replica: Subject) -> None:
+    name = replica.say("replica-ready", host="g1", port=8000, probe=PROBE)
+    replica.ingest()
+    ((hold, used),) = replica.booked
+    assert isinstance(hold, Hold) and isinstance(used, UsageEvent) and hold.attempt == used.attempt
+    assert (hold.tokens, hold.microcredits, used.microcredits) == (0, 0, 0)
+    assert (used.attempt.tenant, used.attempt.user, used.attempt.kind) == ("platform", "probe", "probe")
+    assert (used.attempt.model, used.attempt.replica, used.attempt.key_id) == ("chat", replica.spec.id, "")
+    assert (used.prompt_tokens, used.completion_tokens, used.cached_tokens) == (2, 1, 1)
+    assert used.outcome is Outcome.COMPLETED and name[:20] in used.attempt.event_id
+    assert replica.ingest() == 0 and len(replica.booked) == 1
+
+
+def test_a_controller_that_died_books_a_probe_again_under_the_same_id(registry: Database, replica: Subject) -> None:
+    replica.say("replica-ready", host="g1", port=8000, probe=PROBE)
+    replica.ingest()
+    registry.conn.execute("DELETE FROM announcements")
+    replica.ingest()
+    first, second = replica.booked
+    assert first == second
+    replica.say("replica-ready", host="g1", port=8001, probe=PROBE)  # its job was requeued
+    replica.ingest()
+    assert replica.booked[2] != first
+
+
+def test_a_probe_that_cannot_be_booked_now_is_booked_at_the_next_look(replica: Subject) -> None:
+    replica.say("replica-ready", host="g1", port=8000, probe=PROBE)
+    replica.disk_full = True
+    with pytest.raises(OSError, match="No space"):
+        replica.ingest()
+    assert replica.replica.state is ReplicaState.READY  # it serves meanwhile
+    replica.disk_full = False
+    assert replica.ingest() == 1 and len(replica.booked) == 1
+
+
+@pytest.mark.parametrize("wrong", [None, {}, {**PROBE, "prompt_tokens": "many"}])
+def test_a_probe_that_is_none_keeps_no_replica_from_being_ready(replica: Subject, wrong: Any) -> None:
+    replica.say("replica-ready", host="g1", port=8000, probe=wrong)
+    assert replica.ingest() == 1 and not replica.booked
+    assert replica.replica.state is ReplicaState.READY
 
 
 # -- what is set aside ------------------------------------------------------------------------------------------------

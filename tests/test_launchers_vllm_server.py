@@ -36,6 +36,12 @@ def last(command: list[str], option: str) -> str:
     return command[len(command) - command[::-1].index(option)]
 
 
+def test_cached_tokens_are_told_apart_unless_somebody_says_otherwise() -> None:
+    ours, theirs = "--enable-prompt-tokens-details", "--no-enable-prompt-tokens-details"
+    command = argv(serve(engine_args=(theirs,)), 8000, FOLDER, TASK)
+    assert command.index(ours) < command.index(theirs)
+
+
 def test_what_is_ours_comes_after_what_was_asked_for_and_so_wins() -> None:
     theirs = ("--port", "1", "--host", "0.0.0.0", "--ssl-keyfile", "/theirs", "--ssl-certfile", "/theirs")
     spec = serve(engine_args=theirs)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from cli.config import config
 from cli.context import Context
-from registry.site import SITE_CONFIGS, Price, load_site, show
+from registry.site import SITE_CONFIGS, GpuPrice, Price, load_site, show
 from registry.strict_toml import ConfigError
 
 SHIPPED = sorted(SITE_CONFIGS.glob("*.toml"))
@@ -100,7 +100,9 @@ def test_the_private_cluster_trains_on_cpu_nodes_and_serves_where_the_gpus_are(t
 
 def test_the_example_prices_models_and_names_others_without_their_keys():
     site = load_site(SITE_CONFIGS / "slurm-example.toml", {})
-    assert site.prices["llama-3.1-70b"] == Price(prompt=4.0, completion=12.0)
+    assert site.prices["llama-3.1-70b"] == Price(prompt=4.0, cached=0.4, completion=12.0)
+    assert site.gpu_prices["h100"] == GpuPrice(hour=2.5) and site.tenants.default.burst == 100
+    assert site.ledger.keep_months == 24 and site.attribution.idle == "pro-rata"
     assert site.external["claude"].api_key_env == "ANTHROPIC_API_KEY"
     assert site.defaults.train.time_limit_s == 86400 and site.defaults.serve.time_limit_s == 7 * 86400
     assert site.partitions["gpu"].peak_tflops == 989
@@ -267,7 +269,30 @@ def test_config_show_origin_and_json_say_where_each_value_came_from(small):
     assert {"key": "scheduler.slurm_conf", "value": None, "origin": "default"} in rows
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "gate.example.org", "10.1.2.3"])
+def test_the_control_api_is_not_offered_to_other_hosts_without_tls(small, host: str):
+    said = refused(small(f'[control]\nport = 8082\nhost = "{host}"\n'))
+    assert "control.tls: is needed where others can reach the control API" in said and host in said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_the_control_api_may_be_plain_on_this_machine(small, host: str):
+    assert load_site(small(f'[control]\nport = 8082\nhost = "{host}"\n'), {}).control.port == 8082
+    assert load_site(small('[control]\nhost = "0.0.0.0"\n'), {}).control.port is None
+
+
 def test_config_show_of_a_broken_site_prints_the_problem_and_fails(small):
     result = CliRunner().invoke(config, ["show"], obj=Context(small("[gateway]\nport = 'x'\n")))
     assert result.exit_code == 1
     assert result.output == "Error: small.toml:12: gateway.port: expects an integer, not a string ('x')\n"
+
+
+def test_alerts_that_could_never_be_told_are_refused(small) -> None:
+    mail = '\n[alerts.mail]\nhost = "relay"\nsender = "hg@example.org"\nto = []\nuser = "hg"\n'
+    said = refused(small('\n[alerts]\nthresholds = [0, 90]\nwebhook = "chat/hush"\n' + mail))
+    assert [line.split(": ", 1)[1] for line in said.splitlines()] == [
+        "alerts.thresholds: are percent, from 1 to 100, not 0",
+        "alerts.webhook: must be a URL that begins with http:// or https://",
+        "alerts.mail.to: names nobody who gets the mail",
+        "alerts.mail.user: and alerts.mail.password_env (the variable that holds its password) go together",
+    ]

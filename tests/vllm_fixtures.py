@@ -20,6 +20,7 @@ from registry.site import load_site
 
 START_S = 300.0
 KEY = "the-engines-own-key"
+CONTEXT = 1024  # tokens that vllm() takes
 
 
 def make_llamas(training_python: str, root: Path) -> Path:
@@ -43,7 +44,8 @@ def real_engine(model: Path, root: Path, *words: str) -> Iterator[Engine]:
     how = laptop.environment("engine")
     port = free_port()
     argv = [
-        *how.command, *how.args, *words, "--model", str(model), "--served-model-name", "tiny",
+        *how.command, *how.args, *words, "--enable-prompt-tokens-details", "--model", str(model),
+        "--served-model-name", "tiny",
         "--host", "127.0.0.1", "--port", str(port), "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
         # A model with random weights would fill a schema's gaps with blanks until its bound.
         "--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}),
@@ -69,3 +71,12 @@ def _answers(port: int) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
+
+
+@pytest.fixture(scope="session")
+def vllm(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One for all tests that ask for it: what it counts is not theirs alone."""
+    root = tmp_path_factory.mktemp("vllm")
+    words = ("--hf-overrides", json.dumps({"max_position_embeddings": CONTEXT}), "--max-model-len", str(CONTEXT))
+    with real_engine(make_llamas(training_python, root) / "plain", root, *words) as running:
+        yield running

@@ -1,6 +1,6 @@
 """What a key may call: live deployments, endpoints in front of them, their LoRA adapters, and external models.
 
-All of it today, whichever key asks. Anthropic's SDKs, which send `anthropic-version`, are answered in their shape.
+A key with a list of models sees those. Anthropic's SDKs, which send `anthropic-version`, are answered in their shape.
 """
 
 from __future__ import annotations
@@ -71,9 +71,12 @@ def _answer(
 ) -> web.Response:
     gw, anthropic = request.app[GATEWAY], "anthropic-version" in request.headers
     try:
-        authenticate(gw.catalog, request.headers)
+        caller = authenticate(gw.catalog, request.headers)
         gw.catalog.refresh()
-        said = look(listed(gw.catalog.view, request.app[SITE].external), _anthropic if anthropic else _openai)
+        found = listed(gw.catalog.view, request.app[SITE].external)
+        if caller.models is not None:
+            found = {name: model for name, model in found.items() if name in caller.models}
+        said = look(found, _anthropic if anthropic else _openai)
     except GatewayError as e:
         return errors.response(e, ANTHROPIC if anthropic else None)
     return web.Response(body=orjson.dumps(said), content_type="application/json")

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from launchers.supervisor import KILL_AFTER_S
@@ -20,6 +19,7 @@ from slurm.client import SlurmClient
 from slurm.errors import SlurmError, SlurmUnavailable
 from slurm.findings import Finding, ok, problem, warning
 from slurm.model import QOS, AccountingConfig, Association, ClusterConfig, Node, Partition
+from slurm.munge import auth_settings
 from slurm.process import Runner, clean_environment, run_process
 
 T = TypeVar("T")
@@ -178,7 +178,7 @@ def munge(cluster: Cluster, environment: Mapping[str, str], run: Runner = run_pr
     """Whether a credential can be made and read back on this host."""
     if cluster.config is not None and cluster.config.auth != "munge":
         return ok("munge", f"not used: the cluster authenticates by auth/{cluster.config.auth}")
-    settings = cluster.config.settings if cluster.config else _slurm_conf(environment)
+    settings = cluster.config.settings if cluster.config else auth_settings(environment)
     name = checkup.munge_socket(settings)
     socket = [f"--socket={name}"] if name else []
     clean = clean_environment(environment)
@@ -198,15 +198,3 @@ def munge(cluster: Cluster, environment: Mapping[str, str], run: Runner = run_pr
             raise
         return warning("munge", f"not tried: {e.filename} cannot be run: {e.strerror}", "install munge's commands here")
     return ok("munge", f"a credential was made and read back{f' through {name}' if name else ''}")
-
-
-def _slurm_conf(environment: Mapping[str, str]) -> dict[str, str]:
-    """AuthInfo as the file has it, for when slurmctld does not answer (which may be munge's doing)."""
-    try:
-        text = Path(environment.get("SLURM_CONF", "/etc/slurm/slurm.conf")).read_text(
-            encoding="utf-8", errors="replace"
-        )
-    except OSError:
-        return {}  # a cluster without configuration files, for one: munge's default socket it is
-    found = re.search(r"^\s*AuthInfo\s*=\s*(\S+)", text, re.MULTILINE | re.IGNORECASE)
-    return {"AuthInfo": found[1]} if found else {}

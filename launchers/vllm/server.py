@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from launchers.environment import inside
 from launchers.run_folder import RunFolder
@@ -27,6 +28,15 @@ from launchers.vllm.guard import KEY_VARIABLE
 
 DEFAULT_COMMAND = ("{python}", "-m", "vllm.entrypoints.openai.api_server")
 MAX_ANSWER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What the engine says that a question for a single token used."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # of the prompt's
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,8 @@ def argv(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[str]
     command = [
         *start,
         *model,
-        *spec.engine_args,  # before ours: vLLM takes the last word of each
+        "--enable-prompt-tokens-details",  # its usage then tells cached tokens apart; theirs may say otherwise
+        *spec.engine_args,  # before the rest of ours: vLLM takes the last word of each
         *("--served-model-name", spec.name),
         *("--host", spec.listen, "--port", str(port)),
         *("--middleware", "launchers.vllm.guard.Guard"),
@@ -109,6 +120,7 @@ class Readiness:
         self.endpoint, self.model, self.clock = endpoint, model, clock
         self.ready_after_s: float | None = None
         self.context_tokens: int | None = None  # known once it is ready, if the engine says so
+        self.probe: Probe | None = None  # what the token took, once it is ready
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="readiness", daemon=True)
         self._thread.start()
@@ -119,7 +131,8 @@ class Readiness:
     def _ask(self) -> None:
         began = self.clock()
         while not self._stop.is_set():
-            if healthy(self.endpoint) and generates(self.endpoint, self.model):
+            if healthy(self.endpoint) and (probe := generated(self.endpoint, self.model)) is not None:
+                self.probe = probe
                 self.context_tokens = context_tokens(self.endpoint)
                 self.ready_after_s = self.clock() - began
                 return
@@ -131,15 +144,18 @@ def healthy(endpoint: Endpoint, timeout_s: float = 5.0) -> bool:
     return status == 200
 
 
-def generates(endpoint: Endpoint, model: str, timeout_s: float = 120.0) -> bool:
-    """Whether the engine produced a token when asked for one."""
+def generated(endpoint: Endpoint, model: str, timeout_s: float = 120.0) -> Probe | None:
+    """What a token took that the engine produced when asked for one; None when it produced none."""
     status, raw = _call(
         endpoint, "POST", "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1}, timeout_s
     )
     try:
-        return status == 200 and int(json.loads(raw)["usage"]["completion_tokens"]) >= 1
-    except (ValueError, KeyError, TypeError):
-        return False  # not an OpenAI-compatible answer
+        usage: dict[str, Any] = json.loads(raw)["usage"] if status == 200 else {"completion_tokens": 0}
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        probe = Probe(int(usage.get("prompt_tokens") or 0), int(usage["completion_tokens"]), int(cached))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # not an OpenAI-compatible answer
+    return probe if probe.completion_tokens >= 1 else None
 
 
 def context_tokens(endpoint: Endpoint, timeout_s: float = 5.0) -> int | None:

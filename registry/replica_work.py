@@ -1,0 +1,96 @@
+"""What replicas did in a window, out of the ledger's sums; and the window's GPU time attributed by it. Read-only."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from registry import accounting, clock, deployments, tenants
+from registry.accounting import Job
+from registry.attribution import Allocation, Attributed, Books, Busy, Payers, ReplicaWork, Share, attribute
+from registry.db import Database, rows
+from registry.settings import Attribution
+
+
+def attributed(
+    registry: Database,
+    ledger: Database,
+    books: Books,
+    start: datetime,
+    end: datetime,
+    policy: Attribution,
+    *,
+    by_user: bool = True,
+) -> Attributed:
+    """GPU time of the window [start, end), whose books these are, line by line.
+
+    Not `by_user`: what a tenant's users were served is one line, of which a large site has far fewer.
+    """
+    return attribute(
+        named(books, accounting.everything(registry)),
+        read(registry, ledger, start, end, by_user=by_user),
+        payers(tenants.everyone(registry), tenants.members(registry)),
+        policy,
+    )
+
+
+def read(
+    registry: Database, ledger: Database, start: datetime, end: datetime, *, by_user: bool = True
+) -> dict[str, ReplicaWork]:
+    """Every replica's work by its id. Tokens are known by the day on which their request ended: of each day that the
+    window touches, all count."""
+    busy: dict[str, dict[int, int]] = {}
+    for r in rows(ledger, "SELECT * FROM busy WHERE hour >= ? AND hour <= ?", _hour(start), _hour(end)):
+        hour = int(datetime.fromisoformat(f"{r['hour']}:00:00+00:00").timestamp())
+        busy.setdefault(r["replica"], {})[hour] = int.from_bytes(r["seconds"], "little")
+    shares: dict[str, list[Share]] = {}
+    days = clock.text(start)[:10], clock.text(end - timedelta(microseconds=1))[:10]
+    user = "user" if by_user else "''"
+    summed = f"""SELECT replica, tenant, {user}, model, sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens)
+        FROM daily WHERE day BETWEEN ? AND ? GROUP BY 1, 2, 3, 4"""
+    for replica, *share in rows(ledger, summed, *days):
+        shares.setdefault(replica, []).append(Share(*share))
+    return {
+        replica.id: ReplicaWork(
+            replica.deployment,
+            int(clock.parse(replica.ready_at).timestamp()) if replica.ready_at else None,
+            Busy(busy.get(replica.id, {})),
+            tuple(shares.get(replica.id, ())),
+        )
+        for replica in deployments.replicas(registry)
+    }
+
+
+def payers(everyone: Iterable[tenants.Tenant], members: Iterable[tenants.Member]) -> Payers:
+    homes: dict[str, set[str]] = {}
+    for member in members:
+        homes.setdefault(member.user, set()).add(member.tenant)
+    return Payers(
+        {tenant.account: tenant.name for tenant in everyone if tenant.account},
+        {user: next(iter(theirs)) for user, theirs in homes.items() if len(theirs) == 1},
+    )
+
+
+def named(books: Books, jobs: Iterable[Job]) -> Books:
+    """The books with what each of Headgate's own jobs is for, and whose: the job itself may be the service's."""
+    by_id: dict[tuple[str, str], list[Job]] = {}
+    for job in sorted(jobs, key=lambda job: job.submitted_at, reverse=True):
+        by_id.setdefault((job.cluster, job.job_id), []).append(job)
+
+    def name(allocation: Allocation) -> Allocation:
+        for job in by_id.get((allocation.cluster, allocation.job), ()):
+            # A requeued job's attempts have later submit times, but none after its end. A recycled id's have.
+            if job.submitted_at <= allocation.submitted_at and (
+                job.submitted_at == allocation.submitted_at
+                or job.ended_at is None
+                or allocation.submitted_at < job.ended_at
+            ):
+                return dataclasses.replace(allocation, purpose=job.purpose, subject=job.subject, user=job.owner)
+        return allocation
+
+    return dataclasses.replace(books, allocations=tuple(map(name, books.allocations)))
+
+
+def _hour(at: datetime) -> str:
+    return clock.text(at)[:13]

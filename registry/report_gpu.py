@@ -1,0 +1,187 @@
+"""`headgate report gpu`: GPU-hours by whom and for what, priced, in parts that add up to the scheduler's own total."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from registry import clock
+from registry.attribution import Allocation, Attributed, Line
+from registry.prices import PriceBook
+from registry.report import Chart, Check, Column, Section
+from registry.report_columns import HOUR, MICRO, TOP, Row, credits, dimensions, equal, named, row, top
+
+K = TypeVar("K")
+
+ALLOWED = ("tenant", "user", "model", "account", "partition", "qos", "gpu", "subject")
+DEFAULT = ("tenant",)
+WHATS = {"serving": "Serving", "startup": "Start-up", "idle": "Idle", "training": "Training", "batch": "Batch"}
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTime:
+    """What a reader may see of a window's GPU time."""
+
+    lines: tuple[Line, ...]
+    allocations: tuple[Allocation, ...]
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]  # why it may not be all
+
+
+def seen(attributed: Attributed, tenants: Collection[str] | None, payer: Callable[[Allocation], str | None]) -> GpuTime:
+    """`tenants`: of these alone; the site's totals are then nobody's to see. `payer`: the tenant of a job."""
+    books = attributed.books
+    notes = () if books.partial is None else (f"The scheduler's books may not be whole: {books.partial}",)
+    if tenants is not None:
+        return GpuTime(
+            tuple(line for line in attributed.lines if line.tenant in tenants),
+            tuple(a for a in books.allocations if payer(a) in tenants),
+            (Check("the site's parts add up to the scheduler's total", attributed.adds_up),),
+            notes,
+        )
+    checks = tuple(
+        equal(f"{name} of the lines", sum(of), total, "the scheduler's total")
+        for name, of, total in (
+            ("GPU-seconds", (line.gpu_s for line in attributed.lines), books.gpu_s),
+            ("CPU-seconds", (line.cpu_s for line in attributed.lines), books.cpu_s),
+        )
+    )
+    return GpuTime(attributed.lines, books.allocations, checks, notes)
+
+
+Priced = Callable[[Line], int]  # micro-credits
+
+
+def prices_of(allocations: Iterable[Allocation], book: PriceBook) -> Priced:
+    """A GPU-hour costs what was in force when its allocation began, or where the window did if that was later."""
+    paid: dict[tuple[str, str], tuple[float, int]] = {}  # (subject, type) -> credits per hour times GPU-seconds, these
+    for a in allocations:
+        at = clock.text(datetime.fromtimestamp(a.start, UTC))
+        for kind, gpus in a.gpus_by_type:
+            seconds = gpus * (a.end - a.start)
+            before = paid.get(key := (a.subject or a.job, kind), (0.0, 0))
+            paid[key] = (before[0] + book.of_gpu(kind, at) * seconds, before[1] + seconds)
+
+    def price(line: Line) -> int:
+        weighted, seconds = paid.get((line.subject, line.gpu_type), (0.0, 0))
+        return round(weighted / seconds * line.gpu_s * MICRO / HOUR) if seconds else 0
+
+    return price
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    gpu_s: int = 0
+    cpu_s: int = 0
+    microcredits: int = 0
+
+    def __add__(self, other: Time) -> Time:
+        return Time(self.gpu_s + other.gpu_s, self.cpu_s + other.cpu_s, self.microcredits + other.microcredits)
+
+
+Times = Mapping[str, Time]  # what for -> how much
+
+
+def summed(lines: Iterable[Line], priced: Priced, key: Callable[[Line], K]) -> dict[K, Times]:
+    """In one pass: a large site has hundreds of thousands of lines a month."""
+    sums: dict[K, dict[str, list[int]]] = {}
+    for line in lines:
+        of = sums.setdefault(key(line), {}).setdefault(line.what, [0, 0, 0])
+        of[0] += line.gpu_s
+        of[1] += line.cpu_s
+        of[2] += priced(line)
+    return {one: {what: Time(*of) for what, of in whats.items()} for one, whats in sums.items()}
+
+
+def by_what(lines: Iterable[Line], priced: Priced) -> Times:
+    return summed(lines, priced, lambda _: None).get(None, {})
+
+
+def total(times: Times, *whats: str) -> Time:
+    """Of all, or of these alone."""
+    return sum((times.get(what, Time()) for what in whats or times), Time())
+
+
+def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
+    """Where there was no GPU at all, the parts are CPU-hours."""
+    groups = summed(of.lines, priced, lambda line: tuple(_value(line, one) for one in by))
+    whole = together(groups.values())
+    unit = "GPU" if total(whole).gpu_s else "CPU"
+
+    def hours(time: Time) -> float:
+        return (time.gpu_s if unit == "GPU" else time.cpu_s) / HOUR
+
+    def cells(times: Times) -> Row:
+        everything = total(times)
+        return row(
+            **{what: hours(total(times, what)) for what in WHATS},
+            gpu_hours=everything.gpu_s / HOUR,
+            cpu_hours=everything.cpu_s / HOUR,
+            credits=credits(everything.microcredits),
+        )
+
+    most = top([*groups.items()], lambda item: (hours(total(item[1])),))
+    chart = Chart(
+        "stacked",
+        f"{unit}-hours by {by[0]}",
+        f"{unit}-hours",
+        tuple(" / ".join(key) for key, _ in most),
+        tuple((title, tuple(hours(total(times, what)) for _, times in most)) for what, title in WHATS.items()),
+    )
+    return Section(
+        "gpu",
+        f"{unit}-hours",
+        (
+            *dimensions(by),
+            *(Column(what, title, "hours") for what, title in WHATS.items()),
+            Column("gpu_hours", "GPU-hours", "hours"),
+            Column("cpu_hours", "CPU-hours", "hours"),
+            Column("credits", "Credits", "credits"),
+        ),
+        tuple(named(by, key) | cells(times) for key, times in sorted(groups.items())),
+        named(by[:1], ["total"]) | cells(whole),
+        notes=(
+            "A GPU-hour costs what was in force when its job began.",
+            *((f"The chart shows the {TOP} largest of {len(groups)}.",) if len(groups) > TOP else ()),
+        ),
+        charts=(chart,) if groups else (),
+    )
+
+
+def together(of: Iterable[Times]) -> Times:
+    found: dict[str, Time] = {}
+    for times in of:
+        for what, time in times.items():
+            found[what] = found.get(what, Time()) + time
+    return found
+
+
+def what_for(times: Times) -> Section:
+    """In whole seconds, which add up."""
+
+    def cells(what: str, time: Time) -> Row:
+        return row(what=what, gpu_s=time.gpu_s, cpu_s=time.cpu_s, credits=credits(time.microcredits))
+
+    return Section(
+        "what",
+        "What for",
+        (
+            Column("what", "What"),
+            Column("gpu_s", "GPU-seconds", "count"),
+            Column("cpu_s", "CPU-seconds", "count"),
+            Column("credits", "Credits", "credits"),
+        ),
+        tuple(cells(title, total(times, what)) for what, title in WHATS.items()),
+        cells("total", total(times)),
+    )
+
+
+def _value(line: Line, by: str) -> str:
+    match by:
+        case "tenant":
+            return line.tenant or "none"
+        case "gpu":
+            return line.gpu_type or ("untyped" if line.gpu_s else "none")
+    return str(getattr(line, by)) or "none"
