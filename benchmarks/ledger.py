@@ -6,7 +6,8 @@ Everything on one core. The first figure is how many pairs of hold and settlemen
 `LedgerWriter.hold` to committed rows of `ledger.db`; its peer is bare sqlite3 writing the very same rows in batches of
 100 pairs with synchronous=FULL, which journals nothing. The second is the CPU that a bill adds to a request, at a
 steady 5,000 requests a second and 32 in flight: event loop, flushes and projection together. The third is the event
-loop's part of it.
+loop's part of it. The last are how long a request waits for its hold: from `hold` until it is journaled and the request
+may be dispatched, at the same pace, beside the same turn of the loop without a ledger.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,7 +34,7 @@ from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
 from registry import ledger
 from registry.db import open_reader
-from registry.keys import LiveKey
+from registry.keys import LiveKey, Scope
 from registry.ledger import Attempt, Hold, Outcome, UsageEvent
 from registry.projection import CHECKPOINT_PAGES
 from registry.site import Price
@@ -44,12 +46,13 @@ RATE = 5000  # requests a second of the gateway
 SECONDS = 4.0
 BATCH = 100  # pairs in a transaction of the peer
 AT = "2026-01-01T12:00:00.000000Z"
-CALLER = LiveKey("key-0123456789ab", Tenant("physics", "root", None, ""), frozenset())
+CALLER = LiveKey("key-0123456789ab", Tenant("physics", "root", None, ""), frozenset({Scope.INFERENCE}), "ada")
 CALL = calls.read(Kind.CHAT, b'{"model":"llama-3-8b","messages":[{"role":"user","content":"x"}],"max_tokens":50}')
 
 
 def attempt() -> Attempt:
-    return Attempt(ledger.mint(time.time_ns()), "physics", CALLER.id, CALL.model, "replica-0123456789ab", "chat", AT)
+    request = ledger.mint(time.time_ns())
+    return Attempt(f"{request}:1", "physics", CALLER.id, CALL.model, "replica-0123456789ab", "chat", AT, "ada")
 
 
 async def ours(directory: Path) -> None:
@@ -116,6 +119,38 @@ async def requests(directory: Path, billed: bool) -> float:
     return used
 
 
+async def waits(directory: Path, billed: bool) -> list[float]:
+    """How long each request waited, in s: for its hold and, without a ledger, for the end of the turn of the loop."""
+    loop = asyncio.get_running_loop()
+    writer = LedgerWriter(directory / "ledger.db", loop)
+    found: list[float] = []
+    began = time.monotonic()
+
+    def request() -> None:
+        arrived = time.perf_counter()
+        one = attempt()
+
+        def go() -> None:
+            found.append(time.perf_counter() - arrived)
+            if billed:
+                writer.record(UsageEvent(one, 10, 20, 50, Outcome.COMPLETED, AT))
+
+        if billed:
+            writer.hold(Hold(one, 60, 110))
+            writer.when_journaled(go, lambda failure: None)
+        else:
+            loop.call_soon(go)
+
+    for turn in range(int(RATE * SECONDS) // IN_FLIGHT):
+        await asyncio.sleep(max(0.0, began + turn * IN_FLIGHT / RATE - time.monotonic()))
+        for _ in range(IN_FLIGHT):
+            request()
+    while len(found) < int(RATE * SECONDS) // IN_FLIGHT * IN_FLIGHT:
+        await asyncio.sleep(0)
+    await writer.close()
+    return found
+
+
 def in_a_directory(work: Callable[[Path], object], pairs: int) -> Callable[[], None]:
     def run() -> None:
         directory = Path(tempfile.mkdtemp(prefix="headgate-ledger-", dir=os.environ.get("TMPDIR", "/tmp")))
@@ -156,6 +191,19 @@ def main() -> None:
     show(f"CPU that a bill adds to a request, {IN_FLIGHT} in flight, {RATE} a second", added * 1e6, "us")
     on_the_loop = (min(loop_s[True][1:]) - min(loop_s[False][1:])) / number
     show("of it on the event loop's thread", on_the_loop * 1e6, "us")
+    wait_s: dict[bool, list[float]] = {True: [], False: []}
+    interleaved(
+        {
+            "billed": in_a_directory(lambda d: wait_s[True].extend(uvloop.run(waits(d, True))), number),
+            "free": in_a_directory(lambda d: wait_s[False].extend(uvloop.run(waits(d, False))), 0),
+        },
+        rounds=3,
+    )
+    cuts = {billed: statistics.quantiles(found, n=100) for billed, found in wait_s.items()}
+    for percent in (50, 99):
+        waited = {billed: found[percent - 1] * 1e6 for billed, found in cuts.items()}
+        figure = f"wait of a request for its hold, p{percent}, {IN_FLIGHT} at once, {RATE} a second"
+        show(figure, waited[True], "us", "the same turn of the loop without a ledger", waited[False])
 
 
 if __name__ == "__main__":

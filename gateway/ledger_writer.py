@@ -120,7 +120,7 @@ class LedgerWriter:
             self._write()
 
     def on_projector(self, errand: Errand) -> None:
-        """Run something on the ledger's connection within 250 ms, in the projector's thread and its own transactions.
+        """Run something on the ledger's connection within 100 ms, in the projector's thread and its own transactions.
 
         Nothing runs while another gateway has the ledger; the latest thousand wait until this one has it.
         """
@@ -135,6 +135,7 @@ class LedgerWriter:
         if self._closed:
             return
         self.flush()
+        self.flush()  # of what was recorded by those who waited for the first
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()

@@ -23,7 +23,7 @@ from gateway.errors import BadRequest, LedgerUnwritable
 from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
 from gateway.projector import DIED
-from registry import journal, ledger
+from registry import clock, journal, ledger
 from registry.db import Database, StorageError, open_reader, transaction
 from registry.keys import LiveKey, Scope
 from registry.ledger import Attempt, Hold, Note, Outcome, UsageEvent
@@ -264,6 +264,46 @@ async def test_an_errand_runs_on_the_ledgers_connection_and_one_that_fails_harms
 
         await until(noted)
         assert writer.failure is None
+
+
+async def test_what_the_ledger_refuses_is_counted_and_kept(path: Path) -> None:
+    async with writing(path) as writer:
+        held(writer, hold("one"))
+        writer.record(event("one"))
+        writer.record(event("one"))  # once more: nothing
+        writer.record(event("one")._replace(completion_tokens=21))
+        await until(lambda: writer.conflicts)
+        assert writer.conflicts == 1
+        assert books(path) == (["one"], 0)
+    reader = open_reader(path)
+    assert [r["why"] for r in reader.conn.execute("SELECT why FROM conflicts")] == [
+        "event one: is in the ledger with other contents"
+    ]
+    reader.close()
+
+
+async def test_old_months_are_rolled_up_while_others_are_billed(path: Path) -> None:
+    writer = LedgerWriter(path, asyncio.get_running_loop(), pytest.fail, keep_months=1)
+    held(writer, hold("old"))
+    writer.record(event("old"))  # of January 2026
+    now = clock.now()
+    await until(lambda: books(path) == (["old"], 0))
+    await writer.close()
+    writer = LedgerWriter(path, asyncio.get_running_loop(), pytest.fail, keep_months=1)
+    held(writer, hold("new"))
+    writer.record(event("new")._replace(ended_at=now))
+    await until(lambda: books(path) == (["new"], 0))
+    await writer.close()
+    reader = open_reader(path)
+    assert ledger.tokens_by_tenant(reader) == {"physics": 60}
+    reader.close()
+
+
+async def test_what_waited_for_a_hold_when_the_ledger_closes_is_billed(path: Path) -> None:
+    async with writing(path) as writer:
+        writer.hold(hold("one"))
+        writer.when_journaled(lambda: writer.record(event("one")), pytest.fail)
+    assert books(path) == (["one"], 0)
 
 
 async def test_a_directory_that_cannot_be_written_is_told_at_the_start(path: Path) -> None:
