@@ -10,20 +10,26 @@ import enum
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from registry import clock, tenants
 from registry.db import Conflict, Database, NotFound, RegistryError, StorageError, row, rows, transaction
 from registry.tenants import Tenant
 
+log = logging.getLogger(__name__)
+
 SECRET_BYTES = 32
+EXPIRED_KNOWN = timedelta(days=1)  # for so long after its end, a key is told that it expired; later, that it is unknown
 LONGEST_MODEL = 256  # characters of a model's name
 APPLICATION = "app:"  # begins the `user` of a key that belongs to an application
+_LIVE = "revoked_at IS NULL AND keyed = 1"
 _SHOWN = "id, tenant, user, owner, hint, created_at, revoked_at, scopes, models, expires_at, replaced_by"
 
 
@@ -244,19 +250,36 @@ def everything(db: Database) -> list[Key]:
 
 
 def live(db: Database) -> dict[str, LiveKey]:
-    """By the hash of each key that was not revoked. Expiry is the reader's to look at."""
+    """By the hash of each key that was not revoked, nor expired long ago. Whether it expired just now, its reader sees.
+
+    A key that cannot be read is nobody's; the others' are not in doubt for it.
+    """
     known = {t.name: t for t in tenants.everyone(db)}
-    return {
-        r["hash"]: LiveKey(
-            r["id"],
-            known[r["tenant"]],
-            frozenset(_scopes(r["scopes"])),
-            r["user"],
-            None if r["models"] is None else frozenset(json.loads(r["models"])),
-            None if r["expires_at"] is None else clock.parse(r["expires_at"]).timestamp(),
-        )
-        for r in rows(db, "SELECT * FROM keys WHERE revoked_at IS NULL AND keyed = 1")
-    }
+    since = clock.text(datetime.now(UTC) - EXPIRED_KNOWN)
+    found = {}
+    for r in rows(db, f"SELECT * FROM keys WHERE {_LIVE} AND (expires_at IS NULL OR expires_at > ?)", since):
+        try:
+            found[str(r["hash"])] = _live(r, known[r["tenant"]])
+        except ValueError as e:
+            log.error("key %s opens nothing, as what the registry has of it cannot be read: %s", r["id"], e)
+    return found
+
+
+def find(db: Database, hashed: str) -> LiveKey | None:
+    """One that was not revoked, by its hash. Raises ValueError for one that cannot be read."""
+    found = row(db, f"SELECT * FROM keys WHERE hash = ? AND {_LIVE}", hashed)
+    return None if found is None else _live(found, tenants.get(db, found["tenant"]))
+
+
+def _live(found: sqlite3.Row, tenant: Tenant) -> LiveKey:
+    return LiveKey(
+        found["id"],
+        tenant,
+        frozenset(_scopes(found["scopes"])),
+        found["user"],
+        None if found["models"] is None else frozenset(json.loads(found["models"])),
+        None if found["expires_at"] is None else clock.parse(found["expires_at"]).timestamp(),
+    )
 
 
 def _key(found: sqlite3.Row) -> Key:

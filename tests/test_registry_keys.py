@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import clock, keys, tenants
+from registry import clock, keys, prices, tenants
 from registry.db import Conflict, Database, NotFound, RegistryError, StorageError, open_writer, rows, transaction
 from registry.keys import LiveKey, Scope
 from registry.migrations import MIGRATIONS
@@ -197,6 +197,42 @@ def test_a_rotation_that_fails_half_way_leaves_one_key(physics: Database) -> Non
     with pytest.raises(Conflict, match="refuses this: no"):
         keys.rotate(physics, SECRET, old.id, "root", ahead(hours=1))
     assert keys.everything(physics) == [old]
+
+
+def test_a_key_that_cannot_be_read_opens_nothing_and_keeps_no_other_from_being_known(physics: Database) -> None:
+    odd, shown = keys.create(physics, SECRET, "physics", "root", expires_at=ahead(days=1))
+    good, _ = keys.create(physics, SECRET, "physics", "root")
+    physics.conn.execute("UPDATE keys SET expires_at = '300-01-01T00:00:00.000000Z' WHERE id = ?", (odd.id,))
+    assert live(physics) == {good.id}
+    with pytest.raises(ValueError, match="300-01-01"):
+        keys.find(physics, keys.digest(SECRET, shown))
+
+
+def test_an_early_year_is_past(physics: Database) -> None:
+    early = clock.text(datetime(300, 1, 1, tzinfo=UTC))
+    assert clock.parse(early) == datetime(300, 1, 1, tzinfo=UTC)
+    with pytest.raises(RegistryError, match=r"cannot expire at 0300-01-01T00:00:00.000000Z, which is past"):
+        keys.create(physics, SECRET, "physics", "root", expires_at=early)
+    with pytest.raises(RegistryError, match=r"valid from 0300-01-01T00:00:00.000000Z, which is past"):
+        prices.put(physics, prices.Kind.MODEL, "m", "root", valid_from=early, prompt=1)
+
+
+def test_a_key_is_found_by_its_hash_until_it_is_revoked(physics: Database) -> None:
+    key, shown = keys.create(physics, SECRET, "physics", "root", user="ada")
+    hashed = keys.digest(SECRET, shown)
+    assert keys.find(physics, hashed) == keys.live(physics)[hashed]
+    assert keys.find(physics, "0" * 64) is None
+    keys.revoke(physics, key.id)
+    assert keys.find(physics, hashed) is None
+
+
+@pytest.mark.parametrize(("ended", "known"), [(timedelta(hours=23), True), (timedelta(hours=25), False)])
+def test_a_key_that_expired_more_than_a_day_ago_is_not_kept_in_mind(
+    physics: Database, ended: timedelta, known: bool
+) -> None:
+    key, _ = keys.create(physics, SECRET, "physics", "root")
+    physics.conn.execute("UPDATE keys SET expires_at = ? WHERE id = ?", (clock.text(datetime.now(UTC) - ended), key.id))
+    assert live(physics) == ({key.id} if known else set())
 
 
 # -- the site's secret ------------------------------------------------------------------------------------------------
