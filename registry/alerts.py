@@ -111,14 +111,15 @@ def standings(
     found = []
     for (subject, name), limits in limited.items():
         for limit, (unit, length) in QUANTITIES.items():
-            allowed = getattr(limits, limit)
-            if not allowed:
+            scale = 1 if unit == "tokens" else 1_000_000
+            allowed = getattr(limits, limit) or 0
+            whole = round(allowed * scale)
+            if not whole:
                 continue
             window = clock.text(now)[:length] or ALL
             tokens, microcredits = totals.get((window, subject, name), (0, 0))
-            scale = 1 if unit == "tokens" else 1_000_000
             used = tokens if unit == "tokens" else microcredits
-            key = Key(subject, name, limit, window, round(allowed * scale))
+            key = Key(subject, name, limit, window, whole)
             found.append(Standing(key, used, f"{_number(used / scale)} of {_number(allowed)} {unit}"))
     return found
 

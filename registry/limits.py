@@ -12,6 +12,7 @@ from registry import clock
 from registry.db import Database, RegistryError, row, rows, transaction
 
 LARGEST = 2**53  # of any limit: what a float, and so JSON, holds exactly
+SMALLEST = 1e-6  # credits: what is counted in has no smaller unit
 
 
 class Subject(enum.StrEnum):
@@ -60,6 +61,8 @@ def checked(changes: Mapping[str, object], of: str) -> dict[str, float | int | N
             lowest = 1 if name == "burst" else 0
             kind = "a whole number" if whole else "a number"
             raise RegistryError(f"{of}: {name} must be {kind} from {lowest} to {LARGEST}, or nothing, not {value!r}")
+        if not whole and value is not None and 0 < value < SMALLEST:
+            raise RegistryError(f"{of}: {name} must be 0 or at least {SMALLEST:f} (a micro-credit), not {value!r}")
         found[name] = value
     return found
 
