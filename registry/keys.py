@@ -29,6 +29,10 @@ SECRET_BYTES = 32
 EXPIRED_KNOWN = timedelta(days=1)  # for so long after its end, a key is told that it expired; later, that it is unknown
 LONGEST_MODEL = 256  # characters of a model's name
 APPLICATION = "app:"  # begins the `user` of a key that belongs to an application
+_WITHOUT = (
+    "without it no key is known: put it back, from where registry.db is backed up to. "
+    "If it is lost for good, DELETE FROM key_secret in registry.db gives up every key there is"
+)
 _LIVE = "revoked_at IS NULL AND keyed = 1"
 _SHOWN = "id, tenant, user, owner, hint, created_at, revoked_at, scopes, models, expires_at, replaced_by"
 
@@ -68,8 +72,33 @@ class LiveKey:
     expires_at: float | None = None  # Unix seconds
 
 
+def secret_for(db: Database, path: Path) -> bytes:
+    """The site's secret (registry.site.Site.key_secret), for the registry's writer: made at the first start.
+
+    From then on it is the registry's, whose plain hashes, of a Headgate that had no secret, are replaced by keyed ones.
+    Raises StorageError, also for one that was lost or is another: with it no key there is would be known.
+    """
+    with transaction(db) as c:
+        if row(db, "SELECT 1 FROM key_secret") is None:
+            c.execute("INSERT INTO key_secret VALUES (?)", (digest(secret_of(path), ""),))
+        secret = read_secret(path)
+        check_secret(db, secret, path)
+        for r in rows(db, "SELECT id, hash FROM keys WHERE keyed = 0"):
+            c.execute("UPDATE keys SET hash = ?, keyed = 1 WHERE id = ?", (_keyed(secret, r["hash"]), r["id"]))
+    return secret
+
+
+def check_secret(db: Database, secret: bytes, path: Path) -> None:
+    """Raises StorageError unless this is the secret that the registry's keys are hashed with."""
+    kept = row(db, "SELECT digest FROM key_secret")
+    if kept is None:
+        raise StorageError("no controller of this release has started yet, so that keys have no hashes to be known by")
+    if kept["digest"] != digest(secret, ""):
+        raise StorageError(f"{path}: is not the secret that the keys' hashes were made with; {_WITHOUT}")
+
+
 def secret_of(path: Path) -> bytes:
-    """The site's secret (registry.site.Site.key_secret), made when there is none. Raises StorageError."""
+    """The site's secret, made when there is none. Raises StorageError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -86,8 +115,23 @@ def secret_of(path: Path) -> bytes:
                     pass  # another process was first, and its secret is the site's
             finally:
                 hidden.unlink()
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)  # else a power loss may leave hashes without it
+            finally:
+                os.close(directory)
+    except OSError as e:
+        raise StorageError(f"{path}: the secret of the keys' hashes cannot be made: {e.strerror or e}") from e
+    return read_secret(path)
+
+
+def read_secret(path: Path) -> bytes:
+    """The site's secret. Raises StorageError."""
+    try:
         found = path.read_bytes()
         shared = path.stat().st_mode & 0o077
+    except FileNotFoundError as e:
+        raise StorageError(f"{path}: the secret that the keys' hashes were made with is gone; {_WITHOUT}") from e
     except OSError as e:
         raise StorageError(f"{path}: the secret of the keys' hashes: {e.strerror or e}") from e
     if len(found) != SECRET_BYTES or shared:
@@ -101,13 +145,6 @@ def digest(secret: bytes, key: str) -> str:
 
 def _keyed(secret: bytes, sha256: str) -> str:
     return hmac.digest(secret, sha256.encode(), "sha256").hex()
-
-
-def key_the_hashes(db: Database, secret: bytes) -> None:
-    """Replace plain hashes, of a Headgate that had no secret, by keyed ones. Idempotent."""
-    with transaction(db) as c:
-        for r in rows(db, "SELECT id, hash FROM keys WHERE keyed = 0"):
-            c.execute("UPDATE keys SET hash = ?, keyed = 1 WHERE id = ?", (_keyed(secret, r["hash"]), r["id"]))
 
 
 def checked_scopes(words: Iterable[object]) -> tuple[Scope, ...]:

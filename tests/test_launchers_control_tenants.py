@@ -194,7 +194,7 @@ async def test_a_rotated_key_works_on_until_its_grace_is_over(api: Api) -> None:
 async def test_a_running_gateway_hears_of_limits_prices_and_revocations(api: Api) -> None:
     await api.post("tenants", {"name": "physics"})
     made = await api.key("physics")
-    catalog = Catalog(api.site.registry_db, api.controller.key_secret)
+    catalog = Catalog(api.site.registry_db, api.site.key_secret)
     try:
         catalog.refresh()
         hashed = keys.digest(api.controller.key_secret, made["secret"])

@@ -107,9 +107,9 @@ def test_a_key_of_before_scopes_calls_models_and_nothing_more(tmp_path: Path) ->
     try:
         assert keys.live(db) == {}  # until it is keyed
         for _ in range(2):
-            keys.key_the_hashes(db, SECRET)
+            secret = keys.secret_for(db, tmp_path / "key.secret")
         (found,) = keys.live(db).items()
-        assert found[0] == keys.digest(SECRET, shown) and sha256 not in str(
+        assert found[0] == keys.digest(secret, shown) and sha256 not in str(
             [tuple(r) for r in rows(db, "SELECT * FROM keys")]
         )
         assert (found[1].scopes, found[1].user, found[1].models) == ({Scope.INFERENCE}, "ada", None)
@@ -256,3 +256,17 @@ def test_a_secret_that_others_may_read_or_that_is_short_is_refused(tmp_path: Pat
     path.write_bytes(b"short")
     with pytest.raises(StorageError, match="must hold 32 bytes"):
         keys.secret_of(path)
+
+
+def test_a_secret_that_was_lost_is_not_replaced_by_another(registry: Database, tmp_path: Path) -> None:
+    path = tmp_path / "key.secret"
+    made = keys.secret_for(registry, path)
+    assert keys.secret_for(registry, path) == made
+    path.rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match=r"key.secret: the secret .* is gone; without it no key is known: put it ba"):
+        keys.secret_for(registry, path)
+    keys.secret_of(path)
+    with pytest.raises(StorageError, match=r"key.secret: is not the secret that the keys' hashes were made with; wit"):
+        keys.secret_for(registry, path)
+    (tmp_path / "elsewhere").replace(path)
+    assert keys.secret_for(registry, path) == made
