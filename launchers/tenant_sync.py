@@ -93,7 +93,7 @@ def plan(
 def _no_tenant(account: str, known: Iterable[Tenant]) -> str | None:
     """Why no tenant of its name can be made for an account."""
     try:
-        tenants.checked_new(account)
+        tenants.checked_name("tenant", account)
     except RegistryError as e:
         return str(e)
     for tenant in known:

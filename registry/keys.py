@@ -15,12 +15,13 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from registry import clock, tenants
 from registry.db import Conflict, Database, NotFound, RegistryError, StorageError, row, rows, transaction
+from registry.steps import APPLICATION as APPLICATION
 from registry.tenants import Tenant
 
 log = logging.getLogger(__name__)
@@ -28,13 +29,12 @@ log = logging.getLogger(__name__)
 SECRET_BYTES = 32
 EXPIRED_KNOWN = timedelta(days=1)  # for so long after its end, a key is told that it expired; later, that it is unknown
 LONGEST_MODEL = 256  # characters of a model's name
-APPLICATION = "app:"  # begins the `user` of a key that belongs to an application
 _WITHOUT = (
     "without it no key is known: put it back, from where registry.db is backed up to. "
     "If it is lost for good, DELETE FROM key_secret in registry.db gives up every key there is"
 )
 _LIVE = "revoked_at IS NULL AND keyed = 1"
-_SHOWN = "id, tenant, user, owner, hint, created_at, revoked_at, scopes, models, expires_at, replaced_by"
+_SHOWN = "id, tenant, user, owner, hint, created_at, revoked_at, scopes, models, expires_at, replaced_by, first"
 
 
 class Scope(enum.StrEnum):
@@ -58,6 +58,12 @@ class Key:
     models: tuple[str, ...] | None = None  # the names it may call; None: all
     expires_at: str | None = None
     replaced_by: str | None = None  # the key that it was rotated to
+    first: str | None = None  # the key that its rotations began with; None: itself
+
+    @property
+    def counts_as(self) -> str:
+        """The id that its limits and its usage stand under: rotating a key sheds neither."""
+        return self.first or self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,12 @@ class LiveKey:
     user: str = ""
     models: frozenset[str] | None = None
     expires_at: float | None = None  # Unix seconds
+    first: str | None = None
+
+    @property
+    def counts_as(self) -> str:
+        """As Key's."""
+        return self.first or self.id
 
 
 def secret_for(db: Database, path: Path) -> bytes:
@@ -256,6 +268,8 @@ def rotate(
 ) -> tuple[Key, str]:
     """A new key in the place of an old one, which works `until` then. `expires_at`: the new one's, else as the old one.
 
+    What the old one was limited to and has used holds for the new one.
+
     Raises Conflict for a key that is over: rotated already, revoked or expired.
     """
     with transaction(db) as c:
@@ -268,7 +282,8 @@ def rotate(
         )
         until = min(until, old.expires_at) if old.expires_at else until
         c.execute("UPDATE keys SET expires_at = ?, replaced_by = ? WHERE id = ?", (until, key.id, key_id))
-    return key, shown
+        c.execute("UPDATE keys SET first = ? WHERE id = ?", (old.counts_as, key.id))
+    return replace(key, first=old.counts_as), shown
 
 
 def _over(key: Key, now: str) -> str | None:
@@ -316,6 +331,7 @@ def _live(found: sqlite3.Row, tenant: Tenant) -> LiveKey:
         found["user"],
         None if found["models"] is None else frozenset(json.loads(found["models"])),
         None if found["expires_at"] is None else clock.parse(found["expires_at"]).timestamp(),
+        found["first"],
     )
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 
 from registry.db import Database, snapshot
 from registry.ledger_sums import ALL, COUNTED, SUMS
-from registry.steps import Outcome
+from registry.steps import APPLICATION, Outcome
 
 NAMED = 20  # problems of one kind that are told one by one
 
@@ -180,11 +180,12 @@ def _balances(c: sqlite3.Connection) -> Iterator[str]:
 
 def _totals(c: sqlite3.Connection) -> Iterator[str]:
     """Against `daily`, which is proved against the events."""
+    user = f"CASE WHEN substr(user, 1, {len(APPLICATION)}) = '{APPLICATION}' THEN tenant || '/' || user ELSE user END"
     said = " UNION ALL ".join(
         f"""SELECT {period} AS period, '{subject}' AS subject, {column} AS name,
             sum(prompt_tokens + completion_tokens), sum(microcredits) FROM daily WHERE {column} != '' GROUP BY 1, 3"""
         for period in (f"'{ALL}'", "substr(day, 1, 7)", "day")
-        for subject, column in (("key", "key_id"), ("user", "user"), ("tenant", "tenant"), ("model", "model"))
+        for subject, column in (("key", "key_id"), ("user", user), ("tenant", "tenant"), ("model", "model"))
     )
     for r in _differing(c, "SELECT * FROM usage_totals", said, 3, 2):
         total, summed = tuple(r)[3:5], tuple(r)[5:]

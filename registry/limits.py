@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from registry import clock
 from registry.db import Database, RegistryError, row, rows, transaction
+from registry.steps import APPLICATION
 
 LARGEST = 2**53  # of any limit: what a float, and so JSON, holds exactly
 SMALLEST = 1e-6  # credits: what is counted in has no smaller unit
@@ -19,7 +20,7 @@ class Subject(enum.StrEnum):
     """Whom a limit is for."""
 
     KEY = "key"  # by its id
-    USER = "user"  # by name, whatever tenant pays; an application is "app:NAME"
+    USER = "user"  # by name, whatever tenant pays; an application, which is its tenant's own, is "TENANT/app:NAME"
     TENANT = "tenant"
     MODEL = "model"  # a deployment, an adapter of one or an external model: everybody's calls of it together
 
@@ -43,6 +44,11 @@ class Limits:
 NAMES = tuple(f.name for f in dataclasses.fields(Limits))
 WHOLE = frozenset(f.name for f in dataclasses.fields(Limits) if f.type == "int | None")
 UNLIMITED = Limits()
+
+
+def user_name(tenant: str, user: str) -> str:
+    """Under which name of Subject.USER a key of this tenant and user counts."""
+    return f"{tenant}/{user}" if user.startswith(APPLICATION) else user
 
 
 def checked(changes: Mapping[str, object], of: str) -> dict[str, float | int | None]:

@@ -80,14 +80,13 @@ def test_what_stands_already_is_left_as_it_is() -> None:
 
 
 def test_an_account_whose_name_no_tenant_can_have_is_skipped_with_the_reason() -> None:
-    seen = [association(name, "ada") for name in ("Big Iron", "platform", "taken", "free", "fine")]
+    seen = [association(name, "ada") for name in ("Big Iron", "taken", "free", "fine")]
     known = [tenant("taken", "other"), tenant("free", None)]
     planned = plan(seen, known, [], [], prune=False)
     assert (planned.create, planned.add) == ((("fine", "fine"),), (("fine", "ada"),))
     why = dict(planned.skipped)
-    assert list(why) == ["Big Iron", "free", "platform", "taken"]
+    assert list(why) == ["Big Iron", "free", "taken"]
     assert "tenant name 'Big Iron' is not allowed" in why["Big Iron"]
-    assert "what Headgate's own requests are booked to" in why["platform"]
     assert "tenant taken exists and stands for account other" in why["taken"]
     assert "tenant free exists and stands for no account; `headgate tenant account` changes that" in why["free"]
 

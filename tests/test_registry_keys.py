@@ -169,6 +169,14 @@ def test_a_rotated_key_is_replaced_by_one_like_it_and_works_for_its_grace(physic
     assert keys.live(physics)[keys.digest(SECRET, shown)].id == new.id and live(physics) == {old.id, new.id}
 
 
+def test_however_often_it_is_rotated_a_key_counts_as_the_one_it_was(physics: Database) -> None:
+    first, _ = keys.create(physics, SECRET, "physics", "root")
+    second, _ = keys.rotate(physics, SECRET, first.id, "root", ahead(hours=1))
+    third, shown = keys.rotate(physics, SECRET, second.id, "root", ahead(hours=1))
+    assert keys.get(physics, third.id) == third
+    assert {k.counts_as for k in (first, second, third, keys.live(physics)[keys.digest(SECRET, shown)])} == {first.id}
+
+
 def test_rotation_never_prolongs_the_old_key_and_the_new_one_only_when_asked(physics: Database) -> None:
     expires, later = ahead(hours=1), ahead(days=9)
     old, _ = keys.create(physics, SECRET, "physics", "root", expires_at=expires)
