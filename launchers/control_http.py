@@ -29,7 +29,7 @@ def reading(request: web.Request, kind: str) -> Controller:
 async def body_of(request: web.Request, required: dict[str, type], optional: dict[str, type]) -> dict[str, Any]:
     """The request's JSON object with just these fields. Raises ValueError naming the field and what is allowed."""
     try:
-        body = await request.json()
+        body = await request.json() if required or request.can_read_body else {}
     except json.JSONDecodeError as e:
         raise ValueError(f"the body is not JSON: {e}") from e
     if not isinstance(body, dict):

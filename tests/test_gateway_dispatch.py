@@ -372,7 +372,7 @@ async def test_what_a_shadow_used_is_the_platforms(tmp_path: Path, stream: bool)
         ):
             assert answer.status == 200
             await answer.read()
-        theirs, ours = sorted(await platform.settled(2), key=lambda e: e.attempt.tenant)
+        ours, theirs = sorted(await platform.settled(2), key=lambda e: e.attempt.tenant)
         assert (theirs.attempt.tenant, theirs.attempt.model) == ("physics", "large")
         assert (ours.attempt.tenant, ours.attempt.user, ours.attempt.key_id) == ("(platform)", "shadow", "")
         assert (ours.attempt.model, ours.attempt.replica, ours.outcome) == ("next", "next-1", Outcome.COMPLETED)

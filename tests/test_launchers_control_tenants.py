@@ -311,7 +311,7 @@ async def test_limits_are_set_taken_away_and_seen_by_whom_they_concern(peopled: 
 
 async def test_a_limit_of_a_rotated_key_is_one_of_the_key_it_began_with(peopled: Api) -> None:
     first = (await peopled.key("physics", user="ada"))["key"]["id"]
-    second = (await peopled.post(f"keys/{first}/rotate", {}))["key"]["id"]
+    second = (await peopled.post(f"keys/{first}/rotate"))["key"]["id"]
     third = (await peopled.post(f"keys/{second}/rotate", {}))["key"]["id"]
     said = await peopled.post("quotas", {"of": "key", "name": third, "limits": {"token_budget": 5}}, 200)
     assert said["name"] == first
