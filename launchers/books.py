@@ -42,6 +42,7 @@ def _allocation(attempt: JobUsage, usage: Usage) -> Allocation:
         reservation=attempt.reservation,
         start=first,
         end=last,
+        began_at=int(started.timestamp()),
         # The record of a job that was resized begins later than the job did.
         waited_s=waited_s if started >= usage.start and waited_s >= 0 else None,
         gpus_by_type=tuple(sorted(attempt.allocated.gpus_of_each_type.items())),

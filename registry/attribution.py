@@ -35,6 +35,7 @@ class Allocation:
     reservation: str | None
     start: int  # Unix seconds: of what it held in the window
     end: int
+    began_at: int  # of the attempt itself, which may be before the window
     waited_s: int | None  # from its submission to its start; None where it did not start in the window
     gpus_by_type: tuple[tuple[str, int], ...]  # "" for those without a type; they add up to all its GPUs
     gpu_s: int
@@ -131,6 +132,7 @@ class Line:
     model: str  # a deployment's or an adapter's name; "" where the job served none
     subject: str  # the replica, the run, else the job
     gpu_type: str
+    began_at: int  # the allocation, in Unix seconds: what it costs is what was in force then
     gpu_s: int
     cpu_s: int
 
@@ -240,6 +242,7 @@ def _lines(job: Allocation, parts: Sequence[_Part]) -> Iterator[Line]:
                     model=part.model,
                     subject=job.subject or job.job,
                     gpu_type=gpu_type,
+                    began_at=job.began_at,
                     gpu_s=part_gpu_s,
                     cpu_s=part_cpu_s,
                 )

@@ -54,19 +54,17 @@ def seen(attributed: Attributed, tenants: Collection[str] | None, payer: Callabl
 Priced = Callable[[Line], int]  # micro-credits
 
 
-def prices_of(allocations: Iterable[Allocation], book: PriceBook) -> Priced:
-    """A GPU-hour costs what was in force when its allocation began, or where the window did if that was later."""
-    paid: dict[tuple[str, str], tuple[float, int]] = {}  # (subject, type) -> credits per hour times GPU-seconds, these
-    for a in allocations:
-        at = clock.text(datetime.fromtimestamp(a.start, UTC))
-        for kind, gpus in a.gpus_by_type:
-            seconds = gpus * (a.end - a.start)
-            before = paid.get(key := (a.subject or a.job, kind), (0.0, 0))
-            paid[key] = (before[0] + book.of_gpu(kind, at) * seconds, before[1] + seconds)
+def prices_of(book: PriceBook) -> Priced:
+    """A GPU-hour costs what was in force when its allocation began, be that before the window."""
+    known: dict[tuple[str, int], float] = {}  # (type, Unix seconds) -> credits
 
     def price(line: Line) -> int:
-        weighted, seconds = paid.get((line.subject, line.gpu_type), (0.0, 0))
-        return round(weighted / seconds * line.gpu_s * MICRO / HOUR) if seconds else 0
+        of = (line.gpu_type, line.began_at)
+        hour = known.get(of)
+        if hour is None:
+            at = clock.text(datetime.fromtimestamp(line.began_at, UTC))
+            hour = known[of] = book.of_gpu(line.gpu_type, at)
+        return round(hour * line.gpu_s * MICRO / HOUR)
 
     return price
 
@@ -143,7 +141,7 @@ def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
         tuple(named(by, key) | cells(times) for key, times in sorted(groups.items())),
         named(by[:1], ["total"]) | cells(whole),
         notes=(
-            "A GPU-hour costs what was in force when its job began.",
+            "A GPU-hour costs what was in force when its job began; one that was requeued begins anew.",
             *((f"The chart shows the {TOP} largest of {len(groups)}.",) if len(groups) > TOP else ()),
         ),
         charts=(chart,) if groups else (),

@@ -309,7 +309,7 @@ def _time(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[G
     by_user = of.kind == "gpu" and "user" in of.by
     found = replica_work.attributed(s.registry, s.ledger, books, window.start, end, s.site.attribution, by_user=by_user)
     time = gpu.seen(found, of.tenants, _payers(s).of)
-    return time, gpu.prices_of(time.allocations, _price_book(s))
+    return time, gpu.prices_of(_price_book(s))
 
 
 def _payers(s: Sources) -> Payers:

@@ -55,9 +55,9 @@ def of_jobs(books: Books, *names: str) -> list[tuple[object, ...]]:
 def test_an_attempt_is_clipped_to_the_window_and_one_that_never_ran_in_it_is_left_out() -> None:
     noon = int(NOON.timestamp())
     books = of(attempt(1, -100, 50), attempt(2, 3000, None), attempt(3, 3600, 3700), attempt(4, 5, 5))
-    assert of_jobs(books, "job", "start", "end", "gpu_s", "cpu_s", "waited_s") == [
-        ("1", noon, noon + 50, 100, 200, None),  # it did not start in the window
-        ("2", noon + 3000, noon + 3600, 1200, 2400, 7),
+    assert of_jobs(books, "job", "began_at", "start", "end", "gpu_s", "cpu_s", "waited_s") == [
+        ("1", noon - 100, noon, noon + 50, 100, 200, None),  # it did not start in the window
+        ("2", noon + 3000, noon + 3000, noon + 3600, 1200, 2400, 7),
     ]
     assert (books.gpu_s, books.cpu_s, books.partial) == (1300, 2600, None)
     assert of_jobs(books, "gpus_by_type") == [((("", 1), ("h100", 1)),)] * 2

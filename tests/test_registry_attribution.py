@@ -41,7 +41,8 @@ def job(start: int = 0, end: int = 100, gpus: int = 2, **others: Any) -> Allocat
     """A replica's job with two GPUs and four CPUs; instants are seconds after HOUR."""
     values: dict[str, Any] = dict(
         cluster="big", job="12", submitted_at=AT, user="ada", account="research", partition="gpu", qos="normal",
-        name="chat", state="COMPLETED", reservation=None, start=HOUR + start, end=HOUR + end, waited_s=0,
+        name="chat", state="COMPLETED", reservation=None, start=HOUR + start, end=HOUR + end, began_at=HOUR + start,
+        waited_s=0,
         gpus_by_type=(("h100", gpus),) if gpus else (), gpu_s=gpus * (end - start), cpu_s=4 * (end - start),
         purpose="serve", subject="r1",
     )  # fmt: skip
@@ -180,7 +181,7 @@ def test_any_other_job_is_one_line_of_its_accounts_tenant(purpose: str | None, w
     subject = "run-1" if purpose else None
     (line,) = attributed(books(job(account="teaching", purpose=purpose, subject=subject)), work()).lines
     assert line == Line(
-        what, "school", "ada", "teaching", "gpu", "normal", "", subject or "12", "h100", gpu_s=200, cpu_s=400
+        what, "school", "ada", "teaching", "gpu", "normal", "", subject or "12", "h100", HOUR, gpu_s=200, cpu_s=400
     )
 
 

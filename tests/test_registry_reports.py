@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from report_books import HOUR, allocation
 
-from registry import accounting, capture, deployments, ledger, limits, prices, reports, tenants
+from registry import accounting, capture, clock, deployments, ledger, limits, prices, reports, tenants
 from registry.attribution import Allocation, Books
 from registry.db import Database, NotFound, RegistryError, open_reader, open_writer
 from registry.ledger import Attempt, Hold, Outcome, Reversal, Step, UsageEvent
@@ -78,9 +78,10 @@ def used(
     model: str = "chat",
     replica: str = "replica-1",
     outcome: Outcome = Outcome.COMPLETED,
+    began: datetime | None = None,
 ) -> list[Step]:
-    at = ended.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    attempt = Attempt(n, tenant, f"key-{tenant}", model, replica, "chat", at, user)
+    at = clock.text(ended)
+    attempt = Attempt(n, tenant, f"key-{tenant}", model, replica, "chat", clock.text(began or ended), user)
     paid = prompt + 2 * completion
     return [Hold(attempt, 1000, 1000), UsageEvent(attempt, prompt, completion, paid, outcome, at, prompt // 2, 1)]
 
@@ -239,6 +240,18 @@ def test_gpu_time_is_told_by_what_and_whom_and_adds_up(made: Maker, registry: Da
     ]
     assert [check.holds for check in report.checks] == [True, True]
     assert "7,200" in report.checks[0].text
+
+
+def test_what_a_tenant_was_served_on_anothers_replica_costs_the_same_in_its_own_report(
+    made: Maker, registry: Database, written: Database
+) -> None:
+    serve(registry)
+    began = FIRST + timedelta(minutes=20)
+    ledger.record(written, used("7", began + timedelta(minutes=30), 100, 0, tenant="biology", user="eve", began=began))
+    told = Told(books())
+    (all_of_it,) = [r for r in rows(made("gpu", told=told), "gpu", "tenant", "serving", "credits") if r[0] == "biology"]
+    assert rows(made("gpu", of="biology", told=told), "gpu", "tenant", "serving", "credits") == [all_of_it]
+    assert all_of_it[1] and all_of_it[2] and float(all_of_it[2]) > 2.0
 
 
 def test_what_the_scheduler_did_not_tell_is_missing_and_the_report_says_why(made: Maker) -> None:
