@@ -84,7 +84,7 @@ def whole(weights: Weights) -> WholeWeights:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What somebody used of a replica: tokens of requests that ended in the window."""
+    """What somebody used of a replica: tokens of requests that ended in the window, be they corrected since."""
 
     tenant: str
     user: str
@@ -96,8 +96,7 @@ class Share:
     def weight(self, of_a_token: WholeWeights) -> int:
         prompt, cached, completion = of_a_token
         fresh = max(0, self.prompt_tokens - self.cached_tokens)
-        # Corrections may take back more than a window's requests used.
-        return max(0, prompt * fresh + cached * self.cached_tokens + completion * self.completion_tokens)
+        return prompt * fresh + cached * self.cached_tokens + completion * self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def _section(
 
 
 def _summary(of: Account, used: Counts) -> Section:
-    taken_back = sum(c.microcredits or 0 for c in of.corrections)
+    taken_back = sum(c.microcredits for c in of.corrections)
     times = of.times or {}
     own = total(times, *(what for what in WHATS if what not in SERVED)).microcredits
     served = total(times, *SERVED).microcredits
@@ -209,7 +209,7 @@ def _corrections(of: Account) -> Section:
                 "model": c.model,
                 "corrects": c.corrects,
                 "tokens": c.tokens,
-                "credits": None if c.microcredits is None else credits(c.microcredits),
+                "credits": credits(c.microcredits),
                 "by": c.by,
                 "reason": c.reason,
             }

@@ -29,7 +29,7 @@ from registry.attribution import (
 from registry.db import Database, open_writer
 from registry.ledger_migrations import MIGRATIONS
 from registry.settings import Attribution, Weights
-from registry.steps import PLATFORM, Attempt, Hold, Outcome, Step, UsageEvent
+from registry.steps import PLATFORM, Attempt, Hold, Outcome, Reversal, Step, UsageEvent
 
 HOUR = 1_800_000_000  # an hour's first second, in Unix time
 AT = clock.text(datetime.fromtimestamp(HOUR, UTC))
@@ -119,11 +119,6 @@ def test_what_headgate_asked_itself_is_idle_time_and_so_is_a_request_that_ends_a
     assert gpu_s(attributed(books(job()), work(ready=0, busy=range(50))), "what") == {("idle",): 200}
 
 
-def test_corrections_that_take_back_more_than_was_used_leave_nothing_negative() -> None:
-    found = attributed(books(job()), work(share(tokens=-10), share("school"), ready=0, busy=range(100)))
-    assert gpu_s(found, "what", "tenant") == {("serving", "school"): 200}
-
-
 # -- who pays -------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +202,7 @@ def test_busy_seconds_are_counted_between_two_instants_over_hours() -> None:
 # -- always ---------------------------------------------------------------------------------------------------------
 
 _instants = st.integers(-4000, 8000)
-_tokens = st.integers(-50, 10**9)
+_tokens = st.integers(0, 10**9)
 _shares = st.builds(
     Share,
     *(st.sampled_from(names) for names in (("physics", "school", PLATFORM), ("a", "b"), ("chat", "lora"))),
@@ -307,6 +302,23 @@ def test_a_replicas_work_is_that_of_the_days_and_its_busy_seconds_are_to_the_sec
     at = int(midnight.timestamp())
     assert (one.busy.seconds(at, at + 86400), one.busy.seconds(at, at + 3)) == (10, 3)
     assert (one.deployment, one.ready_at) == ("chat", None)
+
+
+def test_a_correction_takes_back_a_charge_and_not_the_work_whenever_it_was_made(
+    registry: Database, ledger_db: Database
+) -> None:
+    replica(registry)
+    noon = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    at = [clock.text(noon + timedelta(days=days)) for days in (0, 1)]
+    events = [step for n, tenant in enumerate(("physics", "school")) for step in ended(n, tenant, noon, noon)]
+    later = ended(7, "school", noon + timedelta(days=1), noon + timedelta(days=1))
+    back = [Reversal(f"back-{n}", f"{n:024x}:1", "root", "a mistake", at[n]) for n in (0, 1)]
+    assert set(ledger.record(ledger_db, [*events, *later, *back])) == {None}
+    for day, tenants_ in ((0, ["physics", "school"]), (1, ["school"])):
+        start = datetime(2026, 11, 28 + day, tzinfo=UTC)
+        (one,) = replica_work.read(registry, ledger_db, start, start + timedelta(days=1)).values()
+        worked = [share for share in one.shares if share != Share(share.tenant, "eve", "chat", 0, 0, 0)]
+        assert worked == [Share(tenant, "eve", "chat", 100, 60, 40) for tenant in tenants_]
 
 
 def test_a_window_from_the_registry_and_the_ledger_is_attributed(registry: Database, ledger_db: Database) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from report_books import HOUR, allocation
 
-from registry import accounting, capture, clock, deployments, ledger, limits, prices, reports, tenants
+from registry import accounting, capture, clock, deployments, ledger, limits, prices, reports, rollup, tenants
 from registry.attribution import Allocation, Books
 from registry.db import Database, NotFound, RegistryError, open_reader, open_writer
 from registry.ledger import Attempt, Hold, Outcome, Reversal, Step, UsageEvent
@@ -329,6 +329,20 @@ def test_a_statement_has_usage_prices_corrections_limits_and_gpu_time(made: Make
     ]
     everyone = made("statement", told=Told(books()))
     assert [s.key for s in everyone.sections if s.key.endswith("summary")] == ["biology/summary", "physics/summary"]
+
+
+def test_a_statement_has_its_corrections_also_once_the_months_events_were_rolled_up(
+    made: Maker, written: Database
+) -> None:
+    before = made("statement", of="physics")
+    old = rollup.RollUp(written, 1, lambda: datetime(2027, 3, 1, tzinfo=UTC))
+    while old.turn():
+        pass
+    assert ledger.usage_events(written) == [] and ledger.check(written) == []
+    after = made("statement", of="physics")
+    assert after.sections == before.sections
+    assert rows(after, "physics/corrections", "corrects", "tokens", "credits") == [("3", 150, 0.0002)]
+    assert rows(made("statement", of="biology"), "biology/corrections", "corrects") == []
 
 
 def test_what_a_report_cannot_be_asked_is_refused_with_what_is_allowed(made: Maker) -> None:
