@@ -250,6 +250,8 @@ def _by(of: Asked, s: Sources, window: Window) -> dict[tuple[str, ...], Counts]:
 
 
 def _gpu(of: Asked, s: Sources) -> Parts:
+    if s.told.books is None:
+        return Parts(())
     time, priced = _time(of, s, of.window, s.told.books)
     return Parts(
         (gpu.by_columns(time, of.by, priced), gpu.what_for(gpu.by_what(time.lines, priced))), time.checks, time.notes
@@ -259,7 +261,12 @@ def _gpu(of: Asked, s: Sources) -> Parts:
 def _models(of: Asked, s: Sources) -> Parts:
     time, priced = _time(of, s, of.window, s.told.books)
     used = ledger_sums.used(s.ledger, of.window, "model", tenants=of.tenants)
-    section = models.by_model({model: counts for (model,), counts in used.items()}, time.lines, priced)
+    section = models.by_model(
+        {model: counts for (model,), counts in used.items()},
+        _served(of, s, of.window, time),
+        None if s.told.books is None else time.lines,
+        priced,
+    )
     captured = _captured(of, s) if of.tenants is None else ()  # what an engine counts is everybody's
     return Parts((section, *captured), time.checks, time.notes)
 
@@ -277,17 +284,13 @@ def _captured(of: Asked, s: Sources) -> tuple[Section, ...]:
 
 def _efficiency(of: Asked, s: Sources) -> Parts:
     now, time = _month(of, s, of.window, s.told.books)
-    before = None if s.told.before is None else _month(of, s, of.window.before, s.told.before)[0]
-    return Parts(
-        (
-            efficiency.compared(now, before, of.window),
-            efficiency.wasted(now),
-            efficiency.waits(time.allocations, of.by),
-            efficiency.restarts(now.lost),
-        ),
-        time.checks,
-        time.notes,
-    )
+    before, _ = _month(of, s, of.window.before, s.told.before)
+    sections = [efficiency.compared(now, before, of.window)]
+    if now.times is not None:
+        sections.append(efficiency.wasted(now.times, now.lost))
+        sections.append(efficiency.waits(time.allocations, of.by))
+        sections.append(efficiency.restarts(now.lost))
+    return Parts(tuple(sections), time.checks, time.notes)
 
 
 def _month(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[efficiency.Month, GpuTime]:
@@ -297,8 +300,18 @@ def _month(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[
     runs = {a.subject for a in time.allocations if a.subject}
     jobs = {f"{j.subject}/{j.job_id}": j for j in accounting.everything(s.registry) if j.subject in runs}
     ended = [a for a in attempts.ended_between(s.registry, start, end) if a.run in runs]
-    times = gpu.by_what(time.lines, priced)
-    return efficiency.Month(counts, times, efficiency.lost(ended, jobs)), time
+    times = None if books is None else gpu.by_what(time.lines, priced)
+    served = _served(of, s, window, time)
+    tokens = None if served is None else sum(served.values())
+    return efficiency.Month(counts, tokens, times, efficiency.lost(ended, jobs)), time
+
+
+def _served(of: Asked, s: Sources, window: Window, time: GpuTime) -> dict[str, int] | None:
+    """Tokens by model, of the replicas that held GPUs. None for a tenant, which pays for other GPU time."""
+    if of.tenants is not None:
+        return None
+    held = {line.subject for line in time.lines if line.what in models.SERVED and line.gpu_s}
+    return ledger_sums.tokens_of(s.ledger, window, held)
 
 
 def _time(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[GpuTime, gpu.Priced]:

@@ -65,6 +65,15 @@ def used_before(db: Database, day: date, tenants: Collection[str]) -> dict[str, 
     return {name: counts for (name,), counts in used(db, Window(date.min, day), "tenant", tenants=tenants).items()}
 
 
+def tokens_of(db: Database, window: Window, replicas: Collection[str]) -> dict[str, int]:
+    """By model: tokens of these replicas."""
+    found: dict[str, int] = {}
+    for (model, replica), counts in used(db, window, "model", "replica").items():
+        if replica in replicas:
+            found[model] = found.get(model, 0) + counts.tokens
+    return found
+
+
 def together(of: Iterable[Counts]) -> Counts:
     return sum(of, Counts())
 

@@ -23,6 +23,16 @@ def nothing(_: object) -> int:
     return 0
 
 
+def test_parts_of_a_second_are_priced_alike_however_they_are_split() -> None:
+    priced = prices_of(PriceBook(gpus={"h100": GpuPrice(hour=2.0)}))
+    lines = [line("serving", 1, user=f"user-{n}", tenant=("physics", "biology", "x")[n % 3]) for n in range(3600)]
+    for by in ("tenant", "user", "gpu"):
+        section = by_columns(seen(attributed(*lines), None, lambda a: None), (by,), priced)
+        assert section.total is not None and section.total["credits"] == 2.0
+        parts = [round(float(r["credits"] or 0) * 1_000_000) for r in section.rows]
+        assert sum(parts) == 2_000_000 and max(parts) - min(parts) <= 1
+
+
 def whole() -> GpuTime:
     return seen(attributed(*LINES), None, lambda a: None)
 

@@ -258,8 +258,18 @@ def test_what_the_scheduler_did_not_tell_is_missing_and_the_report_says_why(made
     for kind in ("gpu", "models", "efficiency", "statement", "quota"):
         report = made(kind, told=Told(silence="squeue did not answer"))
         assert report.notes[0] == "The scheduler did not tell everything: squeue did not answer"
+        told = [cell for s in report.sections for r in (*s.rows, s.total or {}) for key, cell in r.items() if gpu(key)]
+        assert set(told) <= {None}, kind
+    assert made("gpu", told=Told(silence="dead")).sections == ()
+    assert section(made("statement", of="physics"), "physics/summary").total == {"what": "total", "credits": None}
+    assert [s.key for s in made("efficiency").sections] == ["efficiency"]
     partial = dataclasses.replace(books(), partial="jobs of others are hidden")
     assert "jobs of others are hidden" in made("gpu", told=Told(partial)).notes[0]
+
+
+def gpu(key: str) -> bool:
+    """Whether a column is of what the scheduler alone knows."""
+    return key in ("gpu_hours", "cpu_hours", "cost", "idle_share")
 
 
 def test_efficiency_compares_two_months_of_books(made: Maker, registry: Database) -> None:
@@ -267,6 +277,7 @@ def test_efficiency_compares_two_months_of_books(made: Maker, registry: Database
     report = made("efficiency", told=Told(books(), Books((), 0, 0, None)))
     said = {r["what"]: (r["now"], r["before"]) for r in section(report, "efficiency").rows}
     assert said["Tokens"] == (175, 100) and said["GPU-hours of batch jobs"] == (1, 0)
+    assert said["Tokens per GPU-hour as served"] == (165, None)  # without those of replica-2, which has no GPUs here
     assert rows(report, "waits", "partition", "jobs") == [("gpu", 2)]
 
 
@@ -277,6 +288,14 @@ def test_models_are_told_with_the_cost_of_their_replicas(made: Maker, registry: 
         ("adapter", 15, 0, 0.0),
         ("chat", 160, 1, 2.0),
     ]
+
+
+def test_a_tenant_is_not_told_its_tokens_by_the_gpu_time_of_other_work(made: Maker, registry: Database) -> None:
+    serve(registry)
+    told = Told(books(), books())
+    said = {r["what"]: r["now"] for r in section(made("efficiency", of="physics", told=told), "efficiency").rows}
+    assert said["GPU-hours of replicas"] == 1 and said["Tokens per GPU-hour as served"] is None
+    assert rows(made("models", of="physics", told=told), "models", "tokens_per_gpu_hour") == [(None,), (None,)]
 
 
 def test_what_the_engines_counted_is_told_beside_the_models_with_what_was_cut_short(
