@@ -71,6 +71,14 @@ class Busy:
                 found += (bits >> first & (1 << last - first) - 1).bit_count()
         return found
 
+    def first(self, start: int, end: int) -> int:
+        """The first one in [start, end); `end` where there is none."""
+        for hour, bits in sorted(self.hours.items()):
+            later = bits >> (skipped := max(start - hour, 0))
+            if later:
+                return min(hour + skipped + (later & -later).bit_length() - 1, end)
+        return end
+
 
 WholeWeights = tuple[int, int, int]  # of a token of the prompt, of one that was cached, of a completion's
 
@@ -185,7 +193,7 @@ def _parts(
         what = "training" if job.purpose in ("train", "convert") else "batch"
         return [_Part(what, payers.of(job), job.user, "", 1)]
     work = replicas.get(job.subject or "", ReplicaWork("", None))
-    ready = job.end if work.ready_at is None else min(max(work.ready_at, job.start), job.end)
+    ready = min(max(_ready(job, work), job.start), job.end)
     weighed = [(share, weight) for share in work.shares if (weight := share.weight(weights))]
     theirs = [(share, weight) for share, weight in weighed if share.tenant != PLATFORM]
     # A second is as many parts as everybody's weight, and each of these as many as the tenants': then all are whole.
@@ -212,6 +220,15 @@ def _parts(
         *charged("idle", idle, policy.idle),
         *serving,
     ]
+
+
+def _ready(job: Allocation, work: ReplicaWork) -> int:
+    """When an engine was ready, which is known of a job's first attempt. If it is requeued, its next starts up until
+    somebody asks it something; one that began before the window is taken to be ready."""
+    if work.ready_at is None:
+        return job.end
+    again = job.began_at > work.ready_at and job.began_at == job.start
+    return work.busy.first(job.start, job.end) if again else work.ready_at
 
 
 def _holder(job: Allocation, books: Books, payers: Payers, policy: Attribution) -> str | None:

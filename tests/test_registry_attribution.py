@@ -113,6 +113,19 @@ def test_a_replica_that_was_ready_before_the_window_does_not_start_up_in_it() ->
     assert gpu_s(found, "what") == {("idle",): 160, ("serving",): 40}
 
 
+def test_a_replica_that_was_requeued_starts_up_again_until_it_is_asked_something() -> None:
+    first, second = job(0, 100), job(200, 300)
+    found = attributed(books(first, second), work(share(), ready=10, busy=range(230, 240)))
+    assert gpu_s(found, "what") == {("startup",): 20 + 60, ("idle",): 180 + 120, ("serving",): 20}
+    found = attributed(books(first, second), work(share(), ready=10, busy=range(50, 60)))
+    assert gpu_s(found, "what") == {("startup",): 20 + 200, ("idle",): 160, ("serving",): 20}
+    since = dataclasses.replace(second, began_at=HOUR + 150)  # before the window: who knows when it was ready
+    assert gpu_s(attributed(books(since), work(share(), ready=10, busy=range(230, 240))), "what") == {
+        ("idle",): 180,
+        ("serving",): 20,
+    }
+
+
 def test_what_headgate_asked_itself_is_idle_time_and_so_is_a_request_that_ends_after_the_window() -> None:
     found = attributed(books(job()), work(share(), share(PLATFORM), ready=0, busy=range(50)))
     assert gpu_s(found, "what", "tenant") == {("idle", "physics"): 150, ("serving", "physics"): 50}
@@ -196,6 +209,14 @@ def test_busy_seconds_are_counted_between_two_instants_over_hours() -> None:
     assert busy.seconds(HOUR, HOUR + 7200) == 4
     assert busy.seconds(HOUR + 3600, HOUR + 3602) == 2
     assert busy.seconds(HOUR + 3599, HOUR + 3601) == 2
+    assert [busy.first(HOUR + n, HOUR + 9000) - HOUR for n in (0, 3599, 3600, 3602, 3604)] == [
+        3599,
+        3599,
+        3600,
+        3603,
+        9000,
+    ]
+    assert busy.first(HOUR, HOUR + 7) == HOUR + 7
     assert busy.seconds(HOUR + 3602, HOUR + 3603) == busy.seconds(HOUR + 5, HOUR + 5) == 0
 
 
