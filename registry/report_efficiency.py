@@ -13,7 +13,7 @@ from registry.attribution import Allocation
 from registry.report import Chart, Column, Section
 from registry.report_columns import HOUR, Row, change, credits, dimensions, named, ratio, row
 from registry.report_gpu import Times, total
-from registry.report_models import MILLION, NOT_A_TENANTS, SERVED
+from registry.report_models import MILLION, ONLY_OF_ALL, SERVED
 from registry.usage_rows import Counts
 from registry.window import Window
 
@@ -80,7 +80,7 @@ def compared(now: Month, before: Month, window: Window) -> Section:
         ),
         notes=(
             "As served: all GPU-hours of replicas, idle and starting ones too, at the price of their type.",
-            *((NOT_A_TENANTS,) if now.served is None else ()),
+            *((ONLY_OF_ALL,) if now.served is None else ()),
         ),
     )
 

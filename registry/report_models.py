@@ -16,7 +16,7 @@ DEFAULT = ("model",)
 SERVED = ("serving", "startup", "idle")
 MILLION = 1_000_000
 AS_SERVED = ("gpu_hours", "cost", "idle_share", "startup_share", "tokens_per_gpu_hour", "cost_per_million")
-NOT_A_TENANTS = (
+ONLY_OF_ALL = (
     "What tokens cost as served is told of all tenants together: the GPU time that one pays for is not that of its "
     "tokens alone."
 )
@@ -79,8 +79,8 @@ def by_model(
         row(model="total") | whole,
         notes=(
             "Cost as served: all GPU-hours of its replicas, idle and starting ones too, at the price of their type.",
-            *((NOT_A_TENANTS,) if served is None else ()),
-            *((f"The chart shows the {TOP} that were used most.",) if len(costly) < len(rows) > TOP else ()),
+            *((ONLY_OF_ALL,) if served is None else ()),
+            *((f"The chart shows the {TOP} that were used most.",) if costly and len(costly) < len(rows) > TOP else ()),
         ),
         charts=(chart,) if costly else (),
     )

@@ -40,7 +40,7 @@ from registry.report_prices import in_force
 from registry.report_quota import AccountLimit
 from registry.site import Site
 from registry.usage_rows import Counts, together
-from registry.window import Window, window_of
+from registry.window import Window, unfinished, window_of
 from registry.window import text as window_text
 
 
@@ -150,7 +150,7 @@ def _quota(of: Asked, s: Sources) -> Parts:
     assert month is not None
     today = s.now.date()
     now, use = s.now, {}
-    if of.window == window_of(None, None, None, s.now):
+    if current := of.window == window_of(None, None, None, s.now):
         latest = [str(today - timedelta(days=n)) for n in range(quota.RATE_DAYS)]
         for subject in Subject:
             use[subject] = quota.Use(
@@ -169,9 +169,9 @@ def _quota(of: Asked, s: Sources) -> Parts:
             who: Limits(tokens_per_month=one.tokens_per_month, credits_per_month=one.credits_per_month)
             for who, one in limited.items()
         }
-        notes = ("Of a month that is past: monthly limits only, as they are set now.",)
+        notes = ("Of a month that is past: monthly limits only, as they are set now, and not Slurm's own.",)
     accounts = _accounts(s, of.tenants)
-    slurm = [one for one in s.told.limits if one.account in accounts]
+    slurm = [one for one in s.told.limits if current and one.account in accounts]
     return Parts(quota.sections(limited, use, slurm, accounts, now), notes=notes)
 
 
@@ -228,6 +228,7 @@ def _usage(of: Asked, s: Sources) -> Parts:
             usage.daily(by_day, window),
         ),
         usage.checks(ledger_sums.consumed(s.ledger, of.tenants), whole, limited),
+        unfinished(window, s.now),
     )
 
 
@@ -279,7 +280,8 @@ def _captured(of: Asked, s: Sources) -> tuple[Section, ...]:
     since = min(born.values())
     found = capture.tokens(s.ledger, born.keys(), since)
     differing = {one.replica for one in report_capture.worst(found)}
-    return report_capture.sections(found, capture.compare(s.ledger, differing, since) if differing else ())
+    cut = capture.compare(s.ledger, differing, since) if differing else ()
+    return report_capture.sections(found, cut, len(born) - len(found))
 
 
 def _efficiency(of: Asked, s: Sources) -> Parts:
@@ -287,10 +289,9 @@ def _efficiency(of: Asked, s: Sources) -> Parts:
     before, _ = _month(of, s, of.window.before, s.told.before)
     sections = [efficiency.compared(now, before, of.window)]
     if now.times is not None:
-        sections.append(efficiency.wasted(now.times, now.lost))
-        sections.append(efficiency.waits(time.allocations, of.by))
+        sections += [efficiency.wasted(now.times, now.lost), efficiency.waits(time.allocations, of.by)]
         sections.append(efficiency.restarts(now.lost))
-    return Parts(tuple(sections), time.checks, time.notes)
+    return Parts(tuple(sections), time.checks, (*time.notes, *unfinished(of.window, s.now)))
 
 
 def _month(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[efficiency.Month, GpuTime]:
@@ -322,15 +323,11 @@ def _time(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[G
     by_user = of.kind == "gpu" and "user" in of.by
     found = replica_work.attributed(s.registry, s.ledger, books, window.start, end, s.site.attribution, by_user=by_user)
     time = gpu.seen(found, of.tenants, _payers(s).of)
-    return time, gpu.prices_of(_price_book(s))
+    return time, gpu.prices_of(prices.PriceBook(prices.everything(s.registry), s.site.prices, s.site.gpu_prices))
 
 
 def _payers(s: Sources) -> Payers:
     return replica_work.payers(tenants.everyone(s.registry), tenants.members(s.registry))
-
-
-def _price_book(s: Sources) -> prices.PriceBook:
-    return prices.PriceBook(prices.everything(s.registry), s.site.prices, s.site.gpu_prices)
 
 
 # Statements.
@@ -384,7 +381,9 @@ def _mine(of: Asked, s: Sources) -> Parts:
     used = ledger_sums.used(s.ledger, of.window, "tenant", tenants=of.tenants)
     before = ledger_sums.used(s.ledger, of.window.before, "tenant", tenants=of.tenants)
     left = _quota(of, s)
-    return Parts((usage.by_columns(used, before, of.by), *left.sections), notes=left.notes)
+    return Parts(
+        (usage.by_columns(used, before, of.by), *left.sections), notes=(*left.notes, *unfinished(of.window, s.now))
+    )
 
 
 KINDS = {

@@ -155,6 +155,13 @@ def test_a_check_of_the_usage_report_fails_when_a_sum_was_changed(made: Maker, w
     assert len(broken) == 2 and "334, but what the ledger's postings consumed is 333" in broken[0]
 
 
+def test_a_month_that_is_not_over_is_said_to_be_set_against_a_whole_one(made: Maker) -> None:
+    for kind in ("usage", "efficiency", "mine"):
+        said = "November 2026 so far, until 2026-11-15 12:00 UTC, is set against the whole of October 2026."
+        assert said in made(kind).notes
+        assert not [note for note in made(kind, month="2026-10").notes if "so far" in note]
+
+
 def test_usage_by_account_is_that_of_its_tenant(made: Maker) -> None:
     assert rows(made("usage", "account"), "usage", "account", "prompt_tokens") == [("bio", 7), ("phys", 110)]
 
@@ -189,7 +196,8 @@ def test_quota_is_of_every_tenant_with_slurms_limits_of_its_account(made: Maker)
 
 
 def test_quota_of_a_month_that_is_past_is_of_monthly_limits(made: Maker) -> None:
-    report = made("quota", month="2026-10")
+    report = made("quota", told=Told(limits=(AccountLimit("phys", "GPU-hours", 100, 50, 5),)), month="2026-10")
+    assert [s.key for s in report.sections] == ["tokens", "credits", "rates"]  # Slurm tells of today alone
     assert rows(report, "tokens", "name", "limit", "used", "runs_out")[1] == ("physics", "tokens_per_month", 100, None)
     assert rows(report, "credits", "name", "limit") == [("biology", "none"), ("physics", "none")]
 
@@ -315,6 +323,11 @@ def test_what_the_engines_counted_is_told_beside_the_models_with_what_was_cut_sh
     capture.note_counters(written, [dataclasses.replace(more, completion_tokens=105)], {})
     agreed = section(made("models"), "capture")
     assert agreed.rows[0]["ratio"] == 1.0 and "1 of 1 replicas agree to the token" in agreed.notes[0]
+    assert len(agreed.notes) == 1
+    deployments.add_replica(registry, "replica-2", "chat", "root", "/replica-2")
+    registry.conn.execute("UPDATE replicas SET created_at = '2026-10-01T00:00:00.000000Z'")
+    unread = section(made("models"), "capture").notes
+    assert unread[1] == "Of 1 more that were asked something, no engine's counters were read."
 
 
 def test_a_statement_has_usage_prices_corrections_limits_and_gpu_time(made: Maker, registry: Database) -> None:
