@@ -285,7 +285,8 @@ class Demo:
         if self.site.scheduler.kind == "slurm" and self.once:
             ours = {
                 str(r["subject"]): round(float(r["cpu_hours"] or 0) * 3600)
-                for r in time_used.sections[0].rows
+                for section in time_used.sections[:1]
+                for r in section.rows
                 if r["subject"] in self.ours
             }
             self.display.note(check_against_sacct(self.site, ours, self._jobs()))

@@ -20,6 +20,7 @@ COUNTED = (  # what an event adds to each of them, in SQL
     f"outcome NOT IN ('{Outcome.REVERSED}', '{Outcome.COMPLETED}')",
     *SUMS.split(", ")[2:],
 )
+TAKEN_BACK = ("tenant", "user", "key_id", "model", "replica", "kind", *SUMS.split(", ")[2:])  # what a reversal keeps
 _HOUR_BYTES = 450  # a bit for each second
 
 _Day = tuple[str, str, str, str, str, str, str]
