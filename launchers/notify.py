@@ -37,8 +37,9 @@ def channels(settings: Alerts, site: str, environ: Mapping[str, str] = os.enviro
 
 async def post(url: str, document: Document) -> None:
     """Anything but a 2xx is a failure. The URL itself may be a secret, and is not repeated."""
-    host = urlsplit(url).netloc.rpartition("@")[2]
+    host = "an address that is no URL"
     try:
+        host = urlsplit(url).netloc.rpartition("@")[2]
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session,
             session.post(url, json=document, allow_redirects=False) as response,
@@ -53,25 +54,28 @@ async def post(url: str, document: Document) -> None:
 
 def send(mail: Mail, site: str, document: Document, environ: Mapping[str, str]) -> None:
     """Blocks for as long as the relay takes, which is bounded for each of its answers."""
-    message = EmailMessage()
-    message["Subject"] = f"[headgate {site}] {document['message']}"
-    message["From"], message["To"] = mail.sender, ", ".join(mail.to)
-    message.set_content(f"{document['message']}\n\n{document['at']}, site {site}\n")
     try:
+        message = EmailMessage()
+        message["Subject"] = f"[headgate {site}] {document['message']}"
+        message["From"], message["To"] = mail.sender, ", ".join(mail.to)
+        message.set_content(f"{document['message']}\n\n{document['at']}, site {site}\n")
         with smtplib.SMTP(mail.host, mail.port, timeout=TIMEOUT_S) as relay:
             if mail.starttls:
                 relay.starttls(context=ssl.create_default_context())
             if mail.user is not None:
                 relay.login(mail.user, _password(mail, environ))
             relay.send_message(message)
-    except (smtplib.SMTPException, OSError) as e:
+    except (smtplib.SMTPException, OSError, ValueError) as e:  # a ValueError: what is configured is no host, no header
         raise NotTold(f"mail through {mail.host}:{mail.port} failed: {e}") from e
 
 
 def _password(mail: Mail, environ: Mapping[str, str]) -> str:
     try:
-        return environ[mail.password_env or ""]
+        word = environ[mail.password_env or ""]
     except KeyError as e:
         raise NotTold(
             f"mail through {mail.host} as {mail.user} needs a password: {mail.password_env} is not set"
         ) from e
+    if not word.isascii():  # said here, for smtplib would say one of its characters
+        raise NotTold(f"mail through {mail.host} as {mail.user}: the password in {mail.password_env} is not ASCII")
+    return word

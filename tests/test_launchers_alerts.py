@@ -285,21 +285,25 @@ async def test_a_mail_goes_through_tls_with_a_login_where_the_relay_wants_that(
         ({"user": "hg", "password_env": "NOWHERE"}, Relay(), "NOWHERE is not set"),
         ({"starttls": True}, Relay(), "STARTTLS extension not supported"),
         ({}, Relay(refuses=True), "451"),
+        ({"user": "hg", "password_env": "WORD"}, Relay(), "WORD is not ASCII"),
+        ({"host": "a..b"}, Relay(), "label"),
+        ({"sender": "hg@example.org\nBcc: all"}, Relay(), "linefeed"),
     ],
 )
 async def test_a_mail_that_does_not_get_through_says_why(others: dict[str, Any], relay: Relay, why: str) -> None:
     async with relaying(relay) as port:
         with pytest.raises(notify.NotTold, match=why):
-            await asyncio.to_thread(notify.send, mail(port, **others), "test", ALERT, {})
+            await asyncio.to_thread(notify.send, mail(port, **others), "test", ALERT, {"WORD": "schwörtfisch"})
     assert relay.mails == []
 
 
 async def test_a_webhook_that_is_no_url_or_answers_nothing_is_said_without_its_secret(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(notify.NotTold) as failed:
-        await notify.post("slack/secret", ALERT)
-    assert "secret" not in str(failed.value)
+    for url in ("slack/secret", "http://[secret"):
+        with pytest.raises(notify.NotTold) as failed:
+            await notify.post(url, ALERT)
+        assert "secret" not in str(failed.value)
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

@@ -161,6 +161,10 @@ def test_every_limit_with_a_quantity_stands_in_its_window_and_others_do_not() ->
     assert windows(NOW) == ("2026-11-28", "2026-11", "all")
 
 
+def test_a_limit_too_small_to_be_a_micro_credit_allows_nothing_and_is_never_used_up() -> None:
+    assert standings({(Subject.TENANT, "physics"): Limits(spend_ceiling=1e-7)}, {}, NOW) == []
+
+
 # -- stored ---------------------------------------------------------------------------------------------------------
 
 
