@@ -25,6 +25,10 @@ class NotTold(Exception):
     """An alert did not get through; it is tried again."""
 
 
+class Refused(NotTold):
+    """Somebody answered, and did not take this alert: another may be taken."""
+
+
 def channels(settings: Alerts, site: str, environ: Mapping[str, str] = os.environ) -> dict[str, Channel]:
     """Those that the site has, by name."""
     found: dict[str, Channel] = {}
@@ -45,7 +49,7 @@ async def post(url: str, document: Document) -> None:
             session.post(url, json=document, allow_redirects=False) as response,
         ):
             if response.status // 100 != 2:
-                raise NotTold(f"the webhook at {host} answered {response.status}")
+                raise Refused(f"the webhook at {host} answered {response.status}")
     except TimeoutError as e:
         raise NotTold(f"the webhook at {host} has not answered within {TIMEOUT_S:g} s") from e
     except (aiohttp.ClientError, ValueError) as e:  # a ValueError: what is configured is no URL
@@ -65,6 +69,8 @@ def send(mail: Mail, site: str, document: Document, environ: Mapping[str, str]) 
             if mail.user is not None:
                 relay.login(mail.user, _password(mail, environ))
             relay.send_message(message)
+    except smtplib.SMTPDataError as e:  # who sends and who gets it was taken
+        raise Refused(f"mail through {mail.host}:{mail.port} is refused: {e}") from e
     except (smtplib.SMTPException, OSError, ValueError) as e:  # a ValueError: what is configured is no host, no header
         raise NotTold(f"mail through {mail.host}:{mail.port} failed: {e}") from e
 
