@@ -114,11 +114,13 @@ def standings(
         for limit, (unit, length) in QUANTITIES.items():
             scale = 1 if unit == "tokens" else 1_000_000
             allowed = getattr(limits, limit) or 0
-            key = Key(subject, name, limit, clock.text(now)[:length] or ALL, round(allowed * scale))
-            if not key.allowed:
+            whole = round(allowed * scale)
+            if not whole:
                 continue
-            tokens, microcredits = totals.get((key.window, subject, name), (0, 0))
+            window = clock.text(now)[:length] or ALL
+            tokens, microcredits = totals.get((window, subject, name), (0, 0))
             used = tokens if unit == "tokens" else microcredits
+            key = Key(subject, name, limit, window, whole)
             found.append(Standing(key, used, f"{_number(used / scale)} of {_number(allowed)} {unit}"))
     return found
 
