@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from registry.report import Chart
@@ -22,6 +22,7 @@ MOST_SERIES = len(COLOURS)
 MOST_ROWS = 30
 CHARACTER = 6.3  # about the width of one, at the size that labels have
 LONGEST_LABEL = 30
+DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 TIME = re.compile(r"\d{4}-\d{2}(-\d{2})?([T ].*)?")
 
 
@@ -97,9 +98,10 @@ def _upright(chart: Chart) -> tuple[list[str], float]:
         ]
     step = (WIDTH - left) / len(chart.labels)
     middles = [left + step * (i + 0.5) for i in range(len(chart.labels))]
-    every = math.ceil(CHARACTER * (max(len(_short(x, chart.labels)) for x in chart.labels) + 1.5) / step)
-    for i in range(0, len(chart.labels), every):
-        body.append(_text(middles[i], bottom + 16, _short(chart.labels[i], chart.labels), "middle"))
+    shown = _short(chart.labels)
+    every = math.ceil(CHARACTER * (max(map(len, shown)) + 1.5) / step)
+    for i in range(0, len(shown), every):
+        body.append(_text(middles[i], bottom + 16, shown[i], "middle"))
     if chart.kind == "line":
         body += _lines(chart, middles, scale)
     else:
@@ -202,11 +204,10 @@ def _compact(value: float, among: Sequence[float]) -> str:
     return f"{value:,.6g}"
 
 
-def _short(label: str, among: Iterable[str]) -> str:
-    """Of a day, what the others do not share: all of one month, the day alone is said."""
-    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", label):
-        return _clipped(label)
-    return label[8:].lstrip("0") if len({x[:7] for x in among}) == 1 else label[5:]
+def _short(labels: Sequence[str]) -> list[str]:
+    """Of days, what they do not share: all of one month, the day alone is said."""
+    one_month = len({x[:7] for x in labels}) == 1
+    return [(x[8:].lstrip("0") if one_month else x[5:]) if DAY.fullmatch(x) else _clipped(x) for x in labels]
 
 
 def _clipped(label: str) -> str:

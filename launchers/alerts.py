@@ -1,7 +1,7 @@
 """The controller's loop that tells people when a limit is nearly used up: by log, webhook and mail.
 
 What to tell is noted in the registry before anybody is told, so that nothing is lost when telling fails, or this
-process ends: it is tried again at the next look. Somebody may then be told twice, but never not at all.
+process ends: it is tried again at the next look, for a day. Somebody may then be told twice.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from launchers import account_limits
 from launchers.control_cluster import known_subjects
 from launchers.controller import Controller
-from launchers.notify import Channel, NotTold
+from launchers.notify import Channel, NotTold, Refused
 from launchers.slurm_scheduler import SlurmScheduler
 from launchers.subjects import WHAT, Subject, subject_of
-from registry import alerts, endpoints, ledger, limits
+from registry import alerts, clock, endpoints, ledger, limits
 from registry.alerts import Alert, Standing
 from registry.db import RegistryError, open_reader
 from registry.endpoints import Endpoint
@@ -29,11 +29,14 @@ from slurm.model import Job
 
 log = logging.getLogger(__name__)
 
+GIVEN_UP = timedelta(days=1)  # how old an alert is that is not tried again
+MOST_WAITING = 1000  # alerts; of more, the oldest are given up
+
 
 class Alerting:
     def __init__(self, controller: Controller, channels: Mapping[str, Channel]) -> None:
         self._controller, self._channels = controller, channels
-        self._failures: dict[str, str] = {}  # why a channel did not take the last alert, so that it is said once
+        self._failures: set[tuple[str, str]] = set()  # channels, and why they took none, so that it is said once
 
     async def run(self) -> None:
         while True:
@@ -51,7 +54,7 @@ class Alerting:
         standing += await self._of_slurm(now)
         for alert in await controller.write(self._note, standing, now):
             log.warning("%s", alert.message)
-        await self._tell()
+        await self._tell(now)
 
     def _of_ledger(self, limited: Mapping[tuple[limits.Subject, str], Limits], now: datetime) -> list[Standing]:
         path = self._controller.site.ledger_db
@@ -91,28 +94,35 @@ class Alerting:
             alerts.note(db, due, anew, list(self._channels), now)
         return due
 
-    async def _tell(self) -> None:
+    async def _tell(self, now: datetime) -> None:
         controller = self._controller
-        failed: set[str] = set()  # channels that are not tried again for this turn's other alerts
-        for alert in await controller.write(alerts.waiting, controller.db):
-            still = []
-            for name in alert.waiting:
-                channel = self._channels.get(name)  # None: no longer configured
-                if channel is not None and (name in failed or not await self._through(name, channel, alert)):
-                    failed.add(name)
-                    still.append(name)
+        silent: set[str] = set()  # channels that are not tried again for this turn's other alerts
+        waiting = await controller.write(alerts.waiting, controller.db)
+        for younger, alert in zip(range(len(waiting) - 1, -1, -1), waiting, strict=True):
+            still = [name for name in alert.waiting if not await self._through(name, alert, silent)]
+            if still and (younger >= MOST_WAITING or now - clock.parse(alert.at) >= GIVEN_UP):
+                log.error("an alert is given up, told by no %s: %s", " and no ".join(still), alert.document["message"])
+                still = []
             if tuple(still) != alert.waiting:
                 await controller.write(alerts.told, controller.db, alert, still)
 
-    async def _through(self, name: str, channel: Channel, alert: alerts.Stored) -> bool:
+    async def _through(self, name: str, alert: alerts.Stored, silent: set[str]) -> bool:
+        """Whether this channel need not be tried again."""
+        channel = self._channels.get(name)
+        if channel is None:  # no longer configured
+            return True
+        if name in silent:
+            return False
         try:
             await channel(alert.document)
         except NotTold as e:
-            if self._failures.get(name) != str(e):
+            if (name, str(e)) not in self._failures:
                 log.error("an alert is not told yet, and tried again: %s", e)
-            self._failures[name] = str(e)
+            self._failures.add((name, str(e)))
+            if not isinstance(e, Refused):
+                silent.add(name)
             return False
-        self._failures.pop(name, None)
+        self._failures = {failure for failure in self._failures if failure[0] != name}
         return True
 
 

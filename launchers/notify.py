@@ -25,6 +25,10 @@ class NotTold(Exception):
     """An alert did not get through; it is tried again."""
 
 
+class Refused(NotTold):
+    """Somebody answered, and did not take this alert: another may be taken."""
+
+
 def channels(settings: Alerts, site: str, environ: Mapping[str, str] = os.environ) -> dict[str, Channel]:
     """Those that the site has, by name."""
     found: dict[str, Channel] = {}
@@ -37,14 +41,15 @@ def channels(settings: Alerts, site: str, environ: Mapping[str, str] = os.enviro
 
 async def post(url: str, document: Document) -> None:
     """Anything but a 2xx is a failure. The URL itself may be a secret, and is not repeated."""
-    host = urlsplit(url).netloc.rpartition("@")[2]
+    host = "an address that is no URL"
     try:
+        host = urlsplit(url).netloc.rpartition("@")[2]
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session,
             session.post(url, json=document, allow_redirects=False) as response,
         ):
             if response.status // 100 != 2:
-                raise NotTold(f"the webhook at {host} answered {response.status}")
+                raise Refused(f"the webhook at {host} answered {response.status}")
     except TimeoutError as e:
         raise NotTold(f"the webhook at {host} has not answered within {TIMEOUT_S:g} s") from e
     except (aiohttp.ClientError, ValueError) as e:  # a ValueError: what is configured is no URL
@@ -53,25 +58,30 @@ async def post(url: str, document: Document) -> None:
 
 def send(mail: Mail, site: str, document: Document, environ: Mapping[str, str]) -> None:
     """Blocks for as long as the relay takes, which is bounded for each of its answers."""
-    message = EmailMessage()
-    message["Subject"] = f"[headgate {site}] {document['message']}"
-    message["From"], message["To"] = mail.sender, ", ".join(mail.to)
-    message.set_content(f"{document['message']}\n\n{document['at']}, site {site}\n")
     try:
+        message = EmailMessage()
+        message["Subject"] = f"[headgate {site}] {document['message']}"
+        message["From"], message["To"] = mail.sender, ", ".join(mail.to)
+        message.set_content(f"{document['message']}\n\n{document['at']}, site {site}\n")
         with smtplib.SMTP(mail.host, mail.port, timeout=TIMEOUT_S) as relay:
             if mail.starttls:
                 relay.starttls(context=ssl.create_default_context())
             if mail.user is not None:
                 relay.login(mail.user, _password(mail, environ))
             relay.send_message(message)
-    except (smtplib.SMTPException, OSError) as e:
+    except smtplib.SMTPDataError as e:  # who sends and who gets it was taken
+        raise Refused(f"mail through {mail.host}:{mail.port} is refused: {e}") from e
+    except (smtplib.SMTPException, OSError, ValueError) as e:  # a ValueError: what is configured is no host, no header
         raise NotTold(f"mail through {mail.host}:{mail.port} failed: {e}") from e
 
 
 def _password(mail: Mail, environ: Mapping[str, str]) -> str:
     try:
-        return environ[mail.password_env or ""]
+        word = environ[mail.password_env or ""]
     except KeyError as e:
         raise NotTold(
             f"mail through {mail.host} as {mail.user} needs a password: {mail.password_env} is not set"
         ) from e
+    if not word.isascii():  # said here, for smtplib would say one of its characters
+        raise NotTold(f"mail through {mail.host} as {mail.user}: the password in {mail.password_env} is not ASCII")
+    return word

@@ -17,7 +17,7 @@ from registry.db import Database, rows, transaction
 from registry.ledger_sums import ALL
 from registry.limits import Limits, Subject
 
-MOVED = timedelta(days=1)  # what is forecast is told again once it is so much earlier or later
+MOVED = timedelta(days=1)  # what is forecast is told again once it is so much earlier; or later, and told so long ago
 HORIZON = timedelta(days=14)  # and not at all while it is farther away
 KEPT = timedelta(days=400)  # how long the alerts themselves are kept
 
@@ -61,6 +61,7 @@ class Mark:
     threshold: int  # percent; 0: none
     used: int
     runs_out_at: datetime | None
+    told_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def due(
     """What to tell now. Where several thresholds were passed since the last look, the highest speaks for all."""
     alerts = []
     for one in standing:
-        mark = marks.get(one.key, Mark(0, 0, None))
+        mark = marks.get(one.key, Mark(0, 0, None, now))
         # Where only jobs run that end by themselves, what runs now says little of the days to come.
         ends = one.runs_out_at if one.stops else None
         if ends is not None and not now < ends <= now + HORIZON:
@@ -139,9 +140,16 @@ def due(
         if reached > mark.threshold:
             text = f"{_used(one)}; {_stops(one, ends)}" if ends else _used(one)
             alerts.append(Alert(one, "threshold", reached, ends, text))
-        elif ends is not None and (mark.runs_out_at is None or abs(ends - mark.runs_out_at) > MOVED):
+        elif ends is not None and _is_news(ends, mark, now):
             alerts.append(Alert(one, "forecast", mark.threshold, ends, f"{_stops(one, ends)}: {one.words} used"))
     return alerts
+
+
+def _is_news(ends: datetime, mark: Mark, now: datetime) -> bool:
+    """Replicas come and go, and with each the end moves: a later one can wait."""
+    if mark.runs_out_at is None or mark.runs_out_at - ends > MOVED:
+        return True
+    return ends - mark.runs_out_at > MOVED and now - mark.told_at >= MOVED
 
 
 def begun_anew(standing: Iterable[Standing], marks: Mapping[Key, Mark]) -> list[Key]:
@@ -172,7 +180,12 @@ def _number(value: float) -> str:
 
 def marks(db: Database) -> dict[Key, Mark]:
     return {
-        Key(*r[:5]): Mark(r["threshold"], r["used"], clock.parse(r["runs_out_at"]) if r["runs_out_at"] else None)
+        Key(*r[:5]): Mark(
+            r["threshold"],
+            r["used"],
+            clock.parse(r["runs_out_at"]) if r["runs_out_at"] else None,
+            clock.parse(r["told_at"]),
+        )
         for r in rows(db, "SELECT subject, name, limited, period, allowed, * FROM alert_marks")
     }
 
@@ -189,8 +202,8 @@ def note(db: Database, alerts: Sequence[Alert], anew: Iterable[Key], channels: S
             one = alert.standing
             runs_out_at = clock.text(alert.runs_out_at) if alert.runs_out_at else None
             c.execute(
-                "INSERT OR REPLACE INTO alert_marks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*dataclasses.astuple(one.key), alert.threshold, one.used, runs_out_at),
+                "INSERT OR REPLACE INTO alert_marks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*dataclasses.astuple(one.key), alert.threshold, one.used, runs_out_at, at),
             )
             document = {
                 "at": at,

@@ -130,6 +130,7 @@ def m009_alerts(db: Database) -> None:
         """CREATE TABLE alert_marks (
             subject TEXT NOT NULL, name TEXT NOT NULL, limited TEXT NOT NULL, period TEXT NOT NULL,
             allowed INTEGER NOT NULL, threshold INTEGER NOT NULL, used INTEGER NOT NULL, runs_out_at TEXT,
+            told_at TEXT NOT NULL,
             PRIMARY KEY (subject, name, limited, period, allowed)) WITHOUT ROWID""",
         """CREATE TABLE alerts (
             id INTEGER PRIMARY KEY, at TEXT NOT NULL, document TEXT NOT NULL, waiting TEXT NOT NULL)""",

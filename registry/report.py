@@ -25,7 +25,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """ "bars": a bar for each label and series; "stacked": these on one another; "line": labels are days in order."""
+    """ "bars": a bar for each label and series; "stacked": these on one another; "line": labels are times in order."""
 
     kind: Literal["bars", "stacked", "line"]
     title: str

@@ -15,6 +15,7 @@ from registry.report_columns import (
     dimensions,
     equal,
     named,
+    regrouped,
     row,
     top,
 )
@@ -23,6 +24,7 @@ from registry.window import Window
 
 ALLOWED = ("tenant", "user", "key", "model", "kind", "account")
 DEFAULT = ("tenant", "model")
+MOST_DAYS = 400  # that a chart has; of more, its points are months
 
 
 def by_columns(used: Used, before: Used, by: Sequence[str]) -> Section:
@@ -83,20 +85,25 @@ def compared(used: Counts, before: Counts, window: Window) -> Section:
 
 def daily(by_day: Mapping[tuple[str, ...], Counts], window: Window) -> Section:
     days = [(day, by_day.get((day,), Counts())) for day in window.days]
-    labels = tuple(day for day, _ in days)
+    drawn, of = by_day, "day"
+    labels = window.days
+    if len(labels) > MOST_DAYS:
+        drawn, of = regrouped(by_day, lambda key: (key[0][:7],)), "month"
+        labels = tuple(dict.fromkeys(day[:7] for day in labels))
+    points = [drawn.get((label,), Counts()) for label in labels]
     tokens = Chart(
         "stacked",
-        "Tokens by day",
+        f"Tokens by {of}",
         "tokens",
         labels,
         (
-            ("prompt", tuple(float(c.prompt_tokens - c.cached_tokens) for _, c in days)),
-            ("prompt, cached", tuple(float(c.cached_tokens) for _, c in days)),
-            ("completion", tuple(float(c.completion_tokens) for _, c in days)),
+            ("prompt", tuple(float(c.prompt_tokens - c.cached_tokens) for c in points)),
+            ("prompt, cached", tuple(float(c.cached_tokens) for c in points)),
+            ("completion", tuple(float(c.completion_tokens) for c in points)),
         ),
     )
     paid = Chart(
-        "line", "Credits by day", "credits", labels, (("credits", tuple(credits(c.microcredits) for _, c in days)),)
+        "line", f"Credits by {of}", "credits", labels, (("credits", tuple(credits(c.microcredits) for c in points)),)
     )
     return Section(
         "daily",

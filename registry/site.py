@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from registry.settings import Alerts as Alerts
 from registry.settings import Attribution as Attribution
@@ -233,13 +234,31 @@ def _alert_problems(alerts: Alerts) -> Iterator[tuple[str, str]]:
     for threshold in alerts.thresholds:
         if not 1 <= threshold <= 100:
             yield "alerts.thresholds", f"are percent, from 1 to 100, not {threshold}"
-    if alerts.webhook is not None and not re.match(r"https?://[^/]", alerts.webhook):
-        yield "alerts.webhook", "must be a URL that begins with http:// or https://"  # not echoed: it may be a secret
+    if alerts.webhook is not None and not _is_url(alerts.webhook):  # not echoed: it may be a secret
+        yield "alerts.webhook", "must be a URL that begins with http:// or https:// and names a host"
     mail = alerts.mail
+    if mail is not None and not _is_host(mail.host):
+        yield "alerts.mail.host", f"{mail.host!r} is no host's name"
     if mail is not None and not mail.to:
         yield "alerts.mail.to", "names nobody who gets the mail"
     if mail is not None and (mail.user is None) != (mail.password_env is None):
         yield "alerts.mail.user", "and alerts.mail.password_env (the variable that holds its password) go together"
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018  parsed when it is asked for
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and _is_host(parts.hostname or "")
+
+
+def _is_host(text: str) -> bool:
+    try:
+        return bool(text.encode("idna"))
+    except UnicodeError:  # an empty label, or one over 63 characters
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -23,6 +23,7 @@ from slurm_fixtures import job as queued
 from waiting import eventually, wait_for
 
 from launchers import account_limits, notify
+from launchers import alerts as alerts_loop
 from launchers.alerts import Alerting, serves
 from launchers.controller import Controller
 from launchers.local_scheduler import LocalScheduler
@@ -58,8 +59,8 @@ class House:
         event = UsageEvent(attempt, tokens, 0, 7, Outcome.COMPLETED, clock.now())
         assert ledger.record(self._ledger, [Hold(attempt, 0, 0), event]) == [None, None]
 
-    async def looks(self) -> None:
-        await self.alerting.turn(datetime.now(UTC))
+    async def looks(self, later: timedelta = timedelta()) -> None:
+        await self.alerting.turn(datetime.now(UTC) + later)
 
     def waiting(self) -> list[tuple[str, ...]]:
         return [alert.waiting for alert in alerts.waiting(self.controller.db)]
@@ -93,10 +94,14 @@ class Webhook:
     def __init__(self) -> None:
         self.got: list[dict[str, Any]] = []
         self.status = 204
+        self.refused: int | None = None  # a threshold, whose alert is never taken
 
     async def answer(self, request: web.Request) -> web.Response:
+        alert = await request.json()
+        if alert["threshold"] == self.refused:
+            return web.Response(status=400)
         if self.status == 204:
-            self.got.append(await request.json())
+            self.got.append(alert)
         return web.Response(status=self.status)
 
 
@@ -210,6 +215,53 @@ async def test_a_webhook_that_fails_is_tried_again_and_keeps_the_mail_from_nobod
         assert ([x["threshold"] for x in hook.got], len(relay.mails), h.waiting()) == ([80, 90], 2, [])
 
 
+async def test_an_alert_that_a_webhook_refuses_keeps_no_other_back_and_is_given_up_after_a_day(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook = Webhook()
+    hook.refused = 50
+    async with listening(hook) as url, house(tmp_path, webhook=url) as h:
+        for tokens in (500, 300, 100):
+            h.uses(tokens)
+            await h.looks()
+        assert ([x["threshold"] for x in hook.got], h.waiting()) == ([80, 90], [("webhook",)])
+        await h.looks(timedelta(hours=23))
+        assert h.waiting() == [("webhook",)]
+        await h.looks(timedelta(hours=25))
+        assert h.waiting() == []
+        given_up = [r.message for r in caplog.records if "given up" in r.message]
+        assert len(given_up) == 1 and "webhook" in given_up[0] and "500 of 1,000 tokens" in given_up[0]
+
+
+async def test_of_more_alerts_than_a_channel_ever_takes_the_oldest_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alerts_loop, "MOST_WAITING", 2)
+    hook = Webhook()
+    hook.status = 400
+    async with listening(hook) as url, house(tmp_path, webhook=url) as h:
+        for tokens in (500, 300, 100, 100):
+            h.uses(tokens)
+            await h.looks()
+        assert [a.document["threshold"] for a in alerts.waiting(h.controller.db)] == [90, 100]
+        assert len([r for r in caplog.records if "given up" in r.message]) == 2
+
+
+async def test_a_webhook_that_nobody_answers_at_is_tried_once_a_look(tmp_path: Path) -> None:
+    tried = []
+
+    async def dead(alert: notify.Document) -> None:
+        tried.append(alert["threshold"])
+        raise notify.NotTold("nobody there")
+
+    async with house(tmp_path) as h:
+        h.alerting = Alerting(h.controller, {"webhook": dead})
+        for tokens in (500, 300):
+            h.uses(tokens)
+            await h.looks()
+        assert tried == [50, 50] and h.waiting() == 2 * [("webhook",)]
+
+
 async def test_what_nobody_took_outlives_the_controller(tmp_path: Path) -> None:
     hook = Webhook()
     async with house(tmp_path, webhook="http://127.0.0.1:9/hook") as h:  # nobody listens there
@@ -285,21 +337,25 @@ async def test_a_mail_goes_through_tls_with_a_login_where_the_relay_wants_that(
         ({"user": "hg", "password_env": "NOWHERE"}, Relay(), "NOWHERE is not set"),
         ({"starttls": True}, Relay(), "STARTTLS extension not supported"),
         ({}, Relay(refuses=True), "451"),
+        ({"user": "hg", "password_env": "WORD"}, Relay(), "WORD is not ASCII"),
+        ({"host": "a..b"}, Relay(), "label"),
+        ({"sender": "hg@example.org\nBcc: all"}, Relay(), "linefeed"),
     ],
 )
 async def test_a_mail_that_does_not_get_through_says_why(others: dict[str, Any], relay: Relay, why: str) -> None:
     async with relaying(relay) as port:
         with pytest.raises(notify.NotTold, match=why):
-            await asyncio.to_thread(notify.send, mail(port, **others), "test", ALERT, {})
+            await asyncio.to_thread(notify.send, mail(port, **others), "test", ALERT, {"WORD": "schwörtfisch"})
     assert relay.mails == []
 
 
 async def test_a_webhook_that_is_no_url_or_answers_nothing_is_said_without_its_secret(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(notify.NotTold) as failed:
-        await notify.post("slack/secret", ALERT)
-    assert "secret" not in str(failed.value)
+    for url in ("slack/secret", "http://[secret"):
+        with pytest.raises(notify.NotTold) as failed:
+            await notify.post(url, ALERT)
+        assert "secret" not in str(failed.value)
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

@@ -32,7 +32,7 @@ class Looks:
             del self.marks[key]
         found = due(standing, self.marks, THRESHOLDS, now)
         for alert in found:
-            self.marks[alert.standing.key] = Mark(alert.threshold, alert.standing.used, alert.runs_out_at)
+            self.marks[alert.standing.key] = Mark(alert.threshold, alert.standing.used, alert.runs_out_at, now)
         return found
 
 
@@ -93,7 +93,7 @@ def stopping(at: datetime | None, used: int = 240, stops: tuple[str, ...] = ("de
     return Standing(ACCOUNT, used, f"{used} of 500 GPU-hours", at, stops)
 
 
-def test_what_will_be_stopped_is_told_with_the_day_and_again_when_that_moves_by_more_than_a_day() -> None:
+def test_what_will_be_stopped_is_told_with_the_day_and_again_when_that_is_more_than_a_day_earlier() -> None:
     look = Looks()
     thursday = datetime(2026, 12, 3, 14, tzinfo=UTC)
     (alert,) = look(stopping(thursday, stops=("endpoint chat (deployment chat-v1)",)))
@@ -102,10 +102,25 @@ def test_what_will_be_stopped_is_told_with_the_day_and_again_when_that_moves_by_
         "endpoint chat (deployment chat-v1) will be stopped by GrpTRESMins of account research on "
         "Thursday, 3 December, 14:00 UTC: 240 of 500 GPU-hours used",
     )
-    for hours in (-24, 0, 24):
+    for hours in (-24, 0, 24, 25):
         assert look(stopping(thursday + timedelta(hours=hours))) == []
-    assert [a.runs_out_at for a in look(stopping(thursday + timedelta(hours=25)))] == [thursday + timedelta(hours=25)]
-    assert look(stopping(thursday + DAY)) == []
+    assert [a.runs_out_at for a in look(stopping(thursday - timedelta(hours=25)))] == [thursday - timedelta(hours=25)]
+    assert look(stopping(thursday)) == []
+
+
+def test_a_later_end_is_told_a_day_after_the_last() -> None:
+    look = Looks()
+    ends = NOW + 3 * DAY
+    assert look(stopping(ends))
+    assert look(stopping(ends + 2 * DAY), now=NOW + DAY - timedelta(seconds=1)) == []
+    (alert,) = look(stopping(ends + 2 * DAY), now=NOW + DAY)
+    assert alert.runs_out_at == ends + 2 * DAY
+
+
+def test_a_replica_that_comes_and_goes_does_not_tell_each_time() -> None:
+    look = Looks()
+    told = [len(look(stopping(NOW + (3 + 3 * (n % 2)) * DAY), now=NOW + n * DAY / 24)) for n in range(24)]
+    assert told == [1] + 23 * [0]
 
 
 def test_no_end_is_told_that_lies_far_ahead_or_ends_nothing_that_would_run_on() -> None:
@@ -161,6 +176,10 @@ def test_every_limit_with_a_quantity_stands_in_its_window_and_others_do_not() ->
     assert windows(NOW) == ("2026-11-28", "2026-11", "all")
 
 
+def test_a_limit_too_small_to_be_a_micro_credit_allows_nothing_and_is_never_used_up() -> None:
+    assert standings({(Subject.TENANT, "physics"): Limits(spend_ceiling=1e-7)}, {}, NOW) == []
+
+
 # -- stored ---------------------------------------------------------------------------------------------------------
 
 
@@ -168,8 +187,8 @@ def test_what_was_told_is_remembered_until_its_window_is_over(registry: Database
     first = due([of(800), stopping(NOW + DAY)], {}, THRESHOLDS, NOW)
     alerts.note(registry, first, [], ["mail"], NOW)
     assert alerts.marks(registry) == {
-        of(0).key: Mark(80, 800, None),
-        ACCOUNT: Mark(0, 240, NOW + DAY),
+        of(0).key: Mark(80, 800, None, NOW),
+        ACCOUNT: Mark(0, 240, NOW + DAY, NOW),
     }
     assert due([of(801), stopping(NOW + DAY)], alerts.marks(registry), THRESHOLDS, NOW) == []
     alerts.note(registry, [], [ACCOUNT], [], NOW)

@@ -149,6 +149,14 @@ def test_usage_is_by_what_was_asked_beside_the_month_before_and_adds_up(made: Ma
     assert [check.holds for check in report.checks] == [True] * 3
 
 
+def test_a_chart_of_many_years_has_a_point_for_each_month(made: Maker) -> None:
+    tokens, paid = section(made("usage", since="2020-01-01"), "daily").charts
+    assert (tokens.title, paid.title) == ("Tokens by month", "Credits by month")
+    assert (paid.labels[0], paid.labels[-2:], len(paid.labels)) == ("2020-01", ("2026-10", "2026-11"), 83)
+    ((_, credits),) = paid.series
+    assert (credits[0], credits[-2:]) == (0.0, (0.0001, 0.000233))
+
+
 def test_a_check_of_the_usage_report_fails_when_a_sum_was_changed(made: Maker, written: Database) -> None:
     written.conn.execute("UPDATE daily SET microcredits = microcredits + 1 WHERE user = 'eve'")
     broken = [check.text for check in made("usage").checks if not check.holds]

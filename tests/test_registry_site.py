@@ -293,7 +293,22 @@ def test_alerts_that_could_never_be_told_are_refused(small) -> None:
     said = refused(small('\n[alerts]\nthresholds = [0, 90]\nwebhook = "chat/hush"\n' + mail))
     assert [line.split(": ", 1)[1] for line in said.splitlines()] == [
         "alerts.thresholds: are percent, from 1 to 100, not 0",
-        "alerts.webhook: must be a URL that begins with http:// or https://",
+        "alerts.webhook: must be a URL that begins with http:// or https:// and names a host",
         "alerts.mail.to: names nobody who gets the mail",
         "alerts.mail.user: and alerts.mail.password_env (the variable that holds its password) go together",
     ]
+
+
+@pytest.mark.parametrize(
+    "url", ("http://[hush", "http://chat:hush/", "http://:80/hush", "http://chat..org/hush", "https://")
+)
+def test_a_webhook_that_is_no_url_is_refused_without_being_repeated(small, url) -> None:
+    said = refused(small(f'\n[alerts]\nwebhook = "{url}"\n'))
+    assert said.endswith("alerts.webhook: must be a URL that begins with http:// or https:// and names a host")
+    assert "hush" not in said
+
+
+@pytest.mark.parametrize("host", ("a..b", "x" * 64 + ".org", ""))
+def test_a_mail_host_that_can_be_no_hosts_name_is_refused(small, host) -> None:
+    said = refused(small(f'\n[alerts.mail]\nhost = "{host}"\nsender = "hg@example.org"\nto = ["ops@example.org"]\n'))
+    assert said.endswith(f"alerts.mail.host: {host!r} is no host's name")
