@@ -181,7 +181,7 @@ def image(db: Database) -> list[list[tuple[object, ...]]]:
         for table, columns in (
             ("entries", "event_id, step, tenant, available, held, consumed"),
             ("reversals", "*"),
-            ("balances", "*"),
+            ("balances WHERE available OR held OR consumed", "*"),  # what came and went in one transaction has none
             ("busy", "*"),
         )
     ] + [[tuple(r) for r in db.conn.execute("SELECT * FROM usage_events WHERE outcome != 'orphaned'")]]
