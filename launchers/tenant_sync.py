@@ -68,7 +68,8 @@ def plan(
         if a.user is None or (a.account, a.user) == ROOT:
             continue
         try:
-            users[a.account].add(tenants.checked_user(a.user))
+            user = tenants.checked_user(a.user)
+            users[a.account].add(user)
         except RegistryError as e:
             odd[a.account, a.user] = (a.account, f"its user {a.user!r}: {e}")
     standing = defaultdict(list)

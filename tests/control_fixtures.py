@@ -35,7 +35,7 @@ class Api:
         async with self.session.get(f"http://control/v1/{path}") as response:
             return await self._body(response, status)
 
-    async def post(self, path: str, body: Any, status: int = 201) -> Any:
+    async def post(self, path: str, body: Any = None, status: int = 201) -> Any:
         async with self.session.post(f"http://control/v1/{path}", json=body) as response:
             return await self._body(response, status)
 
