@@ -55,7 +55,7 @@ class MessageStreamMeter(EventMeter):
                 return events.index(COUNT)
             self.generated = True  # an answer may be empty
         if STOP in events:
-            self._ended = True
+            self.ended = True
         return None
 
 

@@ -127,7 +127,7 @@ async def _pass_on(upstream: Upstream, attempt: Attempt) -> None:
         attempt.begun()
 
     named = [EVENTS, ("cache-control", "no-cache"), *headers]
-    stream = Stream(asked.front, meter, upstream, named, begun, told=bill.settle)
+    stream = Stream(asked.front, meter, upstream, named, begun, telling=bill.settle, told=bill.pay_when_sent)
     upstream.listen(stream.feed)
     await upstream.whole()
     stream.end()

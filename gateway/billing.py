@@ -79,27 +79,41 @@ class Bill:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if not self._over:
             self._close()
+        self.pay_when_sent()
 
-    def settle(self) -> None:
+    def settle(self, last: int = 0) -> None:
         """The attempt is completed: that is journaled now, before the client hears of it, so that what ended is billed
-        also if the process is killed in this moment. Not so for a client that has yet to be sent what came before."""
+        also if the process is killed in this moment. Not so where the `last` bytes of a stream might have to wait for
+        the client, which may then never get them."""
         self.outcome = Outcome.COMPLETED
         if not self._over:
             self._close()
-            self._billing.writer.flush()
+            if self.passed_on is None or self.passed_on.client.takes(last):
+                self._pay_now()
+
+    def pay_when_sent(self) -> None:
+        """Journal what is owed once its client was sent all; until then a running count. Now, if it was cut off."""
+        if self._owed is None:
+            return
+        if self.passed_on is None or self.outcome is not Outcome.COMPLETED or self._billing.stopping:
+            self.pay()
+            return
+        self.note()
+        self.passed_on.client.when_sent(self._pay_now)
 
     def note(self) -> None:
         """Journal what is to be billed should the process be killed from now on, if it has changed."""
         usage = self._passed_on()
-        if self._over and usage == self.meter.usage:
-            self.pay()
-            self._billing.writer.flush()
-        elif usage is not None and usage != self._noted:
+        if usage is not None and usage != self._noted:
             self._noted = usage
             prompt, completion = usage.prompt_tokens, usage.completion_tokens
             cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
             event_id = self.attempt.event_id
             self._billing.writer.record(Note(event_id, prompt, completion, self.cost(usage), cached, reasoning))
+
+    def _pay_now(self) -> None:
+        self.pay()
+        self._billing.writer.flush()
 
     def pay(self) -> None:
         """Journal the settlement that is owed, if one is."""
@@ -130,11 +144,6 @@ class Bill:
             self._hold.used += prompt + completion
             self._hold.paid += cost
         self._owed = UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
-        slow = self.passed_on is not None and self.passed_on.slow
-        if slow and self.outcome is Outcome.COMPLETED and not billing.stopping:
-            asyncio.get_running_loop().call_soon(self.note)  # by then what can be sent is
-        else:
-            self.pay()
 
     def when_held(self, then: Callable[[], object], failed: Callable[[LedgerUnwritable], object]) -> None:
         """Dispatch in `then`: the hold is journaled by now."""
@@ -229,7 +238,7 @@ class Billing:
         return self._stamps.text(self._now())
 
     async def note_running(self) -> None:
-        """Journals the running counts that changed, and what is owed of those that are over. Runs until cancelled."""
+        """Journals the running counts that changed, until cancelled; then what streams that are over owe."""
         try:
             while True:
                 await asyncio.sleep(NOTE_S)

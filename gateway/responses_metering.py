@@ -50,7 +50,7 @@ class ResponseStreamMeter(EventMeter):
         if fields.get("status") in GAVE_UP:
             self.failure = STOPPING
             return start
-        self._ended = self.generated = True  # an answer may be empty
+        self.ended = self.generated = True  # an answer may be empty
         return None
 
 
