@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from types import TracebackType
 
 from gateway.admission import Hold
@@ -24,6 +25,7 @@ from registry.steps import mint
 log = logging.getLogger(__name__)
 
 NOTE_S = 0.25  # between two running counts: what a killed gateway may fail to bill of a stream
+SLICES = 25  # in which all streams are looked at meanwhile, or thousands of them would hold up the loop
 
 
 class Bill:
@@ -34,6 +36,7 @@ class Bill:
     """
 
     __slots__ = (
+        "_among",
         "_billing",
         "_call",
         "_failed_before",
@@ -73,7 +76,8 @@ class Bill:
         billing.writer.hold(
             ledger.Hold(self.attempt, prompt + completion, ledger.cost(self._price, prompt, completion))
         )
-        billing.running[self.attempt.event_id] = self
+        self._among = next(billing.slices)
+        self._among[self.attempt.event_id] = self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -90,6 +94,11 @@ class Bill:
             self._close()
             if self.passed_on is None or self.passed_on.client.takes(last):
                 self._pay_now()
+
+    @property
+    def unwritten(self) -> str | None:
+        """Why what was settled is not in the journal yet; None if it is."""
+        return self._billing.writer.unwritten
 
     def pay_when_sent(self) -> None:
         """Journal what is owed once its client was sent all; until then a running count. Now, if it was cut off."""
@@ -119,7 +128,7 @@ class Bill:
         """Journal the settlement that is owed, if one is."""
         owed, self._owed = self._owed, None
         if owed is not None:
-            del self._billing.running[self.attempt.event_id]
+            del self._among[self.attempt.event_id]
             self._billing.writer.record(owed)
 
     def _passed_on(self) -> Usage | None:
@@ -132,7 +141,7 @@ class Bill:
         attempt = self.attempt
         usage = self._usage()
         if usage is None or self.outcome is None:
-            del billing.running[attempt.event_id]
+            del self._among[attempt.event_id]
             billing.writer.record(Release(attempt.event_id))
             return
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
@@ -186,7 +195,8 @@ class Billing:
     ) -> None:
         self.writer = writer
         self.repeated = repeated
-        self.running: dict[str, Bill] = {}  # by event id
+        self.running: list[dict[str, Bill]] = [{} for _ in range(SLICES)]  # by event id
+        self.slices = cycle(self.running)  # for those that begin
         self.stopping = False  # the process is ending: what is cut off now is cut off by us
         self._prices = prices
         self._book = PriceBook((), prices)
@@ -240,10 +250,14 @@ class Billing:
     async def note_running(self) -> None:
         """Journals the running counts that changed, until cancelled; then what streams that are over owe."""
         try:
-            while True:
-                await asyncio.sleep(NOTE_S)
-                for bill in list(self.running.values()):
+            loop = asyncio.get_running_loop()
+            due = loop.time()
+            for bills in cycle(self.running):
+                due = max(due + NOTE_S / SLICES, loop.time() - NOTE_S)  # what was missed by far is not made up for
+                await asyncio.sleep(due - loop.time())
+                for bill in list(bills.values()):
                     bill.note()
         finally:
-            for bill in list(self.running.values()):
-                bill.pay()
+            for bills in self.running:
+                for bill in list(bills.values()):
+                    bill.pay()
