@@ -16,6 +16,7 @@ from gateway.metering import STOPPING, Meter, Usage, checked, number
 START = b"event: message_start\n"
 BLOCK = b"event: content_block_start\n"
 DELTA = b"event: content_block_delta\n"
+SIGNATURE = b'"type":"signature_delta"'  # of what was thought: no token
 COUNT = b"event: message_delta\n"
 STOP = b"event: message_stop\n"
 
@@ -41,7 +42,7 @@ class MessageStreamMeter(EventMeter):
         if self._prompt is None and START in events:
             message = data_of(events, START).get("message")
             self._prompt = _usage(message.get("usage") if isinstance(message, dict) else None)
-        deltas = events.count(DELTA)
+        deltas = events.count(DELTA) - events.count(SIGNATURE)
         self._deltas += deltas
         if deltas or (not self.generated and BLOCK in events):
             self.generated = True
@@ -55,7 +56,7 @@ class MessageStreamMeter(EventMeter):
                 return events.index(COUNT)
             self.generated = True  # an answer may be empty
         if STOP in events:
-            self._ended = True
+            self.ended = True
         return None
 
 

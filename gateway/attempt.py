@@ -14,7 +14,7 @@ from gateway.admission import Hold
 from gateway.billing import Bill
 from gateway.calls import Call
 from gateway.delivery import EVENTS, JSON, Stream
-from gateway.errors import RETRY_LIMIT_S, GatewayError, NotContinued, Refused, UpstreamFailed
+from gateway.errors import RETRY_LIMIT_S, GatewayError, LedgerUnwritable, NotContinued, Refused, UpstreamFailed
 from gateway.front import Front, Headers
 from gateway.metering import Meter, StreamMeter, Usage
 from gateway.passed_on import PassedOn
@@ -111,6 +111,8 @@ async def _pass_on(upstream: Upstream, attempt: Attempt) -> None:
             return _refusal(upstream, answer, attempt)
         answer = meter.whole(answer)
         bill.settle()
+        if bill.unwritten is not None:  # nobody gets for nothing what may never be billed
+            raise LedgerUnwritable(bill.unwritten)
         attempt.begun()
         asked.front.whole(200, [JSON, *headers], answer)
         return
@@ -127,7 +129,7 @@ async def _pass_on(upstream: Upstream, attempt: Attempt) -> None:
         attempt.begun()
 
     named = [EVENTS, ("cache-control", "no-cache"), *headers]
-    stream = Stream(asked.front, meter, upstream, named, begun, told=bill.settle)
+    stream = Stream(asked.front, meter, upstream, named, begun, telling=bill.settle, told=bill.pay_when_sent)
     upstream.listen(stream.feed)
     await upstream.whole()
     stream.end()

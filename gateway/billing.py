@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from types import TracebackType
 
 from gateway.admission import Hold
@@ -24,6 +25,7 @@ from registry.steps import mint
 log = logging.getLogger(__name__)
 
 NOTE_S = 0.25  # between two running counts: what a killed gateway may fail to bill of a stream
+SLICES = 25  # in which all streams are looked at meanwhile, or thousands of them would hold up the loop
 
 
 class Bill:
@@ -34,6 +36,7 @@ class Bill:
     """
 
     __slots__ = (
+        "_among",
         "_billing",
         "_call",
         "_failed_before",
@@ -73,39 +76,59 @@ class Bill:
         billing.writer.hold(
             ledger.Hold(self.attempt, prompt + completion, ledger.cost(self._price, prompt, completion))
         )
-        billing.running[self.attempt.event_id] = self
+        self._among = next(billing.slices)
+        self._among[self.attempt.event_id] = self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if not self._over:
             self._close()
+        self.pay_when_sent()
 
-    def settle(self) -> None:
+    def settle(self, last: int = 0) -> None:
         """The attempt is completed: that is journaled now, before the client hears of it, so that what ended is billed
-        also if the process is killed in this moment. Not so for a client that has yet to be sent what came before."""
+        also if the process is killed in this moment. Not so where the `last` bytes of a stream might have to wait for
+        the client, which may then never get them."""
         self.outcome = Outcome.COMPLETED
         if not self._over:
             self._close()
-            self._billing.writer.flush()
+            if self.passed_on is None or self.passed_on.client.takes(last):
+                self._pay_now()
+
+    @property
+    def unwritten(self) -> str | None:
+        """Why what was settled is not in the journal yet; None if it is."""
+        return self._billing.writer.unwritten
+
+    def pay_when_sent(self) -> None:
+        """Journal what is owed once its client was sent all; until then a running count. Now, if it was cut off."""
+        if self._owed is None:
+            return
+        if self.passed_on is None or self.outcome is not Outcome.COMPLETED or self._billing.stopping:
+            self.pay()
+            return
+        self.note()
+        self.passed_on.client.when_sent(self._pay_now)
 
     def note(self) -> None:
         """Journal what is to be billed should the process be killed from now on, if it has changed."""
         usage = self._passed_on()
-        if self._over and usage == self.meter.usage:
-            self.pay()
-            self._billing.writer.flush()
-        elif usage is not None and usage != self._noted:
+        if usage is not None and usage != self._noted:
             self._noted = usage
             prompt, completion = usage.prompt_tokens, usage.completion_tokens
             cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
             event_id = self.attempt.event_id
             self._billing.writer.record(Note(event_id, prompt, completion, self.cost(usage), cached, reasoning))
 
+    def _pay_now(self) -> None:
+        self.pay()
+        self._billing.writer.flush()
+
     def pay(self) -> None:
         """Journal the settlement that is owed, if one is."""
         owed, self._owed = self._owed, None
         if owed is not None:
-            del self._billing.running[self.attempt.event_id]
+            del self._among[self.attempt.event_id]
             self._billing.writer.record(owed)
 
     def _passed_on(self) -> Usage | None:
@@ -118,7 +141,7 @@ class Bill:
         attempt = self.attempt
         usage = self._usage()
         if usage is None or self.outcome is None:
-            del billing.running[attempt.event_id]
+            del self._among[attempt.event_id]
             billing.writer.record(Release(attempt.event_id))
             return
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
@@ -130,11 +153,6 @@ class Bill:
             self._hold.used += prompt + completion
             self._hold.paid += cost
         self._owed = UsageEvent(attempt, prompt, completion, cost, self.outcome, billing.stamp(), cached, reasoning)
-        slow = self.passed_on is not None and self.passed_on.slow
-        if slow and self.outcome is Outcome.COMPLETED and not billing.stopping:
-            asyncio.get_running_loop().call_soon(self.note)  # by then what can be sent is
-        else:
-            self.pay()
 
     def when_held(self, then: Callable[[], object], failed: Callable[[LedgerUnwritable], object]) -> None:
         """Dispatch in `then`: the hold is journaled by now."""
@@ -177,7 +195,8 @@ class Billing:
     ) -> None:
         self.writer = writer
         self.repeated = repeated
-        self.running: dict[str, Bill] = {}  # by event id
+        self.running: list[dict[str, Bill]] = [{} for _ in range(SLICES)]  # by event id
+        self.slices = cycle(self.running)  # for those that begin
         self.stopping = False  # the process is ending: what is cut off now is cut off by us
         self._prices = prices
         self._book = PriceBook((), prices)
@@ -229,12 +248,16 @@ class Billing:
         return self._stamps.text(self._now())
 
     async def note_running(self) -> None:
-        """Journals the running counts that changed, and what is owed of those that are over. Runs until cancelled."""
+        """Journals the running counts that changed, until cancelled; then what streams that are over owe."""
         try:
-            while True:
-                await asyncio.sleep(NOTE_S)
-                for bill in list(self.running.values()):
+            loop = asyncio.get_running_loop()
+            due = loop.time()
+            for bills in cycle(self.running):
+                due = max(due + NOTE_S / SLICES, loop.time() - NOTE_S)  # what was missed by far is not made up for
+                await asyncio.sleep(due - loop.time())
+                for bill in list(bills.values()):
                     bill.note()
         finally:
-            for bill in list(self.running.values()):
-                bill.pay()
+            for bills in self.running:
+                for bill in list(bills.values()):
+                    bill.pay()

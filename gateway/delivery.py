@@ -11,14 +11,13 @@ from gateway.upstream import Upstream
 
 EVENTS = ("content-type", "text/event-stream; charset=utf-8")
 JSON = ("content-type", "application/json")
-# How a stream's last event ends. Many clients hang up on it, before the stream itself has ended.
-LAST = (b"data: [DONE]\n\n", b'"type":"message_stop"}\n\n')
 
 
 class Stream:
     """Feed it what an upstream sends. Until the first output nothing of it has reached the client.
 
-    `begun` is called once, as the first output leaves; `told` before the last event does.
+    `begun` is called once, as the first output leaves. Many clients hang up on the last event, before the stream itself
+    has ended: `telling` is called before that is written, with the number of bytes, `told` after it.
     """
 
     def __init__(
@@ -28,10 +27,12 @@ class Stream:
         upstream: Upstream,
         headers: Headers,
         begun: Callable[[], None],
+        telling: Callable[[int], None],
         told: Callable[[], None],
     ) -> None:
         self._front, self._meter, self._upstream, self._headers = front, meter, upstream, headers
-        self._begun, self._told = begun, told
+        self._begun, self._telling, self._told = begun, telling, told
+        self._ended = False
         self._held: list[bytes] | None = []
         front.source = upstream
         if front.blocked:  # by what another upstream sent
@@ -39,8 +40,10 @@ class Stream:
 
     def feed(self, data: bytes) -> None:
         out = self._meter.feed(data)
-        if self._meter.failure is None and out.endswith(LAST):
-            self._told()
+        last = self._meter.ended and not self._ended and self._meter.failure is None
+        if last:
+            self._ended = True
+            self._telling(len(out) + sum([len(held) for held in self._held or ()]))
         if self._held is None:
             if out:
                 self._front.write(out)
@@ -48,6 +51,8 @@ class Stream:
             self._begin(out)
         elif out:
             self._held.append(out)
+        if last:
+            self._told()
         if self._meter.failure is not None:
             self._upstream.fail(UpstreamFailed(self._meter.failure))
 

@@ -19,11 +19,10 @@ ERROR = b"event: error\n"
 
 
 class EventMeter(StreamMeter):
-    """`generated` is true once an event with output has passed; `failure` says that the engine gave up, and why."""
+    """`ended` is true once the event that says that all went well has passed."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
-        self._ended = False  # the event that says that all went well has passed
         self._deltas = 0  # events with output; an engine puts a token in each, or more
 
     @property
@@ -44,7 +43,7 @@ class EventMeter(StreamMeter):
         """What came after the last whole event, at the end of the stream."""
         data, self._partial = self._partial, b""
         out = self._passed(data + b"\n\n") if data and self.failure is None else b""
-        if not self._ended and self.failure is None:
+        if not self.ended and self.failure is None:
             self.failure = "the replica ended the stream before its answer was complete"
         return out
 

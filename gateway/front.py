@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import cast
 
 import httptools
 
@@ -21,13 +20,12 @@ from gateway.errors import BadRequest, BodyTooLarge, GatewayError, HeadersTooLar
 from gateway.request import KNOWN, OF_BODIES, OF_UPGRADES, origin_form, unpacked
 from gateway.request import Headers as Headers
 from gateway.request import Request as Request
+from gateway.sender import Sender
 from gateway.status_lines import STATUS_LINES
-from gateway.upstream import Upstream
 
 HEAD_LIMIT = 64 << 10  # bytes of a request's line and headers, apart from what comes with them in the last read
 HEADERS_LIMIT = 128  # how many
 PIPELINE_LIMIT = 16  # requests that are read ahead on one connection
-BUFFER = 256 << 10  # bytes waiting for a slow client before its upstream is left unread
 IDLE_S = 75.0  # of a connection between two requests
 LINGER_S = 2.0  # for a client to read why its request was not
 BODY_S = 600.0  # for a request's body as a whole
@@ -36,17 +34,14 @@ PARTS = 1024  # pieces of a body before they are joined: tiny ones weigh many ti
 CLOSED = b"connection: close\r\n"
 
 
-class Front(asyncio.Protocol):
+class Front(Sender):
     """One connection; `request` is the one being answered."""
 
     def __init__(self, backing: Backing, fronts: set[Front]) -> None:
+        super().__init__()
         self.request = Request()
-        self.source: Upstream | None = None  # paused while the client does not read
         self.started = False  # bytes of an answer to `request` are written
-        self.written = 0  # bytes for this client so far
         self._backing, self._fronts = backing, fronts
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._ready: deque[Request] = deque()
@@ -58,23 +53,12 @@ class Front(asyncio.Protocol):
         self._repeated = 0  # headers that came before
         self._in_head = True
         self._began = self._heard = 0.0  # the loop's time: of the request being read, of its last bytes
-        self._blocked_since: float | None = None
         self._last = False  # the gateway stops: no request after the next answer
         self._closing = False  # nothing is read any more
         self._chunked = False
         self._read_on = True
 
     # What whoever answers calls.
-
-    @property
-    def blocked(self) -> bool:
-        """Its client does not read what it was sent."""
-        return self._blocked_since is not None
-
-    @property
-    def sent(self) -> int:
-        """Of what is `written`, the bytes that have left this process: they arrive also if it is killed."""
-        return self.written - (self._transport.get_write_buffer_size() if self._transport is not None else 0)
 
     def whole(self, status: int, headers: Headers, body: bytes) -> None:
         self.started = True
@@ -110,16 +94,10 @@ class Front(asyncio.Protocol):
         last = not self.request.keep_alive or (self._closing and not self._ready)
         return STATUS_LINES[status] + text.encode("latin-1", "replace") + (CLOSED if last else b"")
 
-    def _write(self, data: bytes) -> None:
-        if self._transport is not None:  # its client may have left in this very turn of the loop
-            self._transport.write(data)
-            self.written += len(data)
-
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=BUFFER)
+        super().connection_made(transport)
         self._began = self._heard = self._loop.time()
         self._fronts.add(self)
 
@@ -168,15 +146,7 @@ class Front(asyncio.Protocol):
         ready = self._ready
         return len(ready) > PIPELINE_LIMIT or sum([len(r.body) for r in ready]) > self._backing.max_body
 
-    def pause_writing(self) -> None:
-        self._blocked_since = self._loop.time()
-        if self.source is not None:
-            self.source.pause()
-
-    def resume_writing(self) -> None:
-        self._blocked_since = None
-        if self.source is not None:
-            self.source.resume()
+    def _go_on(self) -> None:
         if self._task is None and self._ready:
             self._next()
 
@@ -184,7 +154,7 @@ class Front(asyncio.Protocol):
         self._fronts.discard(self)
         self._closing = True
         self._ready.clear()
-        self._transport = None
+        super().connection_lost(error)
         if self._task is not None:
             self._task.cancel()
 
@@ -284,7 +254,7 @@ class Front(asyncio.Protocol):
     # One request after the other.
 
     def _next(self) -> None:
-        if self._blocked_since is not None:  # the answers before are not read yet: no more of them for now
+        if self.blocked or self._then is not None:  # the answers before are not read yet: no more of them for now
             return
         self.request = self._ready.popleft()
         self.started, self.source, self._chunked = False, None, False

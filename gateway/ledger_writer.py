@@ -1,8 +1,9 @@
 """The gateway's end of the ledger: steps go into a journal on the event loop, and from there into SQLite by a thread.
 
 All steps of one turn of the loop go out in one write(), which survives kill -9; requests whose holds are among them are
-dispatched after it. What is owed to the ledger (settlements and releases) survives a failed write: it is tried again,
-first, until it is written.
+dispatched after it. Only an answer that ends does not wait for the turn's end: its settlement is written, with all that
+is pending, before its client hears of it. What is owed to the ledger (settlements and releases) survives a failed
+write: it is tried again, first, until it is written.
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ class LedgerWriter:
     def failure(self) -> str | None:
         """Why nothing can be billed now; None when it can."""
         return self._failure or self._projector.failure
+
+    @property
+    def unwritten(self) -> str | None:
+        """Why the journal's last write failed, of which what is owed waits to be tried again; None when it did not."""
+        return self._failure
 
     @property
     def conflicts(self) -> int:

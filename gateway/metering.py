@@ -25,6 +25,7 @@ NO_CHOICES = b'"choices":[]'
 INDEX = re.compile(rb'"choices":\[\{"index":(\d+)')
 ABORT = b'"finish_reason":"abort"'
 ERROR = b'data: {"error":'
+END = b"data: [DONE]\n\n"
 STOPPING = "the replica is stopping and gave up on the request"
 EVENT_LIMIT = 16 << 20  # bytes of one event; prompt log-probabilities come in one
 
@@ -99,12 +100,14 @@ class Meter:
 class StreamMeter(Meter):
     """Feed it what the engine sends; it returns whole events, less what the client did not ask for.
 
-    `generated`: an event with output has passed. `failure`: the engine gave up, and nothing more is returned.
+    `generated`: an event with output has passed. `ended`: the last one has, after which many clients hang up.
+    `failure`: the engine gave up, and nothing more is returned.
     """
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self.generated = False
+        self.ended = False
         self.failure: str | None = None
         self._partial = b""
         # The engine counts each choice of each prompt for itself, until its last event counts them all. As bytes:
@@ -135,6 +138,8 @@ class StreamMeter(Meter):
     def feed(self, data: bytes) -> bytes:
         """Raises UpstreamFailed when an event does not end, or when its count cannot be read."""
         data = self._whole_events(data)
+        if data.endswith(END):
+            self.ended = True
         if self.generated and USAGE not in data and ABORT not in data and ERROR not in data:
             return data
         return b"".join([self._event(event) for event in data.split(b"\n\n")[:-1]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from gateway.metering import Usage
@@ -15,28 +16,23 @@ class Client(Protocol):
     def written(self) -> int: ...
     @property
     def sent(self) -> int: ...
+    def takes(self, size: int) -> bool: ...
+    def when_sent(self, then: Callable[[], object]) -> None: ...
 
 
 class PassedOn:
     """Of one stream. What waits in our memory for a client that reads slowly dies with us, and is not billed then."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        self.client = client
         self._waiting: deque[tuple[int, Usage]] = deque()  # (bytes written by then, the count that they go with)
         self._passed: Usage | None = None
-        self._waited = False
-
-    @property
-    def slow(self) -> bool:
-        """Whether the client was ever behind, or is now: what is written next may have to wait for it."""
-        return self._waited or self._client.sent < self._client.written
 
     def of(self, counted: Usage | None) -> Usage | None:
         """The newest count of those asked about so far of which the client was sent everything; None: of none."""
         if counted is not None and (not self._waiting or self._waiting[-1][1] != counted):
-            self._waiting.append((self._client.written, counted))
-        sent = self._client.sent
+            self._waiting.append((self.client.written, counted))
+        sent = self.client.sent
         while self._waiting and self._waiting[0][0] <= sent:
             self._passed = self._waiting.popleft()[1]
-        self._waited = self._waited or bool(self._waiting)
         return self._passed

@@ -1,7 +1,9 @@
 """What an answer of OpenAI's Responses API used: stated in the whole answer, and in a stream's last event.
 
-Until then an event with output counts as one token, and the prompt as what its text is estimated at. vLLM says nothing
-when it gave up on a response (only gpt-oss models say "cancelled"), so that such an answer reads as a short one.
+Until then an event with output counts as one token, and the prompt as nothing: no estimate is sure to be below the
+engine's own count, and what is cut off by a failure or a killed gateway must not be billed above that. Only a client
+that leaves pays for its prompt, as estimated: it has made the engine read it. vLLM says nothing when it gave up on a
+response (only gpt-oss models say "cancelled"), so that such an answer reads as a short one.
 """
 
 from __future__ import annotations
@@ -30,8 +32,12 @@ class ResponseMeter(Meter):
 
 
 class ResponseStreamMeter(EventMeter):
+    def left(self) -> None:
+        if self._sent and self._total is None:
+            self.count(Usage(calls.prompt_billed(self._call), self._deltas))
+
     def _prompt_used(self) -> Usage | None:
-        return Usage(calls.prompt_billed(self._call)) if self.generated else None
+        return Usage() if self.generated else None
 
     def _read(self, events: bytes) -> int | None:
         deltas = events.count(DELTA)
@@ -50,7 +56,7 @@ class ResponseStreamMeter(EventMeter):
         if fields.get("status") in GAVE_UP:
             self.failure = STOPPING
             return start
-        self._ended = self.generated = True  # an answer may be empty
+        self.ended = self.generated = True  # an answer may be empty
         return None
 
 

@@ -68,6 +68,18 @@ def test_a_stream_arrives_untouched_however_it_is_cut(size: int) -> None:
     assert (out, meter.usage, meter.failure) == (whole, Usage(7, 4), None)
 
 
+def test_a_signature_is_no_token() -> None:
+    meter = MessageStreamMeter(call())
+    meter.feed(START)
+    for delta in (
+        {"type": "thinking_delta", "thinking": "Hm"},
+        {"type": "signature_delta", "signature": "x"},
+        {"type": "text_delta", "text": '"type":"signature_delta"'},
+    ):
+        meter.feed(event("content_block_delta", index=0, delta=delta))
+    assert meter.usage == Usage(7, 2)
+
+
 def test_a_call_of_a_tool_is_output_before_its_arguments_come() -> None:
     meter = MessageStreamMeter(call())
     meter.feed(START + event("content_block_start", index=0, content_block={"type": "tool_use", "name": "look"}))

@@ -201,6 +201,27 @@ async def test_what_cannot_be_journaled_while_a_connection_is_made_is_not_dispat
         await platform.settled(1)
 
 
+async def test_an_answer_whose_settlement_cannot_be_journaled_is_not_given_and_stays_owed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with gateway(tmp_path, Engine()) as platform, platform.openai() as client:
+        write = journal.Journal.write
+
+        def full(self: journal.Journal, lines: list[bytes]) -> None:
+            if any(b'"completed"' in line for line in lines):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(self, lines)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(journal.Journal, "write", full)
+            with pytest.raises(openai.InternalServerError, match="No space left") as failure:
+                await client.chat.completions.create(**HELLO)
+            assert failure.value.status_code == 503
+            await until(lambda: platform.open_holds() == 1)
+            assert platform.events() == []
+        await platform.settled(1)
+
+
 async def test_an_engine_that_counts_nonsense_ends_its_own_stream_and_nobody_elses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,19 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gateway_fixtures
 import pytest
 from engine import Engine, running
 from gateway_fixtures import HELLO, Platform, gateway, until
 
-from gateway.metering import Usage
+from gateway import calls
+from gateway.billing import Billing
+from gateway.calls import Kind
+from gateway.front import Front
+from gateway.ledger_writer import LedgerWriter
+from gateway.metering import StreamMeter, Usage
 from gateway.passed_on import PassedOn
 from gateway.serve import bind
+from registry import ledger
+from registry.db import open_reader
+from registry.keys import LiveKey
 from registry.ledger import Outcome
+from registry.tenants import Tenant
 
 PIECES = 50
 LARGE = "x" * 4000  # all of them: more than the kernel takes here, less than the gateway keeps for a slow client
@@ -27,6 +38,14 @@ LARGE = "x" * 4000  # all of them: more than the kernel takes here, less than th
 class Reader:
     written: int = 0
     sent: int = 0
+    room: bool = True
+    waiting: Callable[[], object] | None = None
+
+    def takes(self, size: int) -> bool:
+        return self.room
+
+    def when_sent(self, then: Callable[[], object]) -> None:
+        self.waiting = then
 
 
 def test_what_was_sent_at_once_counts_at_once() -> None:
@@ -122,11 +141,65 @@ async def test_a_stream_whose_end_nobody_reads_is_paid_for_as_it_was_made(
     assert (event.completion_tokens, event.outcome) == (PIECES, Outcome.COMPLETED)
 
 
-async def test_what_ended_is_in_the_journal_before_its_client_hears_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "asked", "last"),
+    [
+        ("/v1/chat/completions", HELLO, b"[DONE]"),
+        ("/v1/responses", {"model": "tiny", "input": "Hello"}, b"event: response.completed"),
+        ("/v1/messages", HELLO, b"event: message_stop"),
+    ],
+)
+async def test_what_ended_is_in_the_journal_before_its_client_hears_so(
+    tmp_path: Path, path: str, asked: dict[str, Any], last: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journaled: list[bool] = []
+    write = Front._write
+
+    def watched(self: Front, data: bytes) -> None:
+        if last in data or data.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: application/json"):
+            journaled.append(any(b'"completed"' in j.read_bytes()[before:] for j in (tmp_path / "journal").iterdir()))
+        write(self, data)
+
+    monkeypatch.setattr(Front, "_write", watched)
     async with gateway(tmp_path, Engine()) as platform, platform.http() as client:
         for stream in (True, False):
             (journal,) = (tmp_path / "journal").iterdir()
             before = journal.stat().st_size
-            async with client.post("/v1/chat/completions", json={**HELLO, "stream": stream}) as response:
-                await response.content.readuntil(b"[DONE]") if stream else await response.content.readany()
-                assert b'"completed"' in journal.read_bytes()[before:]
+            async with client.post(path, json={**asked, "stream": stream}) as response:
+                assert response.status == 200
+                await response.read()
+    assert journaled == [True, True]
+
+
+@pytest.mark.parametrize("room", [True, False])
+async def test_an_end_that_may_have_to_wait_is_settled_when_it_was_sent_and_noted_until_then(
+    tmp_path: Path, room: bool
+) -> None:
+    writer = LedgerWriter(tmp_path / "ledger.db", asyncio.get_running_loop())
+    call = calls.read(Kind.CHAT, json.dumps({**HELLO, "stream": True}).encode())
+    meter, reader = StreamMeter(call), Reader(room=room)
+    ann = LiveKey("key-1", Tenant("physics", "root", None, ""), frozenset(), "ann")
+    with Billing(writer, {}).attempt(ann, call, "replica-1", None, meter) as bill:
+        (journal,) = (tmp_path / "journal").iterdir()
+        bill.passed_on = PassedOn(reader)
+        reader.written = reader.sent = 50
+        meter.count(Usage(7, 1))
+        bill.note()
+        meter.count(Usage(7, 4))
+        bill.settle(100)
+        assert (b'"completed"' in journal.read_bytes()) is room
+        reader.written = 150
+        bill.pay_when_sent()
+        assert (reader.waiting is None) is room
+        reader.sent = 150
+        bill.note()
+        writer.flush()
+        assert (b'"completed"' in journal.read_bytes()) is room
+        if reader.waiting is not None:
+            reader.waiting()
+        assert b'"completed"' in journal.read_bytes()
+    await writer.close()
+    db = open_reader(tmp_path / "ledger.db")
+    (event,) = ledger.usage_events(db)
+    assert (event.completion_tokens, event.outcome, ledger.check(db)) == (4, Outcome.COMPLETED, [])
+    db.close()

@@ -46,10 +46,10 @@ def test_a_stream_is_counted_as_it_comes_and_by_its_last_event() -> None:
         assert meter.feed(begin) == begin
         assert (meter.usage, meter.generated) == (None, False)
     meter.feed(ITEM)
-    assert (meter.usage, meter.generated) == (Usage(34, 0), True)
+    assert (meter.usage, meter.generated) == (Usage(), True)
     for n, delta in enumerate(DELTAS, start=1):
         assert meter.feed(delta) == delta
-        assert meter.usage == Usage(34, n)
+        assert meter.usage == Usage(0, n)  # of the prompt's tokens nothing is known yet
     assert meter.feed(END) == END
     assert (meter.rest(), meter.usage, meter.failure) == (b"", Usage(7, 4), None)
 
@@ -66,7 +66,16 @@ def test_a_stream_arrives_untouched_however_it_is_cut(size: int) -> None:
 def test_every_kind_of_output_counts(name: str) -> None:
     meter = ResponseStreamMeter(call())
     meter.feed(event(name, delta="x", sequence_number=2))
-    assert (meter.usage, meter.generated) == (Usage(34, 1), True)
+    assert (meter.usage, meter.generated) == (Usage(0, 1), True)
+
+
+def test_a_client_that_leaves_pays_for_its_prompt_as_estimated() -> None:
+    meter = ResponseStreamMeter(call())
+    meter.sent()
+    for part in (*BEGIN, ITEM, *DELTAS):
+        meter.feed(part)
+    meter.left()
+    assert meter.usage == Usage(34, 3)
 
 
 def test_text_that_looks_like_an_event_is_text() -> None:
@@ -74,7 +83,7 @@ def test_text_that_looks_like_an_event_is_text() -> None:
     looks = "event: response.completed\ndata: {}\n\nevent: response.output_text.delta\ndata: {}\n\n"
     delta = event("response.output_text.delta", delta=looks, sequence_number=3)
     assert meter.feed(delta) == delta
-    assert (meter.usage, meter.failure) == (Usage(34, 1), None)
+    assert (meter.usage, meter.failure) == (Usage(0, 1), None)
 
 
 @pytest.mark.parametrize("last", ["response.completed", "response.incomplete"])
