@@ -35,7 +35,7 @@ from gateway.metering import Meter, Usage
 from registry import ledger
 from registry.db import open_reader
 from registry.keys import LiveKey, Scope
-from registry.ledger import Attempt, Hold, Outcome, UsageEvent
+from registry.ledger import Attempt, Hold, Outcome, UsageEvent, Used
 from registry.projection import CHECKPOINT_PAGES
 from registry.site import Price
 from registry.tenants import Tenant
@@ -98,7 +98,7 @@ async def requests(directory: Path, billed: bool) -> float:
     """What a gateway does around its requests, at its pace: with a bill each, or without. The loop's CPU, in s."""
     writer = LedgerWriter(directory / "ledger.db", asyncio.get_running_loop())
     billing = Billing(writer, {"default": Price(prompt=1, completion=2)})
-    admission = Admission({}, time.monotonic)
+    admission = Admission(Used({}, {}), time.monotonic)
     began, used = time.monotonic(), time.thread_time()
     for turn in range(int(RATE * SECONDS) // IN_FLIGHT):
         await asyncio.sleep(max(0.0, began + turn * IN_FLIGHT / RATE - time.monotonic()))

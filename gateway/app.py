@@ -88,7 +88,7 @@ def make_app(site: Site) -> web.Application:
             site=site,
             catalog=catalog,
             names=Names(catalog, site.external, random.random),
-            admission=Admission(ledger.totals(*Calendar(time.time()).words), loop.time),
+            admission=Admission(ledger.used(*Calendar(time.time()).words), loop.time),
             queues=Queues(settings, loop.time),
             room=WaitingRoom(
                 lambda name: Standing(catalog.deployment(name), catalog.view.live.get(name, ())),
@@ -110,6 +110,8 @@ def make_app(site: Site) -> web.Application:
             clock=loop.time,
         )
         limited = asyncio.Event()  # somebody who was not before
+        # Another gateway settled something until it let go of the ledger.
+        ledger.on_projector(lambda _: loop.call_soon_threadsafe(limited.set))
 
         def registered(view: View) -> None:
             gw.billing.priced(view.prices)
@@ -181,7 +183,7 @@ async def _budgets(admission: Admission, ledger: LedgerWriter, limited: asyncio.
             await asyncio.wait_for(limited.wait(), BUDGETS_S)
         limited.clear()
         with contextlib.suppress(StorageError):  # the ledger's own failure is told elsewhere
-            admission.settled(await asyncio.to_thread(ledger.totals, *admission.periods))
+            admission.settled(await asyncio.to_thread(ledger.used, *admission.periods))
 
 
 def _watched(task: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

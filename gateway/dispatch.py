@@ -20,7 +20,17 @@ from gateway.calls import Call, renamed
 from gateway.catalog import Catalog
 from gateway.continuation import Said, may_continue
 from gateway.demand import Called
-from gateway.errors import Bug, GatewayError, NoReplica, QueueFull, Unreachable, UpstreamFailed, UpstreamSilent
+from gateway.errors import (
+    BudgetExhausted,
+    Bug,
+    GatewayError,
+    NoReplica,
+    QueueFull,
+    TooManyRequests,
+    Unreachable,
+    UpstreamFailed,
+    UpstreamSilent,
+)
 from gateway.fair_queue import Priority
 from gateway.front import Front, Request
 from gateway.ledger_writer import LedgerWriter
@@ -102,12 +112,17 @@ async def answer(gw: Gateway, asked: Asked) -> None:
     media.check(call, gw.site.gateway.media_hosts)
     chosen = gw.names.choose(call.model, caller.id, request.headers, caller.models)
     first = chosen.chain[0]
-    model = call.model if chosen.keeps_name else first
-    limited = gw.admission.limits(caller, model)
-    if limited.tokens or limited.credits:
+    models: dict[str, str] = {}  # whose limits count, and whose price, by who serves
+    tokens = credits = False
+    for name in chosen.chain:
+        models[name] = model = call.model if chosen.keeps_name else name
+        limited = gw.admission.limits(caller, model)
+        tokens, credits = tokens or limited.tokens, credits or limited.credits
+    if tokens or credits:
         call = calls.bounded(call, gw.catalog.context(first))
-    cost = gw.billing.estimate(call, model, first) if limited.credits else 0
-    with gw.admission.admit(caller, model, call.tokens, cost, call.model) as asked.hold:
+    # Whoever serves in the end, that much is held: of the dearest.
+    cost = max(gw.billing.estimate(call, model, name) for name, model in models.items()) if credits else 0
+    with gw.admission.admit(caller, models[first], call.tokens, cost, call.model) as asked.hold:
         for name in chosen.missed:
             gw.called.miss(name)
         if chosen.shadow:
@@ -116,8 +131,10 @@ async def answer(gw: Gateway, asked: Asked) -> None:
             asked.served_by = name
             serve = _from_provider if name in gw.site.external else _from_replicas
             try:
-                return await serve(gw, asked, call if chosen.keeps_name or call.model == name else renamed(call, name))
-            except (NoReplica, QueueFull, UpstreamFailed) as e:
+                if name != first:
+                    asked.hold.move(caller, models[name], call.model)
+                return await serve(gw, asked, call if call.model == models[name] else renamed(call, name))
+            except (NoReplica, QueueFull, UpstreamFailed, TooManyRequests, BudgetExhausted) as e:
                 if asked.delivered or name == chosen.chain[-1]:
                     raise
                 gw.metrics.retried(name, e.code or "")

@@ -75,11 +75,11 @@ class LedgerWriter:
         """Steps that the ledger refused since this process began; its table `conflicts` has them all."""
         return self._projector.conflicts
 
-    def totals(self, *periods: str) -> dict[tuple[str, str, str], tuple[int, int]]:
-        """What was used that is settled, as the ledger has it now (see registry.ledger.totals). Raises StorageError."""
+    def used(self, *periods: str) -> ledger.Used:
+        """What is settled, as the ledger has it now. Raises StorageError."""
         db = open_reader(self._path)
         try:
-            return ledger.totals(db, *periods)
+            return ledger.used(db, *periods)
         except sqlite3.Error as e:
             raise StorageError(f"{self._path}: cannot be read: {e}") from e
         finally:

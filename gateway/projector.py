@@ -124,6 +124,8 @@ class Projector:
             self._db = ledger.open_ledger(self._path)
             self._db.conn.execute(f"PRAGMA busy_timeout={LOCKED_MS}")
         if self._projection is None:
+            if self._keep_months is not None:
+                self._roll_up = RollUp(self._db, self._keep_months, lambda: datetime.now(UTC))
             self._projection = Projection(self._db, self._journals)
         try:
             self._projection.turn()
@@ -131,9 +133,7 @@ class Projector:
             self.conflicts = self._projection.refused
         if self._errands:
             self._run_errands(self._db)
-        if self._keep_months is not None:
-            if self._roll_up is None:
-                self._roll_up = RollUp(self._db, self._keep_months, lambda: datetime.now(UTC))
+        if self._roll_up is not None:
             self._roll_up.turn()
 
     def _run_errands(self, db: Database) -> None:

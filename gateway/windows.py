@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from registry.ledger_sums import ALL
 
 WINDOW_S = 60.0
+DAY_S = 86400.0
 GRAIN_S = 0.01  # starts that are no further apart are remembered as one, however many they are
 
 
@@ -23,7 +24,11 @@ class Period(enum.IntEnum):
 
 
 class Calendar:
-    """Which day and month it is, in UTC. Never an earlier one than before: a clock set back gives no budget back."""
+    """Which day and month it is, in UTC.
+
+    A clock that is set back gives no budget back: the day stays until the clock has caught up with it. One that says
+    more than a day before it was wrong then, and is believed now.
+    """
 
     def __init__(self, now: float) -> None:
         """Times are Unix seconds."""
@@ -33,8 +38,8 @@ class Calendar:
         self.turn(now)
 
     def turn(self, now: float) -> tuple[Period, ...]:
-        """Those that ended since the last call."""
-        if now < self.day_ends:
+        """Those that are others than at the last call."""
+        if self.day_ends - 2 * DAY_S <= now < self.day_ends:
             return ()
         midnight = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         first = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
@@ -128,10 +133,11 @@ class Standing:
         """One start out of the bucket."""
         self.level, self.filled_at = self.bucket(now, burst, rate) - 1, now
 
-    def at_least(self, period: Period, tokens: int, microcredits: int) -> None:
-        """The ledger says that so much is used."""
-        self.tokens.used[period] = max(self.tokens.used[period], tokens)
-        self.credits.used[period] = max(self.credits.used[period], microcredits)
+    def at_least(self, period: Period, used: tuple[int, int], taken_back: tuple[int, int]) -> None:
+        """The ledger says that so many (tokens, micro-credits) are used, and how many were taken back since it last
+        said so. Never less than nothing: what is taken back of a day gives another no more than its limit."""
+        for account, most, back in zip((self.tokens, self.credits), used, taken_back, strict=True):
+            account.used[period] = max(account.used[period] - back, most, 0)
 
     def over(self, period: Period) -> None:
         self.tokens.used[period] = self.credits.used[period] = 0

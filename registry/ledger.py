@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from registry import clock
-from registry.db import Conflict, Database, open_writer, row, rows, transaction
+from registry.db import Conflict, Database, open_writer, row, rows, snapshot, transaction
 from registry.ledger_check import verify
 from registry.ledger_migrations import MIGRATIONS
-from registry.ledger_sums import ALL, TAKEN_BACK, Sums
+from registry.ledger_sums import ALL, TAKEN_BACK, Sums, totalled
 from registry.prices import TokenPrice
 from registry.steps import AMOUNT_LIMIT as AMOUNT_LIMIT
 from registry.steps import Attempt as Attempt
@@ -46,6 +46,17 @@ class UsageRow:
     prompt_tokens: int
     completion_tokens: int
     microcredits: int
+
+
+Totals = dict[tuple[str, str, str], tuple[int, int]]  # (period, subject, name) -> (tokens, micro-credits)
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What is settled, of some periods."""
+
+    totals: Totals
+    taken_back: Totals  # how much less those are for reversals
 
 
 def open_ledger(path: Path) -> Database:
@@ -245,16 +256,39 @@ def usage_by_tenant_and_model(
     ]
 
 
-def totals(db: Database, *periods: str) -> dict[tuple[str, str, str], tuple[int, int]]:
-    """(period, subject, name) -> (tokens, micro-credits) of everything that is settled.
+def totals(db: Database, *periods: str) -> Totals:
+    """Of everything that is settled.
 
-    A period is a day ("2026-11-28"), a month ("2026-11") or "all"; a subject registry.limits.Subject.
+    A period is a day ("2026-11-28"), a month ("2026-11") or "all"; a subject registry.limits.Subject. A file that a
+    gateway of before still writes has no such totals: then they are summed up of its events, which know no users.
     """
+    if row(db, "SELECT 1 FROM sqlite_master WHERE name = 'usage_totals'") is None:
+        return _summed(db, "SELECT *, '' AS user FROM usage_events", periods)
     places = ", ".join("?" * len(periods))
     return {
         (r["period"], r["subject"], r["name"]): (r["tokens"], r["microcredits"])
         for r in rows(db, f"SELECT * FROM usage_totals WHERE period IN ({places})", *periods)
     }
+
+
+def used(db: Database, *periods: str) -> Used:
+    """At one moment. A reversal counts in the periods in which it was made."""
+    with snapshot(db):
+        found = totals(db, *periods)
+        if row(db, "SELECT 1 FROM sqlite_master WHERE name = 'reversals'") is None:
+            return Used(found, {})
+        back = _summed(db, "SELECT e.* FROM reversals JOIN usage_events AS e USING (event_id)", periods)
+    return Used(found, {who: (-tokens, -microcredits) for who, (tokens, microcredits) in back.items()})
+
+
+def _summed(db: Database, events: str, periods: Collection[str]) -> Totals:
+    days = rows(
+        db,
+        f"""SELECT substr(ended_at, 1, 10), tenant, user, key_id, model, sum(prompt_tokens + completion_tokens),
+            sum(microcredits) FROM ({events}) GROUP BY 1, 2, 3, 4, 5""",
+    )
+    found = totalled((tuple(r)[:5], r[5], r[6]) for r in days)
+    return {who: amounts for who, amounts in found.items() if who[0] in periods}
 
 
 def tokens_by_tenant(db: Database) -> dict[str, int]:

@@ -87,6 +87,8 @@ def _write_plain(c: sqlite3.Connection, records: Sequence[Record], at: str, jour
             if event_id in held or event_id in before:
                 noted[event_id] = record
         elif letter == RELEASE:
+            if len(record) != 2:
+                return False
             hold = closed(event_id)
             if hold is not None:
                 entries += (event_id, "release", hold[2], hold[10], -hold[10], 0, at)

@@ -13,7 +13,7 @@ from itertools import islice
 
 from registry.db import Database, snapshot
 from registry.ledger_sums import ALL, COUNTED, SUMS, TAKEN_BACK
-from registry.steps import APPLICATION, Outcome
+from registry.steps import APPLICATION, PLATFORM, Outcome
 
 NAMED = 20  # problems of one kind that are told one by one
 
@@ -188,7 +188,8 @@ def _totals(c: sqlite3.Connection) -> Iterator[str]:
     user = f"CASE WHEN substr(user, 1, {len(APPLICATION)}) = '{APPLICATION}' THEN tenant || '/' || user ELSE user END"
     said = " UNION ALL ".join(
         f"""SELECT {period} AS period, '{subject}' AS subject, {column} AS name,
-            sum(prompt_tokens + completion_tokens), sum(microcredits) FROM daily WHERE {column} != '' GROUP BY 1, 3"""
+            sum(prompt_tokens + completion_tokens), sum(microcredits) FROM daily
+            WHERE {column} != '' AND ('{subject}' != 'user' OR tenant != '{PLATFORM}') GROUP BY 1, 3"""
         for period in (f"'{ALL}'", "substr(day, 1, 7)", "day")
         for subject, column in (("key", "key_id"), ("user", user), ("tenant", "tenant"), ("model", "model"))
     )

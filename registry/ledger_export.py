@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from registry.db import Conflict, Database, row
+from registry.db import Conflict, Database, NotFound, row, rows
 
 ROWS = 10_000  # read and written at a time
 
@@ -39,17 +39,20 @@ class Type(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`name` is SQLite's, `when` the column that says in which month a row is."""
+    """`name` is SQLite's, `when` the column that says in which month a row is, `gone` what roll-ups that month lost."""
 
     name: str
     when: str
     order: str
     columns: dict[str, Type]
+    gone: str = "0"  # a condition on its row in `rollups`
+    rows: str = "1"  # a condition on rows
 
     def query(self, tenant: str | None) -> str:
         whose = " AND tenant = ?" if tenant is not None else ""
         columns = ", ".join(self.columns)
-        return f"SELECT {columns} FROM {self.name} WHERE substr({self.when}, 1, 7) = ?{whose} ORDER BY {self.order}"
+        which = f"substr({self.when}, 1, 7) = ? AND {self.rows}{whose}"
+        return f"SELECT {columns} FROM {self.name} WHERE {which} ORDER BY {self.order}"
 
 
 def _columns(**groups: str) -> dict[str, Type]:
@@ -69,6 +72,7 @@ TABLES = {
             **_columns(text="outcome"),
             **_columns(integer=_TOKENS),
         },
+        gone="events > 0",
     ),
     "entries": Table(
         "entries",
@@ -80,6 +84,8 @@ TABLES = {
             **_columns(integer="available held consumed"),
             **_columns(time="at"),
         },
+        gone="1",
+        rows="step != 'carried'",  # what stands for another month's
     ),
     "daily": Table(
         "daily",
@@ -98,11 +104,14 @@ Batch = Sequence[Sequence[Any]]
 def export(db: Database, table: str, month: str, tenant: str | None, form: Format, to: BinaryIO) -> int:
     """Write the rows of a month ("2026-11") of one tenant or all; how many there were.
 
-    Raises Conflict when the month's single rows are gone: rolled up into sums, which `daily` has. OSError.
+    Raises Conflict when some of the month's single rows are gone: rolled up into sums, which `daily` has. NotFound for
+    a tenant of whom the ledger knows nothing. OSError.
     """
     wanted = TABLES[table]
-    if table != "daily" and row(db, "SELECT 1 FROM rollups WHERE month = ?", month) is not None:
-        raise Conflict(f"{month} is rolled up: its {table} are gone; 'daily' has their sums")
+    if row(db, f"SELECT 1 FROM rollups WHERE month = ? AND {wanted.gone}", month) is not None:
+        raise Conflict(f"{month} is rolled up: its {table} are gone, or some are; 'daily' has their sums")
+    if tenant is not None:
+        _check_tenant(db, tenant)
     arguments = (month,) if tenant is None else (month, tenant)
     cursor = db.conn.execute(wanted.query(tenant), arguments)
     count = 0
@@ -111,6 +120,12 @@ def export(db: Database, table: str, month: str, tenant: str | None, form: Forma
             write(batch)
             count += len(batch)
     return count
+
+
+def _check_tenant(db: Database, tenant: str) -> None:
+    if row(db, "SELECT 1 FROM entries WHERE tenant = ? LIMIT 1", tenant) is None:
+        there_are = ", ".join(r[0] for r in rows(db, "SELECT DISTINCT tenant FROM entries ORDER BY 1")) or "none yet"
+        raise NotFound(f"the ledger has nothing of a tenant {tenant!r}; there are: {there_are}")
 
 
 @contextlib.contextmanager

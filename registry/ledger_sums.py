@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from registry.limits import user_name
-from registry.steps import Outcome
+from registry.steps import PLATFORM, Outcome
 
 ALL = "all"  # the period of a total that never ends
 SUMS = "requests, cut, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, microcredits"  # of `daily`
@@ -22,6 +22,8 @@ COUNTED = (  # what an event adds to each of them, in SQL
 )
 TAKEN_BACK = ("tenant", "user", "key_id", "model", "replica", "kind", *SUMS.split(", ")[2:])  # what a reversal keeps
 _HOUR_BYTES = 450  # a bit for each second
+# No answer takes so long: between its first and its last second somebody set a clock, it may be by decades.
+_LONGEST = timedelta(days=3)
 
 _Day = tuple[str, str, str, str, str, str, str]
 
@@ -87,7 +89,10 @@ class Sums:
         c.executemany(
             """INSERT INTO usage_totals VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
                tokens = tokens + excluded.tokens, microcredits = microcredits + excluded.microcredits""",
-            [(*who, *amounts) for who, amounts in self._totals().items()],
+            [
+                (*who, *amounts)
+                for who, amounts in totalled((day[:5], s[2] + s[4], s[6]) for day, s in self._days.items()).items()
+            ],
         )
         for (replica, hour), seconds in _by_hour(self._spans).items():
             found = c.execute("SELECT seconds FROM busy WHERE replica = ? AND hour = ?", (replica, hour)).fetchone()
@@ -96,17 +101,20 @@ class Sums:
                 "INSERT OR REPLACE INTO busy VALUES (?, ?, ?)", (replica, hour, seconds.to_bytes(_HOUR_BYTES, "little"))
             )
 
-    def _totals(self) -> dict[tuple[str, str, str], list[int]]:
-        """(period, subject, name) -> tokens, micro-credits."""
-        found: dict[tuple[str, str, str], list[int]] = {}
-        for (day, tenant, user, key_id, model, _, _), sums in self._days.items():
-            who = user_name(tenant, user)
-            for subject, name in (("key", key_id), ("user", who), ("tenant", tenant), ("model", model)):
-                for period in (ALL, day[:7], day) if name else ():
-                    total = found.setdefault((period, subject, name), [0, 0])
-                    total[0] += sums[2] + sums[4]
-                    total[1] += sums[6]
-        return found
+
+def totalled(used: Iterable[tuple[Sequence[str], int, int]]) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """(period, subject, name) -> (tokens, micro-credits). `used`: (day, tenant, user, key, model), and as much.
+
+    What Headgate asks itself is no user's: somebody may be called like it.
+    """
+    found: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for (day, tenant, user, key_id, model), tokens, microcredits in used:
+        person = "" if tenant == PLATFORM else user_name(tenant, user)
+        for subject, name in (("key", key_id), ("user", person), ("tenant", tenant), ("model", model)):
+            for period in (ALL, day[:7], day) if name else ():
+                before = found.get((period, subject, name), (0, 0))
+                found[period, subject, name] = (before[0] + tokens, before[1] + microcredits)
+    return found
 
 
 def _by_hour(spans: set[tuple[str, str, str]]) -> dict[tuple[str, str], int]:
@@ -114,6 +122,9 @@ def _by_hour(spans: set[tuple[str, str, str]]) -> dict[tuple[str, str], int]:
     found: dict[tuple[str, str], int] = {}
     for replica, first, last in spans:
         if not first:  # it does not say when it began
+            continue
+        days = first[:10], last[:10]
+        if days[0] != days[1] and date.fromisoformat(days[1]) - date.fromisoformat(days[0]) > _LONGEST:
             continue
         hour = first[:13]
         offset = int(first[14:16]) * 60 + int(first[17:19])

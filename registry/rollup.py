@@ -7,14 +7,18 @@ their sums, `rolled` the numbers of the entries that are gone. `daily`, `usage_t
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from registry import clock
 from registry.db import Database, transaction
 from registry.ledger_sums import COUNTED, SUMS
 
+log = logging.getLogger(__name__)
+
+FORWARD = timedelta(days=62)  # that a clock is believed to have moved since something was written by it
 ENTRIES = 2000  # looked at in one transaction, which takes some tens of milliseconds
 
 
@@ -27,13 +31,17 @@ def oldest_kept(keep_months: int, now: datetime) -> str:
 class RollUp:
     """Goes through all entries once after it is made, and again whenever another month is due.
 
-    `db` is open as the ledger's writer, and stays its owner's. `now`: in UTC.
+    `db` is open as the ledger's writer, and stays its owner's; best nothing was written yet since. `now`: in UTC. By a
+    clock that is far ahead of the newest entry, or jumps ahead, nothing is taken away.
     """
 
     def __init__(self, db: Database, keep_months: int, now: Callable[[], datetime]) -> None:
         self._db = db
         self._keep_months = keep_months
         self._now = now
+        newest = db.conn.execute("SELECT at FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+        self._believed = clock.parse(newest[0]) if newest else now()
+        self._doubted = False
         self._oldest_kept = ""
         self._looked_at = 0  # numbers of entries: up to this one, of those up to `_end`
         self._end = 0
@@ -43,7 +51,12 @@ class RollUp:
 
         Raises StorageError when the file cannot be written.
         """
-        oldest_kept_ = oldest_kept(self._keep_months, self._now())
+        now = self._now()
+        if now > self._believed + FORWARD:
+            self._doubt(now)
+            return False
+        self._believed, self._doubted = now, False
+        oldest_kept_ = oldest_kept(self._keep_months, now)
         c = self._db.conn
         if oldest_kept_ != self._oldest_kept:
             self._oldest_kept, self._looked_at = oldest_kept_, 0
@@ -62,9 +75,19 @@ class RollUp:
         ).fetchall()
         if due:
             with transaction(self._db) as c:
-                _take_away(c, due, clock.text(self._now()))
+                _take_away(c, due, clock.text(now))
         self._looked_at = last
         return True
+
+    def _doubt(self, now: datetime) -> None:
+        if not self._doubted:
+            self._doubted = True
+            log.warning(
+                "no old events are rolled up: the clock says %s, the ledger was last written at %s; if the clock is "
+                "right, start the gateway again once something was written",
+                clock.text(now),
+                clock.text(self._believed),
+            )
 
 
 def _take_away(c: sqlite3.Connection, due: Iterable[sqlite3.Row], at: str) -> None:
@@ -84,6 +107,12 @@ def _take_away(c: sqlite3.Connection, due: Iterable[sqlite3.Row], at: str) -> No
         """SELECT month, tenant, microcredits FROM rollups
            WHERE (month, tenant) IN (SELECT month, tenant FROM rolling) ORDER BY month, tenant"""
     ).fetchall()
+    # Some of the entries were posted in a later month, which has them no more either.
+    c.execute(
+        f"""INSERT OR IGNORE INTO rollups
+            SELECT DISTINCT substr(at, 1, 7), tenant, 0, 0, {", ".join("0" for _ in names)}
+            FROM entries WHERE event_id IN (SELECT event_id FROM rolling)"""
+    )
     # What these carried so far is in the new sum.
     c.executemany("INSERT INTO rolling VALUES (?, ?, ?)", [(_carried(*r[:2]), *r[:2]) for r in map(tuple, months)])
     gone = c.execute("SELECT seq FROM entries WHERE event_id IN (SELECT event_id FROM rolling) ORDER BY seq")

@@ -153,6 +153,7 @@ def may_be_lost(step: Fields) -> bool:
     return step[0] in (NOTE, HOLD)
 
 
+_ATTEMPT = len(Attempt._fields)
 _LETTERS = {Note: NOTE, Release: RELEASE, Reversal: REVERSAL}
 
 
@@ -172,7 +173,7 @@ def record(step: Step) -> Record:
 def decode(record: Record) -> Step:
     """The opposite of encode(). Raises ValueError for what encode() does not write."""
     match upgraded(record):
-        case [str(letter), *attempt, int(tokens), int(microcredits)] if letter == HOLD:
+        case [str(letter), *attempt, int(tokens), int(microcredits)] if letter == HOLD and len(attempt) == _ATTEMPT:
             return Hold(Attempt(*attempt), tokens, microcredits)
         case [
             str(letter),
@@ -184,7 +185,7 @@ def decode(record: Record) -> Step:
             ended,
             cached,
             reason,
-        ] if letter == SETTLE:
+        ] if letter == SETTLE and len(attempt) == _ATTEMPT:
             return UsageEvent(
                 Attempt(*attempt), prompt, completion, microcredits, Outcome(outcome), ended, cached, reason
             )

@@ -87,7 +87,10 @@ def test_a_month_goes_to_standard_output_or_to_a_file_that_is_not_replaced(site_
     before = file.read_bytes()
     done = headgate(site_file, *asked, "--tenant", "nobody", "-o", str(file))
     assert done.exit_code == 1 and "--force" in done.output and file.read_bytes() == before
-    assert headgate(site_file, *asked, "--tenant", "nobody", "-o", str(file), "--force").exit_code == 0
+    done = headgate(site_file, *asked, "--tenant", "nobody", "-o", str(file), "--force")
+    assert done.exit_code == 1 and "nothing of a tenant 'nobody'; there are: physics" in done.output
+    assert file.read_bytes() == before
+    assert headgate(site_file, *asked[:-1], "2026-10", "-o", str(file), "--force").exit_code == 0
     assert file.read_bytes() == b""
 
 

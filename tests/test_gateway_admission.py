@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import gates
-from gateway.admission import Admission, Hold, Totals
+from gateway.admission import Admission, Hold
 from gateway.errors import BudgetExhausted, TooManyRequests
 from gateway.windows import GRAIN_S, WINDOW_S, Calendar, Period
 from registry.keys import LiveKey, Scope
+from registry.ledger import Totals, Used
 from registry.limits import Limits, Subject
 from registry.tenants import Tenant
 
@@ -36,7 +37,7 @@ class Counter:
     def __init__(self, limits: dict[tuple[Subject, str], Limits], totals: Totals | None = None) -> None:
         self.now = 1000.0
         self.wall = NOON
-        self.admission = Admission(totals or {}, lambda: self.now, lambda: self.wall)
+        self.admission = Admission(Used(totals or {}, {}), lambda: self.now, lambda: self.wall)
         self.admission.limit(limits)
 
     def admit(self, tokens: int = 1, microcredits: int = 0, who: LiveKey = ANN, model: str = "tiny") -> Hold:
@@ -308,12 +309,63 @@ def test_a_clock_that_is_set_back_gives_no_budget_back() -> None:
     limited.use(100)
     limited.wall += 3 * DAY_S
     limited.use(100)  # 1 December
-    for back in (DAY_S, 40 * DAY_S):
+    for back in (DAY_S, DAY_S / 2):
         limited.wall -= back
         with pytest.raises(BudgetExhausted):
             limited.admit()
-        limited.admission.settled({("2026-11-30", "tenant", "physics"): (0, 0)})
+        limited.admission.settled(Used({("2026-11-30", "tenant", "physics"): (0, 0)}, {}))
         assert limited.left() == {"tokens_per_day": 0, "tokens_per_month": 50}
+
+
+def test_a_clock_that_was_years_ahead_for_a_moment_freezes_no_budget() -> None:
+    totals = {("2026-11-28", "tenant", "physics"): (70, 0), ("2026-11", "tenant", "physics"): (80, 0)}
+    limited = Counter({(TENANT, "physics"): Limits(tokens_per_day=100, tokens_per_month=150)}, totals)
+    limited.wall += 5 * 365 * DAY_S
+    limited.use(100)
+    limited.wall -= 5 * 365 * DAY_S
+    assert limited.left() == {"tokens_per_day": 30, "tokens_per_month": 70}
+    assert limited.admission.periods == ("2026-11-28", "2026-11", "all")
+    limited.use(30)
+    limited.later(DAY_S)
+    assert limited.left() == {"tokens_per_day": 100, "tokens_per_month": 40}
+
+
+def test_what_is_taken_back_in_the_ledger_may_be_used_again_once() -> None:
+    limited = tenant(tokens_per_month=100, spend_ceiling=1.0)
+    limited.use(90, 900_000)
+    who = ("2026-11", "tenant", "physics"), ("all", "tenant", "physics")
+    limited.admission.settled(Used(dict.fromkeys(who, (90, 900_000)), {}))
+    # 40 of it; and 5 were used meanwhile that the ledger does not have yet.
+    limited.use(5)
+    taken_back = Used(dict.fromkeys(who, (50, 500_000)), dict.fromkeys(who, (40, 400_000)))
+    for _ in range(2):
+        limited.admission.settled(taken_back)
+        assert limited.left() == {"tokens_per_month": 45, "spend_ceiling": 0.5}
+    later = Used(dict.fromkeys(who, (-20, 0)), dict.fromkeys(who, (115, 900_000)))
+    limited.admission.settled(later)  # also of another month's
+    assert limited.left() == {"tokens_per_month": 100, "spend_ceiling": 1.0}
+
+
+def test_a_fallback_has_limits_of_its_own_and_the_first_is_charged_for_its_part_only() -> None:
+    each = Limits(token_budget=100, spend_ceiling=1.0, concurrent_requests=1)
+    limited = Counter({(MODEL, "tiny"): each, (MODEL, "large"): each, (TENANT, "physics"): each})
+    with limited.admit(60, 600_000) as hold:
+        hold.used, hold.paid = 10, 100_000  # by tiny, which then failed
+        hold.move(ANN, "large", "chat")
+        assert limited.left(MODEL, "tiny") == {"concurrent_requests": 1, "token_budget": 90, "spend_ceiling": 0.9}
+        assert limited.left(MODEL, "large") == {"concurrent_requests": 0, "token_budget": 40, "spend_ceiling": 0.4}
+        hold.used, hold.paid = 30, 300_000
+    assert limited.left(MODEL, "tiny")["token_budget"] == 90
+    assert limited.left(MODEL, "large") == {"concurrent_requests": 1, "token_budget": 80, "spend_ceiling": 0.8}
+    assert limited.left() == {"concurrent_requests": 1, "token_budget": 70, "spend_ceiling": 0.7}
+
+    # One whose limit has no room takes nothing, and the one before is charged no more.
+    with limited.admit(10, who=caller("key-2", "bob", "biology"), model="large"), limited.admit(50) as hold:
+        with pytest.raises(TooManyRequests, match=r"^model chat may have 1 requests running"):
+            hold.move(ANN, "large", "chat")
+        assert limited.left(MODEL, "tiny") == {"concurrent_requests": 1, "token_budget": 90, "spend_ceiling": 0.9}
+        assert limited.left()["token_budget"] == 20
+    assert limited.left()["token_budget"] == 70
 
 
 def test_a_limit_that_is_set_live_counts_what_was_used_before() -> None:
@@ -322,10 +374,10 @@ def test_a_limit_that_is_set_live_counts_what_was_used_before() -> None:
     assert limited.admission.limit({(USER, "ann"): Limits(token_budget=100)})  # to be read anew
     with pytest.raises(BudgetExhausted, match="40 left"):
         limited.admit(41)
-    limited.admission.settled({("all", "user", "ann"): (90, 0)})
+    limited.admission.settled(Used({("all", "user", "ann"): (90, 0)}, {}))
     with pytest.raises(BudgetExhausted, match="10 left"):
         limited.admit(11)
-    limited.admission.settled({("all", "user", "ann"): (70, 0)})  # a look from before
+    limited.admission.settled(Used({("all", "user", "ann"): (70, 0)}, {}))  # a look from before
     assert limited.left(USER, "ann") == {"token_budget": 10}
 
 
@@ -497,8 +549,10 @@ def test_whatever_happens_no_limit_is_passed_and_what_is_held_is_what_runs(
                 limited.later(seconds)
             case "set", seconds:
                 words = limited.admission.periods
+                believed = limited.admission._calendar.day_ends - 2 * DAY_S
                 limited.wall += seconds
-                assert limited.admission.periods >= words
+                later, earlier = max(words, limited.admission.periods), min(words, limited.admission.periods)
+                assert limited.admission.periods == (later if limited.wall >= believed else earlier)
             case "limit", changed:
                 said = changed
                 limited.admission.limit(changed)

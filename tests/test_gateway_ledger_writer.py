@@ -24,9 +24,10 @@ from gateway.ledger_writer import LedgerWriter
 from gateway.metering import Meter, Usage
 from gateway.projector import DIED
 from registry import clock, journal, ledger
-from registry.db import Database, StorageError, open_reader, transaction
+from registry.db import Database, StorageError, open_reader, open_writer, transaction
 from registry.keys import LiveKey, Scope
-from registry.ledger import Attempt, Hold, Note, Outcome, UsageEvent
+from registry.ledger import Attempt, Hold, Note, Outcome, UsageEvent, Used
+from registry.ledger_migrations import MIGRATIONS
 from registry.projection import Projection
 from registry.settings import Price
 from registry.tenants import Tenant
@@ -216,7 +217,7 @@ async def test_a_second_gateway_journals_at_once_and_projects_once_the_first_let
             held(new, hold("new 1"))
             new.record(event("new 1"))
             assert new.failure is None
-            assert new.totals("all") == {}
+            assert new.used("all").totals == {}
             await until(lambda: books(path) == (["new 1"], 2))  # by the first
             await old.stop_projecting()
             held(new, hold("new 2"))
@@ -229,7 +230,30 @@ async def test_a_second_gateway_journals_at_once_and_projects_once_the_first_let
             await until(lambda: books(path) == (["new 1", "old 1", "old 3"], 1))
             await until(lambda: len(journals(path)) == 1)
             assert (old.failure, new.failure) == (None, None)
-            assert new.totals("all")["all", "tenant", "physics"][0] == 90
+            assert new.used("all").totals["all", "tenant", "physics"][0] == 90
+
+
+async def test_a_file_that_a_gateway_of_before_still_writes_tells_budgets_all_the_same(path: Path) -> None:
+    old = open_writer(path, MIGRATIONS[:4])  # keeps its lock
+    for n, day in enumerate(("2026-10-31", "2026-11-01", "2026-11-28")):
+        at = f"{day}T12:00:00.000000Z"
+        event_ = (f"old {n}", "physics", "key-1", "tiny", "replica-1", "chat", at, 10, 20, 50, "completed", at)
+        old.conn.execute(f"INSERT INTO usage_events VALUES ({','.join('?' * 12)})", event_)
+    periods = ("2026-11-28", "2026-11", "all")
+    async with writing(path) as new:
+        had = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        new.on_projector(lambda _: loop.call_soon_threadsafe(had.set))
+        before = new.used(*periods)
+        assert before.totals == {
+            (period, *who): (30 * n, 50 * n)
+            for n, period in enumerate(periods, start=1)
+            for who in (("tenant", "physics"), ("key", "key-1"), ("model", "tiny"))
+        }
+        assert new.failure is None and not had.is_set()
+        old.close()
+        await had.wait()
+        assert new.used(*periods) == before
 
 
 async def test_what_a_dead_gateway_left_is_settled_before_a_budget_is_looked_at(path: Path) -> None:
@@ -242,7 +266,7 @@ async def test_what_a_dead_gateway_left_is_settled_before_a_budget_is_looked_at(
     (other.parent / "journal").mkdir(parents=True)
     (other.parent / "journal" / "dead.000000").write_bytes(data)
     async with writing(other) as writer:
-        assert writer.totals("all")["all", "tenant", "physics"][0] == 30
+        assert writer.used("all").totals["all", "tenant", "physics"][0] == 30
 
 
 async def test_an_errand_runs_on_the_ledgers_connection_and_one_that_fails_harms_nobody(path: Path) -> None:
@@ -330,7 +354,7 @@ async def test_an_attempt_is_billed_by_how_it_ended(
 ) -> None:
     caller = LiveKey("key-1", Tenant("physics", "root", None, ""), frozenset({Scope.INFERENCE}), "ada")
     call = calls.read(Kind.COMPLETION, b'{"model":"tiny","prompt":"x","max_tokens":9}')
-    admission = Admission({}, lambda: 0.0)
+    admission = Admission(Used({}, {}), lambda: 0.0)
     async with writing(path) as writer:
         billing = Billing(writer, {"default": Price(prompt=1, completion=2)}, lambda: 1_767_268_800_123_456_789)
         meter = Meter(call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gateway.calls import Kind
 from registry import clock, endpoints, keys, ledger, limits
 from registry.db import open_reader
 from registry.limits import Subject
+from registry.settings import Price
 
 
 def estimate(call: dict[str, Any]) -> int:
@@ -295,6 +297,49 @@ async def test_of_two_hundred_at_once_no_more_are_admitted_than_the_budget_has_r
             assert sorted(await asyncio.gather(*tasks)) == [200] * most + [429] * (200 - most)
         events = await platform.settled(most)
         assert sum(e.prompt_tokens + e.completion_tokens for e in events) <= 10 * estimate(HELLO)
+
+
+async def test_a_fallback_that_costs_more_cannot_overspend_a_ceiling(tmp_path: Path) -> None:
+    site = replace(
+        site_at(tmp_path), prices={"default": Price(prompt=1, completion=2), "free": Price(prompt=0, completion=0)}
+    )
+    dear, call = Engine(hold_after=0, pieces=["x"] * 50), {**HELLO, "model": "chat"}
+    platform = prepared(site)
+    cost = estimate(call) + HELLO["max_tokens"]
+    key = platform.tenant("biology", spend_ceiling=4 * cost / 1e6)
+    platform.deploy("free")
+    endpoints.put(platform.registry, "chat", "root", targets=[("free", 1)], fallbacks=["tiny"])
+    async with running(dear), running(Engine(fail="500")) as failing:
+        platform.ready(dear)
+        platform.ready(failing, "free-1", "free")
+        async with started(platform), platform.http(key) as session:
+            tasks = [asyncio.create_task(asking(session, call)) for _ in range(20)]
+            await until(lambda: dear.running + sum(t.done() for t in tasks) == len(tasks))
+            dear.go.set()
+            assert sorted(await asyncio.gather(*tasks)) == [200] * 4 + [429] * 16
+            assert sum(e.microcredits for e in await platform.settled(4)) <= 4 * cost
+    platform.registry.close()
+
+
+async def test_a_fallback_with_a_limit_of_its_own_counts_there_and_is_passed_over_when_it_is_used_up(
+    tmp_path: Path,
+) -> None:
+    platform = prepared(site_at(tmp_path))
+    names = ("tiny", "second", "third")
+    for name in names[1:]:
+        platform.deploy(name)
+    endpoints.put(platform.registry, "chat", "root", targets=[("tiny", 1)], fallbacks=["second", "third"])
+    for name in names:
+        limits.put(platform.registry, Subject.MODEL, name, {"requests_per_minute": 1}, "root")
+    limits.put(platform.registry, Subject.MODEL, "tiny", {"requests_per_minute": 9}, "root")
+    async with running(Engine(fail="500")) as failing, running(Engine()) as second, running(Engine()) as third:
+        for engine, name in zip((failing, second, third), names, strict=True):
+            platform.ready(engine, f"{name}-1", name)
+        async with started(platform), platform.http() as session:
+            assert [await asking(session, {**HELLO, "model": "chat"}) for _ in range(3)] == [200, 200, 429]
+            assert await asking(session, {**HELLO, "model": "second"}) == 429
+        assert (len(second.requests), len(third.requests)) == (1, 1)
+    platform.registry.close()
 
 
 CANCELLED = 10_000

@@ -16,6 +16,7 @@ from registry.db import Conflict, Database, StorageError, open_reader, open_writ
 from registry.ledger import Attempt, Hold, Note, Outcome, Release, Reversal, Step, UsageEvent
 from registry.ledger_migrations import MIGRATIONS
 from registry.settings import Price
+from registry.steps import PLATFORM
 
 TABLES = ("holds", "usage_events", "entries", "balances", "usage_totals", "daily", "busy", "reversals", "conflicts")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -184,6 +185,44 @@ def test_what_an_older_headgate_journaled_is_written_as_its_own(db: Database) ->
     ]
     with pytest.raises(ledger_bulk.NotPlain), transaction(db) as c:
         ledger_bulk.write(c, [old], "now", "j")
+
+
+@pytest.mark.parametrize("step", [Hold(attempt(), 1, 1), event(attempt()), Note("e", 1, 2, 3), Release("e")])
+def test_a_record_with_a_field_more_is_a_newer_headgates(db: Database, step: Step) -> None:
+    for newer in ([*recorded(step), "new"], [*recorded(step)[:2], "new", *recorded(step)[2:]]):
+        with pytest.raises(ValueError, match="not a step of the ledger"):
+            steps.decode(newer)
+        with pytest.raises(ledger_bulk.NotPlain), transaction(db) as c:
+            ledger_bulk.write(c, [newer], "now", "j")
+
+
+def test_an_attempt_over_days_is_a_clock_that_was_set_and_makes_nothing_busy(db: Database) -> None:
+    began = attempt()._replace(started_at="1970-01-01T00:00:00.000000Z")
+    ledger.record(db, [Hold(began, 1, 1), event(began)])
+    assert rows(db, "busy") == []
+    long = attempt(2)._replace(started_at=clock.text(NOON - timedelta(days=2)))
+    ledger.record(db, [Hold(long, 1, 1), event(long)])
+    assert len(rows(db, "busy")) == 49
+
+
+def test_what_headgate_asks_itself_is_no_users(db: Database) -> None:
+    own = attempt(1, PLATFORM)._replace(user="probe")
+    theirs = attempt(2)._replace(user="probe")
+    ledger.record(db, [Hold(own, 1, 1), event(own), Hold(theirs, 1, 1), event(theirs)])
+    assert ledger.totals(db, "all")["all", "user", "probe"] == (30, 50)
+    assert ledger.check(db) == []
+
+
+def test_what_was_taken_back_is_told_beside_the_totals(db: Database) -> None:
+    ledger.record(db, [Hold(attempt(), 1, 1), event(attempt()), Hold(attempt(2), 1, 1), event(attempt(2))])
+    ledger.record(db, [Reversal("back", "event-1", "root", "a mistake", "2026-02-01T00:00:00.000000Z")])
+    found = ledger.used(db, "2026-01", "2026-02", "all")
+    who = "tenant", "physics"
+    assert [found.totals[period, *who] for period in ("2026-01", "2026-02", "all")] == [(60, 100), (-30, -50), (30, 50)]
+    assert {period: back for (period, *of), back in found.taken_back.items() if tuple(of) == who} == {
+        "2026-02": (30, 50),
+        "all": (30, 50),
+    }
 
 
 def test_the_same_step_again_changes_nothing_and_one_with_other_contents_is_kept_as_a_conflict(db: Database) -> None:

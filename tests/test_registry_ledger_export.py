@@ -19,9 +19,10 @@ import pytest
 from conftest import ROOT
 
 from registry import ledger, ledger_backup
-from registry.db import Conflict, Database, StorageError, open_reader
+from registry.db import Conflict, Database, NotFound, StorageError, open_reader, transaction
 from registry.ledger import Attempt, Hold, Outcome, UsageEvent
 from registry.ledger_export import TABLES, Format, export, whole_file
+from registry.rollup import RollUp
 
 CUT = datetime(2026, 11, 30, 23, 59, 59, 999999, tzinfo=UTC)
 
@@ -79,7 +80,8 @@ def test_one_tenants_rows_are_its_own(book: Database) -> None:
         "physics",
         "physics",
     ]
-    assert exported(book, Format.JSONL, tenant="nobody") == b""
+    with pytest.raises(NotFound, match=r"(?s)tenant 'nobody'; there are: he said .*, physics$"):
+        exported(book, Format.JSONL, tenant="nobody")
 
 
 def test_parquet_has_integers_and_instants_and_json_has_integers(book: Database) -> None:
@@ -111,11 +113,32 @@ def test_entries_sum_to_zero_and_days_to_their_events(book: Database) -> None:
 
 
 def test_a_month_that_was_rolled_up_says_what_is_left_of_it(book: Database) -> None:
-    columns = len(book.conn.execute("PRAGMA table_info(rollups)").fetchall())
-    book.conn.execute(f"INSERT INTO rollups VALUES ({', '.join('?' * columns)})", ("2026-11", *[0] * (columns - 1)))
-    with pytest.raises(Conflict, match=r"2026-11 is rolled up.*daily"):
-        exported(book, Format.CSV)
+    rolling = RollUp(book, 1, lambda: datetime(2027, 1, 15, tzinfo=UTC))
+    while rolling.turn():
+        pass
+    for table in ("events", "entries"):
+        with pytest.raises(Conflict, match=r"2026-11 is rolled up.*daily"):
+            exported(book, Format.CSV, table)
     assert exported(book, Format.CSV, "daily")
+
+
+def test_entries_of_a_month_are_all_there_or_refused_after_a_roll_up(tmp_path: Path) -> None:
+    posted = {"2026-10-31T23:00": 1, "2026-11-01T01:00": 2, "2026-12-02T00:00": 3}  # events end at 23:59:59 in October
+    with closing(ledger.open_ledger(tmp_path / "ledger.db")) as db:
+        for at, n in posted.items():
+            ended = f"{at}:00.000000Z" if n == 3 else "2026-10-31T22:59:59.000000Z"
+            with transaction(db) as c:
+                ledger.write(c, used(n, "physics", ended), f"{at}:01.000000Z")
+        rolling = RollUp(db, 1, lambda: datetime(2026, 12, 3, tzinfo=UTC))
+        while rolling.turn():
+            pass
+        for month in ("2026-10", "2026-11"):  # the second event's entries were posted in November
+            with pytest.raises(Conflict, match=f"{month} is rolled up"):
+                export(db, "entries", month, None, Format.CSV, io.BytesIO())
+        file = io.BytesIO()
+        assert export(db, "events", "2026-11", None, Format.CSV, file) == 0  # of those it has lost none
+        assert export(db, "entries", "2026-12", None, Format.JSONL, file := io.BytesIO()) == 2
+        assert [e["step"] for e in as_rows(Format.JSONL, file.getvalue())] == ["hold", "settle"], "nothing carried"
 
 
 def test_a_file_that_fails_leaves_nothing_and_what_was_there_before(tmp_path: Path) -> None:
