@@ -94,7 +94,7 @@ def _measures(of: Month) -> dict[str, float | None]:
         "Tokens per GPU-hour as served": ratio(tokens * HOUR, gpu_s),
         "Credits per million tokens as served": ratio(cost * MILLION, tokens) if gpu_s else None,
         "Credits per million tokens charged": ratio(credits(of.counts.microcredits) * MILLION, tokens),
-        "Idle replicas, share of their GPU-hours": ratio(idle.gpu_s, gpu_s),
+        "Idle replicas, % of their GPU-hours": ratio(100 * idle.gpu_s, gpu_s),
         "Idle replicas, credits": credits(idle.microcredits),
         "GPU-hours of training": total(of.times, "training").gpu_s / HOUR,
         "GPU-hours of batch jobs": total(of.times, "batch").gpu_s / HOUR,
