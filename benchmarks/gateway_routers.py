@@ -69,7 +69,7 @@ def prepared(state_dir: Path, port: int, upstreams: Mapping[str, Upstream]) -> t
     registry = open_writer(state_dir / "registry.db", migrations.MIGRATIONS)
     with contextlib.closing(registry):
         tenants.create(registry, "physics", "root", limited=Limits(requests_per_minute=10**9, token_budget=10**15))
-        key = keys.create(registry, keys.secret_of(state_dir / "key.secret"), "physics", "root")[1]
+        key = keys.create(registry, keys.secret_for(registry, state_dir / "key.secret"), "physics", "root")[1]
         for model, upstream in upstreams.items():
             deployments.create(
                 registry, model, "root", model=model, version=1, model_path="/m", replicas=REPLICAS, request={}

@@ -115,6 +115,7 @@ def allocation(n: int, begun: int, length: int, replica: str | None) -> Allocati
         reservation=None,
         start=begun,
         end=begun + length,
+        began_at=begun,
         waited_s=n % 977,
         gpus_by_type=(("h100", 4),),
         gpu_s=4 * length,

@@ -98,7 +98,7 @@ def key_of(folder: Path, registry: Database, tenant: str, requests_per_minute: i
     tenants.create(
         registry, tenant, "root", limited=Limits(requests_per_minute=requests_per_minute, token_budget=10**15)
     )
-    return keys.create(registry, keys.secret_of(folder / "key.secret"), tenant, "root")[1]
+    return keys.create(registry, keys.secret_for(registry, folder / "key.secret"), tenant, "root")[1]
 
 
 @contextlib.asynccontextmanager

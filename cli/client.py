@@ -53,15 +53,15 @@ class Control:
     ) -> None:
         self.path, self.timeout_s, self.here, self.remote = path, timeout_s, here, remote
 
-    def get(self, path: str, **query: str | None) -> Any:
-        """Parameters that are None are left out."""
+    def get(self, path: str, *names: str, **query: str | None) -> Any:
+        """`names` fill the gaps ({}) of the path, whatever is in them. Parameters that are None are left out."""
         asked = urllib.parse.urlencode({k: v for k, v in query.items() if v is not None})
-        return self._call("GET", urllib.parse.quote(path) + (f"?{asked}" if asked else ""), None)
+        return self._call("GET", _filled(path, names) + (f"?{asked}" if asked else ""), None)
 
-    def find(self, path: str) -> Any | None:
+    def find(self, path: str, *names: str) -> Any | None:
         """The same; None where no controller answers, or it knows of no such thing."""
         try:
-            return self.get(path)
+            return self.get(path, *names)
         except Unreachable:
             return None
         except Refused as e:
@@ -69,8 +69,8 @@ class Control:
                 raise
             return None
 
-    def post(self, path: str, **body: Any) -> Any:
-        return self._call("POST", urllib.parse.quote(path), {k: v for k, v in body.items() if v is not None})
+    def post(self, path: str, *names: str, **body: Any) -> Any:
+        return self._call("POST", _filled(path, names), {k: v for k, v in body.items() if v is not None})
 
     def poke(self) -> bool:
         """Tell the controller to look now. False when none listens to us: it will look by itself."""
@@ -119,3 +119,7 @@ class Control:
         trusted = credentials.trusting(remote.cacert)
         secure = http.client.HTTPSConnection(host, url.port, timeout=self.timeout_s, context=trusted)
         return secure, remote.url, headers
+
+
+def _filled(path: str, names: tuple[str, ...]) -> str:
+    return path.format(*(urllib.parse.quote(name, safe="") for name in names))

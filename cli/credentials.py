@@ -44,6 +44,14 @@ def load(environ: Mapping[str, str]) -> Credentials | None:
         raise click.ClickException(f"{path}: {e}; delete it, or `headgate login` again") from e
 
 
+def stored(environ: Mapping[str, str]) -> Credentials | None:
+    """What was stored; None where it is nothing, or cannot be read."""
+    try:
+        return Credentials(**json.loads(path_of(environ).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def store(credentials: Credentials, environ: Mapping[str, str]) -> Path:
     """Readable by its owner alone, and whole or as it was."""
     path = path_of(environ)

@@ -151,7 +151,7 @@ class Demo:
         self.display.note(f"run {spec.id}, job {launched.job.job_id} on {launched.job.cluster}")
         follow(self.site, launched.folder, self.display)
         self.started.run = None
-        checkpoint: dict[str, Any] = self.control.get(f"/v1/checkpoints/{spec.id}")
+        checkpoint: dict[str, Any] = self.control.get("/v1/checkpoints/{}", spec.id)
         return checkpoint
 
     def _submit(self, spec: specs.SupervisedSpec) -> Launched:
@@ -167,7 +167,7 @@ class Demo:
                 continue
             try:
                 old = specs.load(RunFolder(Path(run["folder"])).spec)
-                checkpoint: dict[str, Any] = self.control.get(f"/v1/checkpoints/{run['id']}")
+                checkpoint: dict[str, Any] = self.control.get("/v1/checkpoints/{}", run["id"])
                 if isinstance(old, specs.TrainSpec) and _same_recipe(old.recipe, spec.recipe):
                     verify(Path(checkpoint["path"]))
                     return checkpoint
@@ -285,31 +285,32 @@ class Demo:
         if self.site.scheduler.kind == "slurm" and self.once:
             ours = {
                 str(r["subject"]): round(float(r["cpu_hours"] or 0) * 3600)
-                for r in time_used.sections[0].rows
+                for section in time_used.sections[:1]
+                for r in section.rows
                 if r["subject"] in self.ours
             }
             self.display.note(check_against_sacct(self.site, ours, self._jobs()))
 
     def _jobs(self) -> dict[str, str]:
         """The ids of the jobs that the demo launched, with the run or replica of each."""
-        jobs = [j for d in self.control.get(f"/v1/deployments/{NAME}")["replicas"] for j in d["jobs"]]
+        jobs = [j for d in self.control.get("/v1/deployments/{}", NAME)["replicas"] for j in d["jobs"]]
         for run in self.control.get("/v1/runs"):
             if run["id"] in self.ours:
-                jobs += self.control.get(f"/v1/runs/{run['id']}")["jobs"]
+                jobs += self.control.get("/v1/runs/{}", run["id"])["jobs"]
         return {j["job_id"]: j["subject"] for j in jobs if j["subject"] in self.ours}
 
 
 def stop_deployment(site: Site, name: str) -> None:
     """Stop it and wait until its jobs are gone from the scheduler and in the books."""
     control = Control(site.control_socket)
-    described = control.post(f"/v1/deployments/{name}/stop")
+    described = control.post("/v1/deployments/{}/stop", name)
     deadline = time.monotonic() + site.replicas.shutdown_timeout_s + 60
     while time.monotonic() < deadline:
         jobs = [j for r in described["replicas"] for j in r["jobs"]]
         if described["deployment"]["state"] in ("stopped", "failed") and all(j["settled"] for j in jobs):
             return
         time.sleep(0.3)
-        described = control.get(f"/v1/deployments/{name}")
+        described = control.get("/v1/deployments/{}", name)
     raise click.ClickException(f"deployment {name} did not stop; `headgate status` shows it")
 
 

@@ -103,5 +103,5 @@ def list_(context: Context, /, as_json: bool) -> None:
 @click.pass_obj
 def delete(context: Context, /, name: str) -> None:
     """Forget the endpoint NAME; its deployments go on under their own names."""
-    Control(context.site().control_socket).post(f"/v1/endpoints/{name}/delete")
+    Control(context.site().control_socket).post("/v1/endpoints/{}/delete", name)
     click.echo(f"endpoint {name} deleted")

@@ -38,7 +38,7 @@ def follow(site: Site, folder: RunFolder, display: Display) -> dict[str, Any]:
 
 def _look(control: Control, run_id: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     try:
-        found = control.get(f"/v1/runs/{run_id}")
+        found = control.get("/v1/runs/{}", run_id)
     except Refused as e:
         if e.status != 404:
             raise

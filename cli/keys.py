@@ -86,7 +86,7 @@ def list_(context: Context, /, tenant: str | None, mine: bool, as_json: bool) ->
 @click.pass_obj
 def revoke(context: Context, /, key_id: str, as_json: bool) -> None:
     """Refuse a key from now on."""
-    revoked = _control(context).post(f"/v1/keys/{key_id}/revoke")
+    revoked = _control(context).post("/v1/keys/{}/revoke", key_id)
     click.echo(json.dumps(revoked, indent=2) if as_json else f"{key_id} revoked")
 
 
@@ -102,7 +102,7 @@ def revoke(context: Context, /, key_id: str, as_json: bool) -> None:
 @click.pass_obj
 def rotate(context: Context, /, key_id: str, grace: int | None, expires: datetime | None, as_json: bool) -> None:
     """Make a key in the place of another, and print it, this once; the other works for a while yet."""
-    made = _control(context).post(f"/v1/keys/{key_id}/rotate", grace_s=grace, expires_at=_text(expires))
+    made = _control(context).post("/v1/keys/{}/rotate", key_id, grace_s=grace, expires_at=_text(expires))
     if as_json:
         click.echo(json.dumps(made, indent=2))
     else:

@@ -100,7 +100,7 @@ def limit() -> None:
 @limit_options("What is not named stays; none takes one away.")
 @click.pass_obj
 def set_(context: Context, /, of: str, name: str, **amounts: Any) -> None:
-    """Change limits; running gateways know within a second. NAME: a key's is its id, an application's user app:NAME."""
+    """Change limits; running gateways know within a second. NAME: a key's id, an application's TENANT/app:NAME."""
     change(context, of, name, amounts)
 
 

@@ -57,7 +57,10 @@ def login(context: Context, /, url: str | None, tenant: str | None, cacert: Path
         raise click.ClickException(f"munge makes no credential: {e}") from e
     made = control.post("/v1/login", credential=credential, tenant=tenant)
     key = made["key"]
-    got = Credentials(url, made["secret"], key["tenant"], key["expires_at"], None if cacert is None else str(cacert))
+    where = Credentials(url, "", cacert=None if cacert is None else str(cacert))
+    if url is None:  # a home may be shared with hosts that need to know it
+        where = credentials.stored(os.environ) or where
+    got = Credentials(where.url, made["secret"], key["tenant"], key["expires_at"], where.cacert)
     path = credentials.store(got, os.environ)
     click.echo(f"logged in as {key['user']} of tenant {key['tenant']} until {key['expires_at'][:10]}; key in {path}")
     if show:

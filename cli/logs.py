@@ -155,7 +155,7 @@ class Follower:
             return False
         self.asked_at = time.monotonic()
         try:
-            return Control(self.site.control_socket).get(f"/v1/runs/{self.folder.id}")["run"]["state"] in record.ENDED
+            return Control(self.site.control_socket).get("/v1/runs/{}", self.folder.id)["run"]["state"] in record.ENDED
         except (Unreachable, Refused):
             return False
 
@@ -183,7 +183,7 @@ def why_it_waits(site: Site, run: str) -> str | None:
 
     try:
         control = Control(site.control_socket)
-        jobs = {job["job_id"] for job in control.get(f"/v1/runs/{run}")["jobs"]}
+        jobs = {job["job_id"] for job in control.get("/v1/runs/{}", run)["jobs"]}
         waiting = [j for j in control.get("/v1/queue", all="1")["jobs"] if j["job"] in jobs]
     except (Unreachable, Refused):
         return None

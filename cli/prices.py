@@ -42,6 +42,10 @@ def set_(
     """Set the price of MODEL, or of a GPU type. "default" is whatever has no price. What was billed stays as it was."""
     if (model is None) == (gpu is None):
         raise click.UsageError("name a MODEL, or a type of GPU with --gpu")
+    if model is not None and (prompt is None or completion is None):
+        raise click.UsageError("the price of a model needs --prompt and --completion")
+    if gpu is not None and hour is None:
+        raise click.UsageError("the price of a type of GPU needs --hour")
     made = Control(context.site().control_socket).post(
         "/v1/prices",
         kind="model" if model is not None else "gpu",
@@ -66,6 +70,11 @@ def list_(context: Context, /, at: datetime | None, as_json: bool) -> None:
         found = [p | {"by": p["by"] or "site file", "cached": _cached(p)} for p in found]
     columns = ("kind", "name", "valid_from", "valid_until", "prompt", "cached", "completion", "hour", "by")
     show(found, columns, as_json, "no price yet: nothing is charged for")
+    others = sorted(set(context.site().external) - {p["name"] for p in found})
+    if others and not as_json:
+        click.echo(
+            f"external models without a price of their own cost what LiteLLM says: {', '.join(others)}", err=True
+        )
 
 
 def _cached(price: dict[str, float | None]) -> float | None:

@@ -71,7 +71,7 @@ def report(
 
 
 def fetch(control: Control, kind: str, **asked: str | None) -> Report:
-    return from_json(control.get(f"/v1/report/{kind}", **asked))
+    return from_json(control.get("/v1/report/{}", kind, **asked))
 
 
 def write(path: Path, shown: str | bytes) -> None:

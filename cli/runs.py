@@ -69,7 +69,7 @@ def everything(site: Site) -> list[dict[str, Any]]:
 
 def registered(site: Site, run: str) -> dict[str, Any] | None:
     """The run as the control API describes it; None where no controller answers, or has not heard of it."""
-    found: dict[str, Any] | None = Control(site.control_socket).find(f"/v1/runs/{run}")
+    found: dict[str, Any] | None = Control(site.control_socket).find("/v1/runs/{}", run)
     return found
 
 

@@ -109,7 +109,7 @@ def wait_ready(site: Site, name: str, progress: Callable[[dict[str, Any]], None]
     """Wait until the deployment is ready. One that fails ends the command with its cause and its last lines."""
     control = Control(site.control_socket)
     while True:
-        described: dict[str, Any] = control.get(f"/v1/deployments/{name}")
+        described: dict[str, Any] = control.get("/v1/deployments/{}", name)
         state, cause = described["deployment"]["state"], described["deployment"]["cause"]
         if state in ("ready", "asleep"):
             return described

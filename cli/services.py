@@ -231,7 +231,7 @@ def wind_down_deployments(site: Site) -> list[str]:
     except Unreachable:
         return []
     for name in live:
-        control.post(f"/v1/deployments/{name}/stop")
+        control.post("/v1/deployments/{}/stop", name)
     deadline = time.monotonic() + STOP_S + site.replicas.shutdown_timeout_s
     while not all(_ended(d) and _jobs_ended(d) for d in control.get("/v1/deployments")):
         if time.monotonic() > deadline:

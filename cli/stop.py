@@ -36,7 +36,7 @@ def stop(context: Context, /, name: str, now: bool, wait: bool) -> None:
     run = find_folder(site, name, RUNS)
     goes_on = run is not None and runs_on(site, run)
     if state not in (None, "stopped", "failed"):
-        control.post(f"/v1/deployments/{name}/stop")
+        control.post("/v1/deployments/{}/stop", name)
         while wait and (state := deployment_state(control, name)) == "stopping":
             time.sleep(0.3)
         click.echo(f"deployment {name}: {state}")
@@ -111,5 +111,5 @@ def switch(folder: RunFolder, name: str) -> None:
 
 def deployment_state(control: Control, name: str) -> str | None:
     """None when there is no such deployment, or no controller to ask."""
-    found = control.find(f"/v1/deployments/{name}")
+    found = control.find("/v1/deployments/{}", name)
     return None if found is None else str(found["deployment"]["state"])

@@ -12,7 +12,7 @@ import click
 from cli.client import Control
 from cli.context import Context
 from cli.keys import KEY_COLUMNS, shown
-from cli.limits import amounts_of, change, in_words, limit_options
+from cli.limits import NONE, amounts_of, change, in_words, limit_options
 from cli.table import cell, json_option, show, table
 
 
@@ -49,7 +49,7 @@ def list_(context: Context, /, as_json: bool) -> None:
 @click.pass_obj
 def show_(context: Context, /, name: str, as_json: bool) -> None:
     """One tenant: its account, limits, members and keys."""
-    found = _control(context).get(f"/v1/tenants/{name}")
+    found = _control(context).get("/v1/tenants/{}", name)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -67,8 +67,13 @@ def show_(context: Context, /, name: str, as_json: bool) -> None:
 @click.argument("account", required=False)
 @click.pass_obj
 def account(context: Context, /, name: str, account: str | None) -> None:
-    """Have a tenant stand for a Slurm account; without ACCOUNT, for none."""
-    _control(context).post(f"/v1/tenants/{name}/account", account=account)
+    """Have a tenant stand for a Slurm account, or for "none"; without ACCOUNT, say which it is."""
+    control = _control(context)
+    if account is None:
+        account = control.get("/v1/tenants/{}", name)["tenant"]["account"]
+    else:
+        account = None if account == NONE else account
+        control.post("/v1/tenants/{}/account", name, account=account)
     click.echo(f"tenant {name} stands for {f'account {account}' if account else 'no account'}")
 
 
@@ -137,7 +142,7 @@ MEMBER_COLUMNS = ("user", "source", "added_at")
 @click.pass_obj
 def add(context: Context, /, name: str, user: str) -> None:
     """Have USER belong to TENANT."""
-    _control(context).post(f"/v1/tenants/{name}/members", user=user)
+    _control(context).post("/v1/tenants/{}/members", name, user=user)
     click.echo(f"{user} is a member of tenant {name}")
 
 
@@ -147,7 +152,7 @@ def add(context: Context, /, name: str, user: str) -> None:
 @click.pass_obj
 def remove(context: Context, /, name: str, user: str) -> None:
     """Have USER belong to TENANT no more, and revoke the keys they have there."""
-    revoked = _control(context).post(f"/v1/tenants/{name}/members/remove", user=user)
+    revoked = _control(context).post("/v1/tenants/{}/members/remove", name, user=user)
     keys = f"; revoked: {', '.join(k['id'] for k in revoked)}" if revoked else ""
     click.echo(f"{user} is no longer a member of tenant {name}{keys}")
 
@@ -158,7 +163,7 @@ def remove(context: Context, /, name: str, user: str) -> None:
 @click.pass_obj
 def members(context: Context, /, name: str, as_json: bool) -> None:
     """Who belongs to TENANT, and by whose word."""
-    found = _control(context).get(f"/v1/tenants/{name}")["members"]
+    found = _control(context).get("/v1/tenants/{}", name)["members"]
     show(found, MEMBER_COLUMNS, as_json, f"nobody belongs to tenant {name} yet")
 
 

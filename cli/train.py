@@ -98,7 +98,7 @@ def publish(context: Context, /, checkpoint: str, target: str, as_json: bool, **
 def find_checkpoint(site: Site, ref: str) -> dict[str, Any]:
     """A complete checkpoint by RUN or RUN/ITERATION: from the registry, or from the run folder while that is down."""
     try:
-        found: dict[str, Any] = Control(site.control_socket).get(f"/v1/checkpoints/{ref}")
+        found: dict[str, Any] = Control(site.control_socket).get("/v1/checkpoints/{}", ref)
         return found
     except Unreachable:
         pass

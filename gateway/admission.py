@@ -17,7 +17,7 @@ from gateway.gates import Gate, Now, Shown
 from gateway.rate_headers import Left
 from gateway.windows import Calendar, Grain, Period, Standing
 from registry.keys import LiveKey
-from registry.limits import Limits, Subject
+from registry.limits import Limits, Subject, user_name
 
 FOUND_LIMIT = 20_000  # keys times models whose limits are remembered
 
@@ -160,8 +160,8 @@ class Admission:
 
     def _look(self, caller: LiveKey, model: str) -> Limited:
         who = (
-            (Subject.KEY, caller.id),
-            (Subject.USER, caller.user),
+            (Subject.KEY, caller.counts_as),
+            (Subject.USER, user_name(caller.tenant.name, caller.user)),
             (Subject.TENANT, caller.tenant.name),
             (Subject.MODEL, model),
         )

@@ -40,7 +40,6 @@ from gateway.surfaces import health, metrics, models, usage
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import Standing, WaitingRoom
 from gateway.windows import Calendar
-from registry import keys
 from registry.db import StorageError
 from registry.demand import note_demand
 from registry.site import Site
@@ -69,7 +68,7 @@ def make_app(site: Site) -> web.Application:
     async def parts(app: web.Application) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
         settings = site.gateway
-        catalog = Catalog(site.registry_db, keys.secret_of(site.key_secret))
+        catalog = Catalog(site.registry_db, site.key_secret)
         ledger = LedgerWriter(site.ledger_db, loop, keep_months=site.ledger.keep_months)
         counted = Metrics()
         pool = Pool(connect_timeout=settings.connect_timeout_s, sweep=min(SWEEP_S, settings.read_timeout_s / 4))

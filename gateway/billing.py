@@ -206,7 +206,7 @@ class Billing:
         attempt = Attempt(
             event_id or f"{self.request_id()}:1",
             caller.tenant.name,
-            caller.id,
+            caller.counts_as,
             call.model,
             replica,
             call.kind,

@@ -47,14 +47,14 @@ class View:
 
 
 class Catalog:
-    """`secret`: what the hashes of keys are keyed with. `now` is the wall clock, in Unix seconds: keys expire."""
+    """`key_secret`: the file with what the hashes of keys are keyed with. `now`: Unix seconds; keys expire."""
 
-    def __init__(self, path: Path, secret: bytes = b"", now: Callable[[], float] = time.time) -> None:
-        self.secret = secret
+    def __init__(self, path: Path, key_secret: Path, now: Callable[[], float] = time.time) -> None:
+        self.secret = b""  # until the registry was read
         self.now = now
         self.view = View()
-        self.failure: str | None = "not read yet"
-        self._path = path
+        self.failure: str | None = "not read yet"  # why the registry could not be read at the last look
+        self._path, self._key_secret = path, key_secret
         self._db: Database | None = None
         self._version: int | None = None
         self._addresses: dict[str, Address] = {}
@@ -94,7 +94,10 @@ class Catalog:
                 self._db = open_reader(self._path)
             version = data_version(self._db)
             if version == self._version:
+                self.failure = None
                 return False
+            secret = self.secret or keys.read_secret(self._key_secret)
+            keys.check_secret(self._db, secret, self._key_secret)
             view = _read(self._db)
         except (StorageError, sqlite3.Error, ValueError) as e:
             # Not there yet (the controller creates it), unreadable for now, or with words of a newer controller.
@@ -104,7 +107,7 @@ class Catalog:
             return False
         self.failure = None
         before = {r.id for r in self.every_ready()}
-        self.view, self._version = view, version
+        self.view, self._version, self.secret = view, version, secret
         if gone := before - {r.id for r in self.every_ready()}:
             for told in self.on_gone:
                 told(gone)

@@ -20,6 +20,7 @@ GatewayError
   NoReplica           503  the deployment exists, nothing of it is ready
   LedgerUnwritable    503  nothing is served that cannot be billed
   LedgerUnreadable    503  what was used cannot be told
+  RegistryUnreadable  503  nobody can tell whether the key is a good one
   Bug                 500  ours
 """
 
@@ -210,6 +211,13 @@ class LedgerUnwritable(GatewayError):
 class LedgerUnreadable(GatewayError):
     status = 503
     code = "ledger_unreadable"
+    should_retry = True
+    retry_after = 5
+
+
+class RegistryUnreadable(GatewayError):
+    status = 503
+    code = "registry_unreadable"
     should_retry = True
     retry_after = 5
 

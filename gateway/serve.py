@@ -18,6 +18,7 @@ from aiohttp import web
 from gateway import takeover
 from gateway.app import backing_of, make_app, stopping
 from gateway.app_keys import GATEWAY
+from gateway.catalog import Catalog
 from gateway.listener import BACKLOG, Listener
 from gateway.takeover import Heir, TakeoverRefused
 from registry.db import StorageError
@@ -47,6 +48,7 @@ def run(site: Site, stop_s: float = STOP_S, *, take_over: bool = False) -> int:
         tls = server_context(site.gateway.tls, "gateway.tls") if site.gateway.tls else None
         # Before anything else: two gateways must not both touch the ledger before one finds the port taken.
         if take_over:
+            _require_registry(site)
             heir = takeover.inherit(site.takeover_socket)
         listening = heir.listening if heir else bind(site.gateway.host, site.gateway.port)
     except OSError as e:
@@ -59,6 +61,18 @@ def run(site: Site, stop_s: float = STOP_S, *, take_over: bool = False) -> int:
     except StorageError as e:
         return _fail(str(e))
     return 0
+
+
+def _require_registry(site: Site) -> None:
+    """Whoever cannot tell a key from another lets the gateway that can serve on. Raises TakeoverRefused."""
+    catalog = Catalog(site.registry_db, site.key_secret)
+    catalog.refresh()
+    catalog.close()
+    if catalog.failure is not None:
+        raise TakeoverRefused(
+            f"does not take over, as the registry cannot be read: {catalog.failure} (after an update, the controller "
+            "is restarted first: it brings the registry up to date)"
+        )
 
 
 def bind(host: str, port: int) -> socket.socket:

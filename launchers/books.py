@@ -12,14 +12,29 @@ from slurm.model import JobUsage, Reservation
 
 def books_of(usage: Usage, reservations: Iterable[Reservation]) -> Books:
     """What Slurm says was used, attempt by attempt, beside its own total."""
-    total = usage.total.tres_s
     return Books(
         tuple(_allocation(attempt, usage) for attempt in usage.attempts),
-        total.gpus,
-        total.cpus,
+        *_total(usage),
         usage.partial,
         tuple((one.name, one.accounts[0]) for one in reservations if one.accounts),
     )
+
+
+def _total(usage: Usage) -> tuple[int, int]:
+    """GPU-seconds and CPU-seconds by what Slurm itself counted of each attempt, which is not what allocations are made
+    of. Of one that reaches beyond the window, still runs or was resized, it counts more than was held within: those
+    are clipped."""
+    gpu_s = cpu_s = 0
+    for a in usage.attempts:
+        assert a.started_at is not None  # of whatever used something
+        if a.ended_at is not None and max(usage.start, a.submitted_at) <= a.started_at and a.ended_at <= usage.end:
+            held_s, ran_s = a.elapsed_s + a.suspended_s, a.elapsed_s
+        else:
+            held_s, suspended_s = clip(a, *(int(moment.timestamp()) for moment in (usage.start, usage.end, usage.at)))
+            ran_s = held_s - suspended_s
+        gpu_s += a.allocated.gpus * held_s
+        cpu_s += a.allocated.cpus * ran_s
+    return gpu_s, cpu_s
 
 
 def _allocation(attempt: JobUsage, usage: Usage) -> Allocation:
@@ -42,6 +57,7 @@ def _allocation(attempt: JobUsage, usage: Usage) -> Allocation:
         reservation=attempt.reservation,
         start=first,
         end=last,
+        began_at=int(started.timestamp()),
         # The record of a job that was resized begins later than the job did.
         waited_s=waited_s if started >= usage.start and waited_s >= 0 else None,
         gpus_by_type=tuple(sorted(attempt.allocated.gpus_of_each_type.items())),

@@ -29,7 +29,7 @@ def reading(request: web.Request, kind: str) -> Controller:
 async def body_of(request: web.Request, required: dict[str, type], optional: dict[str, type]) -> dict[str, Any]:
     """The request's JSON object with just these fields. Raises ValueError naming the field and what is allowed."""
     try:
-        body = await request.json()
+        body = await request.json() if required or request.can_read_body else {}
     except json.JSONDecodeError as e:
         raise ValueError(f"the body is not JSON: {e}") from e
     if not isinstance(body, dict):
@@ -55,11 +55,11 @@ def instant_of(body: dict[str, Any], field: str) -> str | None:
         return None
     try:
         instant = clock.parse(text)
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise ValueError(f"{field!r} must be an instant with its zone, as 2026-12-01T00:00:00Z, not {text!r}")
-    return clock.text(instant)
+        if instant.tzinfo is not None:
+            return clock.text(instant)
+    except (ValueError, OverflowError):  # no instant, or one that is in no year from 1 to 9999 in UTC
+        pass
+    raise ValueError(f"{field!r} must be an instant with its zone, as 2026-12-01T00:00:00Z, not {text!r}")
 
 
 def answer(value: Any, status: int = 200) -> web.Response:

@@ -13,8 +13,7 @@ from launchers.control_limits import unknown_model
 from registry import clock, keys, tenants
 from registry.access import Object, Principal, Verb, may, require
 from registry.keys import Key, Scope
-
-LONGEST_GRACE_S = 366 * 86400
+from registry.settings import LONGEST_GRACE_S
 
 
 def routes() -> list[web.RouteDef]:

@@ -42,12 +42,15 @@ async def set_limits(request: web.Request) -> web.Response:
     controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
     body = await body_of(request, {"of": str, "name": str, "limits": dict}, {})
     require(principal, Verb.ADMINISTER, Object("quota", ""))
-    subject, name = subject_of(body["of"]), body["name"]
+    subject, asked = subject_of(body["of"]), body["name"]
 
     def change() -> dict[str, Any]:
-        _must_be(controller.db, subject, name)
+        _must_be(controller.db, subject, asked)
+        name = keys.get(controller.db, asked).counts_as if subject is Subject.KEY else asked
         new = limits.put(controller.db, subject, name, body["limits"], principal.name)
-        warning = unknown_model(controller, name) if subject is Subject.MODEL else None
+        warning = _unknown(controller, subject, asked)
+        if name != asked:
+            warning = f"{asked} goes on with what {name} had, which was rotated: both count as {name}"
         return {"of": subject, "name": name, "limits": new, "warnings": [warning] if warning else []}
 
     return answer(await controller.write(change))
@@ -58,6 +61,16 @@ def subject_of(word: str) -> Subject:
     if word not in list(Subject):
         raise ValueError(f"limits are of a {', a '.join(Subject)}, not of {word!r}")
     return Subject(word)
+
+
+def _unknown(controller: Controller, subject: Subject, name: str) -> str | None:
+    """A warning where nobody is called so."""
+    if subject is Subject.MODEL:
+        return unknown_model(controller, name)
+    if subject is not Subject.USER or tenants.of_user(controller.db, name):
+        return None
+    known = {limits.user_name(k.tenant, k.user) for k in keys.everything(controller.db)}
+    return None if name in known else f"{name} has no key, and is a member of no tenant"
 
 
 def unknown_model(controller: Controller, name: str) -> str | None:
@@ -76,9 +89,21 @@ def _must_be(db: Database, subject: Subject, name: str) -> None:
         case Subject.KEY:
             keys.get(db, name)
         case Subject.USER:
-            keys.checked_holder(name)
+            _must_be_user(db, name)
         case Subject.MODEL:
             keys.checked_model(name)
+
+
+def _must_be_user(db: Database, name: str) -> None:
+    """A user's name, or TENANT/app:NAME. Raises RegistryError, ValueError."""
+    tenant, _, application = name.partition(f"/{keys.APPLICATION}")
+    if application:
+        tenants.get(db, tenant)
+        tenants.checked_name("application", application)
+    elif name.startswith(keys.APPLICATION):
+        raise ValueError(f"an application is one of a tenant's: TENANT/{name}")
+    else:
+        tenants.checked_user(name)
 
 
 def _object(subject: Subject, name: str, users: dict[str, str]) -> Object:
@@ -89,6 +114,7 @@ def _object(subject: Subject, name: str, users: dict[str, str]) -> Object:
         case Subject.KEY:
             return Object("quota", users.get(name, ""))
         case Subject.USER:
-            return Object("quota", name)
+            tenant, _, application = name.partition(f"/{keys.APPLICATION}")
+            return Object("quota", "", tenant) if application else Object("quota", name)
         case Subject.MODEL:
             return Object("model", "")

@@ -141,8 +141,7 @@ async def principal_by_key(request: web.Request) -> Principal:
     scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not shown:
         raise Unauthenticated("the control API needs a key over the network (Authorization: Bearer); `headgate login`")
-    live = await controller.write(keys.live, controller.db)
-    key = live.get(keys.digest(controller.key_secret, shown.strip()))
+    key = await controller.write(keys.find, controller.db, keys.digest(controller.key_secret, shown.strip()))
     if key is None:
         raise Unauthenticated("the key is unknown or was revoked; `headgate login` gets another")
     if key.expires_at is not None and key.expires_at <= time.time():

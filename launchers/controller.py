@@ -48,8 +48,7 @@ CANCEL_AGAIN_S = 60.0  # how much longer than its drain may take a job has, befo
 class Controller:
     def __init__(self, site: Site, db: Database, scheduler: Scheduler, watch: Watch | None = None) -> None:
         self.site, self.db, self.scheduler, self.watch = site, db, scheduler, watch
-        self.key_secret = keys.secret_of(site.key_secret)
-        keys.key_the_hashes(db, self.key_secret)
+        self.key_secret = keys.secret_for(db, site.key_secret)
         self._book = partial(own_steps.add, site.ledger_db)
         self._demand = DemandReader(site.ledger_db)
         self._writer = ThreadPoolExecutor(1, "registry")

@@ -101,6 +101,7 @@ class LocalScheduler:
             reservation=None,
             start=first,
             end=last,
+            began_at=began,
             waited_s=began - int(job.created_at) if began >= start else None,
             gpus_by_type=(("", job.gpus),) if job.gpus else (),
             gpu_s=job.gpus * (last - first),

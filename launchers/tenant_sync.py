@@ -25,7 +25,7 @@ class Changes:
     add: tuple[tuple[str, str], ...]  # (tenant, user)
     gone: tuple[tuple[str, str], ...]  # members by Slurm's word, which it says no more: (tenant, user)
     revoke: tuple[Key, ...]  # what those have of these tenants' keys
-    skipped: tuple[tuple[str, str], ...]  # (account, why it gets no tenant)
+    skipped: tuple[tuple[str, str], ...]  # (account, why it gets no tenant, or a user of it no place there)
     prune: bool  # whether `gone` and `revoke` are to be done; else they are only told
 
 
@@ -63,14 +63,19 @@ def plan(
     """
     known, members = list(known), list(members)
     users = defaultdict(set)
+    odd = {}
     for a in associations:
-        if a.user is not None and (a.account, a.user) != ROOT:
-            users[a.account].add(a.user)
+        if a.user is None or (a.account, a.user) == ROOT:
+            continue
+        try:
+            users[a.account].add(tenants.checked_user(a.user))
+        except RegistryError as e:
+            odd[a.account, a.user] = (a.account, f"its user {a.user!r}: {e}")
     standing = defaultdict(list)
     for tenant in known:
         if tenant.account is not None:
             standing[tenant.account].append(tenant.name)
-    create, skipped = [], []
+    create, skipped = [], list(odd.values())
     for account in sorted(users.keys() - standing.keys()):
         if why := _no_tenant(account, known):
             skipped.append((account, why))
@@ -85,7 +90,7 @@ def plan(
         add=tuple(sorted(wanted - present)),
         gone=tuple(sorted(gone)),
         revoke=tuple(k for k in live if (k.tenant, k.user) in gone),
-        skipped=tuple(skipped),
+        skipped=tuple(sorted(skipped)),
         prune=prune,
     )
 
@@ -93,7 +98,7 @@ def plan(
 def _no_tenant(account: str, known: Iterable[Tenant]) -> str | None:
     """Why no tenant of its name can be made for an account."""
     try:
-        tenants.checked_new(account)
+        tenants.checked_name("tenant", account)
     except RegistryError as e:
         return str(e)
     for tenant in known:

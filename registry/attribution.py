@@ -35,6 +35,7 @@ class Allocation:
     reservation: str | None
     start: int  # Unix seconds: of what it held in the window
     end: int
+    began_at: int  # of the attempt itself, which may be before the window
     waited_s: int | None  # from its submission to its start; None where it did not start in the window
     gpus_by_type: tuple[tuple[str, int], ...]  # "" for those without a type; they add up to all its GPUs
     gpu_s: int
@@ -70,6 +71,14 @@ class Busy:
                 found += (bits >> first & (1 << last - first) - 1).bit_count()
         return found
 
+    def first(self, start: int, end: int) -> int:
+        """The first one in [start, end); `end` where there is none."""
+        for hour, bits in sorted(self.hours.items()):
+            later = bits >> (skipped := max(start - hour, 0))
+            if later:
+                return min(hour + skipped + (later & -later).bit_length() - 1, end)
+        return end
+
 
 WholeWeights = tuple[int, int, int]  # of a token of the prompt, of one that was cached, of a completion's
 
@@ -83,7 +92,7 @@ def whole(weights: Weights) -> WholeWeights:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What somebody used of a replica: tokens of requests that ended in the window."""
+    """What somebody used of a replica: tokens of requests that ended in the window, be they corrected since."""
 
     tenant: str
     user: str
@@ -95,8 +104,7 @@ class Share:
     def weight(self, of_a_token: WholeWeights) -> int:
         prompt, cached, completion = of_a_token
         fresh = max(0, self.prompt_tokens - self.cached_tokens)
-        # Corrections may take back more than a window's requests used.
-        return max(0, prompt * fresh + cached * self.cached_tokens + completion * self.completion_tokens)
+        return prompt * fresh + cached * self.cached_tokens + completion * self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,7 @@ class Line:
     model: str  # a deployment's or an adapter's name; "" where the job served none
     subject: str  # the replica, the run, else the job
     gpu_type: str
+    began_at: int  # the allocation, in Unix seconds: what it costs is what was in force then
     gpu_s: int
     cpu_s: int
 
@@ -184,7 +193,7 @@ def _parts(
         what = "training" if job.purpose in ("train", "convert") else "batch"
         return [_Part(what, payers.of(job), job.user, "", 1)]
     work = replicas.get(job.subject or "", ReplicaWork("", None))
-    ready = job.end if work.ready_at is None else min(max(work.ready_at, job.start), job.end)
+    ready = min(max(_ready(job, work), job.start), job.end)
     weighed = [(share, weight) for share in work.shares if (weight := share.weight(weights))]
     theirs = [(share, weight) for share, weight in weighed if share.tenant != PLATFORM]
     # A second is as many parts as everybody's weight, and each of these as many as the tenants': then all are whole.
@@ -211,6 +220,15 @@ def _parts(
         *charged("idle", idle, policy.idle),
         *serving,
     ]
+
+
+def _ready(job: Allocation, work: ReplicaWork) -> int:
+    """When an engine was ready, which is known of a job's first attempt. If it is requeued, its next starts up until
+    somebody asks it something; one that began before the window is taken to be ready."""
+    if work.ready_at is None:
+        return job.end
+    again = job.began_at > work.ready_at and job.began_at == job.start
+    return work.busy.first(job.start, job.end) if again else work.ready_at
 
 
 def _holder(job: Allocation, books: Books, payers: Payers, policy: Attribution) -> str | None:
@@ -240,6 +258,7 @@ def _lines(job: Allocation, parts: Sequence[_Part]) -> Iterator[Line]:
                     model=part.model,
                     subject=job.subject or job.job,
                     gpu_type=gpu_type,
+                    began_at=job.began_at,
                     gpu_s=part_gpu_s,
                     cpu_s=part_cpu_s,
                 )

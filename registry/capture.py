@@ -97,8 +97,8 @@ def tokens(db: Database, replicas: Collection[str] | None = None, since: str = "
         r[0]: (r[1], r[2])
         for r in rows(
             db,
-            """SELECT replica, sum(prompt_tokens), sum(completion_tokens)
-               FROM reversals JOIN usage_events USING (event_id) GROUP BY replica""",
+            "SELECT replica, sum(prompt_tokens), sum(completion_tokens) FROM reversals WHERE at >= ? GROUP BY replica",
+            since,
         )
     }
     found = []
@@ -109,7 +109,7 @@ def tokens(db: Database, replicas: Collection[str] | None = None, since: str = "
     ):
         if replicas is None or replica in replicas:
             ledger, back = billed.get(replica, (0, 0)), corrected.get(replica, (0, 0))
-            found.append(Compared(replica, deployment, ledger[0] - back[0], prompt, ledger[1] - back[1], completion))
+            found.append(Compared(replica, deployment, ledger[0] + back[0], prompt, ledger[1] + back[1], completion))
     return found
 
 

@@ -10,21 +10,31 @@ import enum
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from registry import clock, tenants
 from registry.db import Conflict, Database, NotFound, RegistryError, StorageError, row, rows, transaction
+from registry.steps import APPLICATION as APPLICATION
 from registry.tenants import Tenant
 
+log = logging.getLogger(__name__)
+
 SECRET_BYTES = 32
+EXPIRED_KNOWN = timedelta(days=1)  # for so long after its end, a key is told that it expired; later, that it is unknown
 LONGEST_MODEL = 256  # characters of a model's name
-APPLICATION = "app:"  # begins the `user` of a key that belongs to an application
-_SHOWN = "id, tenant, user, owner, hint, created_at, revoked_at, scopes, models, expires_at, replaced_by"
+_WITHOUT = (
+    "without it no key is known: put it back, from where registry.db is backed up to. "
+    "If it is lost for good, DELETE FROM key_secret in registry.db gives up every key there is"
+)
+_LIVE = "revoked_at IS NULL AND keyed = 1"
+_SHOWN = "id, tenant, user, owner, hint, created_at, revoked_at, scopes, models, expires_at, replaced_by, first"
 
 
 class Scope(enum.StrEnum):
@@ -48,6 +58,12 @@ class Key:
     models: tuple[str, ...] | None = None  # the names it may call; None: all
     expires_at: str | None = None
     replaced_by: str | None = None  # the key that it was rotated to
+    first: str | None = None  # the key that its rotations began with; None: itself
+
+    @property
+    def counts_as(self) -> str:
+        """The id that its limits and its usage stand under: rotating a key sheds neither."""
+        return self.first or self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +76,41 @@ class LiveKey:
     user: str = ""
     models: frozenset[str] | None = None
     expires_at: float | None = None  # Unix seconds
+    first: str | None = None
+
+    @property
+    def counts_as(self) -> str:
+        """As Key's."""
+        return self.first or self.id
+
+
+def secret_for(db: Database, path: Path) -> bytes:
+    """The site's secret (registry.site.Site.key_secret), for the registry's writer: made at the first start.
+
+    From then on it is the registry's, whose plain hashes, of a Headgate that had no secret, are replaced by keyed ones.
+    Raises StorageError, also for one that was lost or is another: with it no key there is would be known.
+    """
+    with transaction(db) as c:
+        if row(db, "SELECT 1 FROM key_secret") is None:
+            c.execute("INSERT INTO key_secret VALUES (?)", (digest(secret_of(path), ""),))
+        secret = read_secret(path)
+        check_secret(db, secret, path)
+        for r in rows(db, "SELECT id, hash FROM keys WHERE keyed = 0"):
+            c.execute("UPDATE keys SET hash = ?, keyed = 1 WHERE id = ?", (_keyed(secret, r["hash"]), r["id"]))
+    return secret
+
+
+def check_secret(db: Database, secret: bytes, path: Path) -> None:
+    """Raises StorageError unless this is the secret that the registry's keys are hashed with."""
+    kept = row(db, "SELECT digest FROM key_secret")
+    if kept is None:
+        raise StorageError("no controller of this release has started yet, so that keys have no hashes to be known by")
+    if kept["digest"] != digest(secret, ""):
+        raise StorageError(f"{path}: is not the secret that the keys' hashes were made with; {_WITHOUT}")
 
 
 def secret_of(path: Path) -> bytes:
-    """The site's secret (registry.site.Site.key_secret), made when there is none. Raises StorageError."""
+    """The site's secret, made when there is none. Raises StorageError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -80,8 +127,23 @@ def secret_of(path: Path) -> bytes:
                     pass  # another process was first, and its secret is the site's
             finally:
                 hidden.unlink()
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)  # else a power loss may leave hashes without it
+            finally:
+                os.close(directory)
+    except OSError as e:
+        raise StorageError(f"{path}: the secret of the keys' hashes cannot be made: {e.strerror or e}") from e
+    return read_secret(path)
+
+
+def read_secret(path: Path) -> bytes:
+    """The site's secret. Raises StorageError."""
+    try:
         found = path.read_bytes()
         shared = path.stat().st_mode & 0o077
+    except FileNotFoundError as e:
+        raise StorageError(f"{path}: the secret that the keys' hashes were made with is gone; {_WITHOUT}") from e
     except OSError as e:
         raise StorageError(f"{path}: the secret of the keys' hashes: {e.strerror or e}") from e
     if len(found) != SECRET_BYTES or shared:
@@ -95,13 +157,6 @@ def digest(secret: bytes, key: str) -> str:
 
 def _keyed(secret: bytes, sha256: str) -> str:
     return hmac.digest(secret, sha256.encode(), "sha256").hex()
-
-
-def key_the_hashes(db: Database, secret: bytes) -> None:
-    """Replace plain hashes, of a Headgate that had no secret, by keyed ones. Idempotent."""
-    with transaction(db) as c:
-        for r in rows(db, "SELECT id, hash FROM keys WHERE keyed = 0"):
-            c.execute("UPDATE keys SET hash = ?, keyed = 1 WHERE id = ?", (_keyed(secret, r["hash"]), r["id"]))
 
 
 def checked_scopes(words: Iterable[object]) -> tuple[Scope, ...]:
@@ -213,6 +268,8 @@ def rotate(
 ) -> tuple[Key, str]:
     """A new key in the place of an old one, which works `until` then. `expires_at`: the new one's, else as the old one.
 
+    What the old one was limited to and has used holds for the new one.
+
     Raises Conflict for a key that is over: rotated already, revoked or expired.
     """
     with transaction(db) as c:
@@ -225,7 +282,8 @@ def rotate(
         )
         until = min(until, old.expires_at) if old.expires_at else until
         c.execute("UPDATE keys SET expires_at = ?, replaced_by = ? WHERE id = ?", (until, key.id, key_id))
-    return key, shown
+        c.execute("UPDATE keys SET first = ? WHERE id = ?", (old.counts_as, key.id))
+    return replace(key, first=old.counts_as), shown
 
 
 def _over(key: Key, now: str) -> str | None:
@@ -244,19 +302,37 @@ def everything(db: Database) -> list[Key]:
 
 
 def live(db: Database) -> dict[str, LiveKey]:
-    """By the hash of each key that was not revoked. Expiry is the reader's to look at."""
+    """By the hash of each key that was not revoked, nor expired long ago. Whether it expired just now, its reader sees.
+
+    A key that cannot be read is nobody's; the others' are not in doubt for it.
+    """
     known = {t.name: t for t in tenants.everyone(db)}
-    return {
-        r["hash"]: LiveKey(
-            r["id"],
-            known[r["tenant"]],
-            frozenset(_scopes(r["scopes"])),
-            r["user"],
-            None if r["models"] is None else frozenset(json.loads(r["models"])),
-            None if r["expires_at"] is None else clock.parse(r["expires_at"]).timestamp(),
-        )
-        for r in rows(db, "SELECT * FROM keys WHERE revoked_at IS NULL AND keyed = 1")
-    }
+    since = clock.text(datetime.now(UTC) - EXPIRED_KNOWN)
+    found = {}
+    for r in rows(db, f"SELECT * FROM keys WHERE {_LIVE} AND (expires_at IS NULL OR expires_at > ?)", since):
+        try:
+            found[str(r["hash"])] = _live(r, known[r["tenant"]])
+        except ValueError as e:
+            log.error("key %s opens nothing, as what the registry has of it cannot be read: %s", r["id"], e)
+    return found
+
+
+def find(db: Database, hashed: str) -> LiveKey | None:
+    """One that was not revoked, by its hash. Raises ValueError for one that cannot be read."""
+    found = row(db, f"SELECT * FROM keys WHERE hash = ? AND {_LIVE}", hashed)
+    return None if found is None else _live(found, tenants.get(db, found["tenant"]))
+
+
+def _live(found: sqlite3.Row, tenant: Tenant) -> LiveKey:
+    return LiveKey(
+        found["id"],
+        tenant,
+        frozenset(_scopes(found["scopes"])),
+        found["user"],
+        None if found["models"] is None else frozenset(json.loads(found["models"])),
+        None if found["expires_at"] is None else clock.parse(found["expires_at"]).timestamp(),
+        found["first"],
+    )
 
 
 def _key(found: sqlite3.Row) -> Key:

@@ -21,7 +21,7 @@ from registry import clock
 from registry.db import Conflict, Database, open_writer, row, rows, transaction
 from registry.ledger_check import verify
 from registry.ledger_migrations import MIGRATIONS
-from registry.ledger_sums import ALL, Sums
+from registry.ledger_sums import ALL, TAKEN_BACK, Sums
 from registry.prices import TokenPrice
 from registry.steps import AMOUNT_LIMIT as AMOUNT_LIMIT
 from registry.steps import Attempt as Attempt
@@ -179,7 +179,7 @@ def _held_before(c: sqlite3.Connection, hold: Hold) -> bool:
 
 def _reverse(c: sqlite3.Connection, sums: Sums, step: Reversal, at: str) -> None:
     old = c.execute("SELECT * FROM reversals WHERE event_id = ?", (step.event_id,)).fetchone()
-    if old is not None and tuple(old) == tuple(step):
+    if old is not None and tuple(old)[: len(step)] == tuple(step):
         return
     found = c.execute("SELECT * FROM usage_events WHERE event_id = ?", (step.corrects,)).fetchone()
     if old is not None:
@@ -188,7 +188,8 @@ def _reverse(c: sqlite3.Connection, sums: Sums, step: Reversal, at: str) -> None
         raise Conflict(f"event {step.corrects}: cannot be reversed: it is not in the ledger, or is itself a reversal")
     if c.execute("SELECT 1 FROM reversals WHERE corrects = ?", (step.corrects,)).fetchone():
         raise Conflict(f"event {step.corrects}: was reversed before")
-    c.execute("INSERT INTO reversals VALUES (?, ?, ?, ?, ?)", step)
+    taken = [found[name] for name in TAKEN_BACK]
+    c.execute(f"INSERT INTO reversals VALUES ({', '.join('?' * (len(step) + len(taken)))})", (*step, *taken))
     attempt = _attempt(found)._replace(event_id=step.event_id)
     amounts = [-found[name] for name in ("prompt_tokens", "completion_tokens", "microcredits")]
     also = [-found[name] for name in ("cached_tokens", "reasoning_tokens")]

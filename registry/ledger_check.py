@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from registry.db import Database, snapshot
-from registry.ledger_sums import ALL, COUNTED, SUMS
-from registry.steps import Outcome
+from registry.ledger_sums import ALL, COUNTED, SUMS, TAKEN_BACK
+from registry.steps import APPLICATION, Outcome
 
 NAMED = 20  # problems of one kind that are told one by one
 
@@ -150,13 +150,13 @@ def _holds(c: sqlite3.Connection) -> Iterator[str]:
 
 
 def _reversals(c: sqlite3.Connection) -> Iterator[str]:
-    rolled = _number(c, "SELECT count(*) FROM rollups")
+    rolled, amounts = _number(c, "SELECT count(*) FROM rollups"), SUMS.split(", ")[2:]
     for r in c.execute(
         f"""SELECT r.event_id, r.corrects, e.outcome AS outcome, n.outcome AS own
             FROM reversals AS r LEFT JOIN usage_events AS e ON e.event_id = r.corrects
             LEFT JOIN usage_events AS n ON n.event_id = r.event_id
             WHERE n.outcome IS NOT '{Outcome.REVERSED}' OR e.outcome IS NULL OR e.outcome = n.outcome
-               OR {" OR ".join(f"e.{name} != -n.{name}" for name in SUMS.split(", ")[2:])}"""
+               OR {" OR ".join(f"e.{name} != -n.{name}" for name in amounts)}"""
     ):
         if r["own"] is None and not rolled:
             yield f"reversal {r['event_id']}: has no event"
@@ -169,6 +169,11 @@ def _reversals(c: sqlite3.Connection) -> Iterator[str]:
             AND event_id NOT IN (SELECT event_id FROM reversals)"""
     ):
         yield f"event {r[0]}: takes something back, and no reversal says what"
+    for r in c.execute(
+        f"""SELECT event_id FROM reversals AS r JOIN usage_events AS e USING (event_id)
+            WHERE {" OR ".join(f"r.{name} != {'-' if name in amounts else ''}e.{name}" for name in TAKEN_BACK)}"""
+    ):
+        yield f"reversal {r[0]}: keeps something else than its event took back"
 
 
 def _balances(c: sqlite3.Connection) -> Iterator[str]:
@@ -180,11 +185,12 @@ def _balances(c: sqlite3.Connection) -> Iterator[str]:
 
 def _totals(c: sqlite3.Connection) -> Iterator[str]:
     """Against `daily`, which is proved against the events."""
+    user = f"CASE WHEN substr(user, 1, {len(APPLICATION)}) = '{APPLICATION}' THEN tenant || '/' || user ELSE user END"
     said = " UNION ALL ".join(
         f"""SELECT {period} AS period, '{subject}' AS subject, {column} AS name,
             sum(prompt_tokens + completion_tokens), sum(microcredits) FROM daily WHERE {column} != '' GROUP BY 1, 3"""
         for period in (f"'{ALL}'", "substr(day, 1, 7)", "day")
-        for subject, column in (("key", "key_id"), ("user", "user"), ("tenant", "tenant"), ("model", "model"))
+        for subject, column in (("key", "key_id"), ("user", user), ("tenant", "tenant"), ("model", "model"))
     )
     for r in _differing(c, "SELECT * FROM usage_totals", said, 3, 2):
         total, summed = tuple(r)[3:5], tuple(r)[5:]

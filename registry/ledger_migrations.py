@@ -119,8 +119,12 @@ def m005_users_and_entries(db: Database) -> None:
         # In which seconds of an hour ("2026-11-28T23") a replica had a request: bit n of the little-endian number.
         """CREATE TABLE busy (replica TEXT NOT NULL, hour TEXT NOT NULL, seconds BLOB NOT NULL,
             PRIMARY KEY (replica, hour)) WITHOUT ROWID""",
-        "CREATE TABLE reversals (event_id TEXT PRIMARY KEY, corrects TEXT NOT NULL UNIQUE, by TEXT NOT NULL, "
-        "reason TEXT NOT NULL, at TEXT NOT NULL) WITHOUT ROWID",
+        # With all that was taken back: it outlasts the event that took it.
+        """CREATE TABLE reversals (event_id TEXT PRIMARY KEY, corrects TEXT NOT NULL UNIQUE, by TEXT NOT NULL,
+            reason TEXT NOT NULL, at TEXT NOT NULL, tenant TEXT NOT NULL, user TEXT NOT NULL, key_id TEXT NOT NULL,
+            model TEXT NOT NULL, replica TEXT NOT NULL, kind TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+            cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, reasoning_tokens INTEGER NOT NULL,
+            microcredits INTEGER NOT NULL) WITHOUT ROWID""",
         "CREATE TABLE conflicts (id INTEGER PRIMARY KEY, at TEXT NOT NULL, journal TEXT NOT NULL, "
         "record TEXT NOT NULL, why TEXT NOT NULL)",
         # What an engine's own counters said last (registry.capture), since its start; `earlier_` is what they had

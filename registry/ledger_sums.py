@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from registry.limits import user_name
 from registry.steps import Outcome
 
 ALL = "all"  # the period of a total that never ends
@@ -19,6 +20,7 @@ COUNTED = (  # what an event adds to each of them, in SQL
     f"outcome NOT IN ('{Outcome.REVERSED}', '{Outcome.COMPLETED}')",
     *SUMS.split(", ")[2:],
 )
+TAKEN_BACK = ("tenant", "user", "key_id", "model", "replica", "kind", *SUMS.split(", ")[2:])  # what a reversal keeps
 _HOUR_BYTES = 450  # a bit for each second
 
 _Day = tuple[str, str, str, str, str, str, str]
@@ -98,7 +100,8 @@ class Sums:
         """(period, subject, name) -> tokens, micro-credits."""
         found: dict[tuple[str, str, str], list[int]] = {}
         for (day, tenant, user, key_id, model, _, _), sums in self._days.items():
-            for subject, name in (("key", key_id), ("user", user), ("tenant", tenant), ("model", model)):
+            who = user_name(tenant, user)
+            for subject, name in (("key", key_id), ("user", who), ("tenant", tenant), ("model", model)):
                 for period in (ALL, day[:7], day) if name else ():
                     total = found.setdefault((period, subject, name), [0, 0])
                     total[0] += sums[2] + sums[4]

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 from registry import clock
 from registry.db import Database, RegistryError, row, rows, transaction
+from registry.steps import APPLICATION
 
 LARGEST = 2**53  # of any limit: what a float, and so JSON, holds exactly
+SMALLEST = 1e-6  # credits: what is counted in has no smaller unit
 
 
 class Subject(enum.StrEnum):
     """Whom a limit is for."""
 
     KEY = "key"  # by its id
-    USER = "user"  # by name, whatever tenant pays; an application is "app:NAME"
+    USER = "user"  # by name, whatever tenant pays; an application, which is its tenant's own, is "TENANT/app:NAME"
     TENANT = "tenant"
     MODEL = "model"  # a deployment, an adapter of one or an external model: everybody's calls of it together
 
@@ -44,6 +46,11 @@ WHOLE = frozenset(f.name for f in dataclasses.fields(Limits) if f.type == "int |
 UNLIMITED = Limits()
 
 
+def user_name(tenant: str, user: str) -> str:
+    """Under which name of Subject.USER a key of this tenant and user counts."""
+    return f"{tenant}/{user}" if user.startswith(APPLICATION) else user
+
+
 def checked(changes: Mapping[str, object], of: str) -> dict[str, float | int | None]:
     """Raises RegistryError, naming the limit, for one that is unknown or not a number that may be one."""
     found: dict[str, float | int | None] = {}
@@ -60,6 +67,8 @@ def checked(changes: Mapping[str, object], of: str) -> dict[str, float | int | N
             lowest = 1 if name == "burst" else 0
             kind = "a whole number" if whole else "a number"
             raise RegistryError(f"{of}: {name} must be {kind} from {lowest} to {LARGEST}, or nothing, not {value!r}")
+        if not whole and value is not None and 0 < value < SMALLEST:
+            raise RegistryError(f"{of}: {name} must be 0 or at least {SMALLEST:f} (a micro-credit), not {value!r}")
         found[name] = value
     return found
 

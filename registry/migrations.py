@@ -118,6 +118,8 @@ def m008_limits_prices_members(db: Database) -> None:
         "ALTER TABLE keys ADD COLUMN models TEXT",  # a JSON list; NULL: all
         "ALTER TABLE keys ADD COLUMN expires_at TEXT",
         "ALTER TABLE keys ADD COLUMN replaced_by TEXT",
+        "ALTER TABLE keys ADD COLUMN first TEXT",  # the key that the first rotation of all began with; NULL: itself
+        "CREATE TABLE key_secret (digest TEXT NOT NULL)",  # tells whether the site's secret is the one of the hashes
     ):
         db.conn.execute(statement)
 

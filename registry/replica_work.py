@@ -47,9 +47,13 @@ def read(
     shares: dict[str, list[Share]] = {}
     days = clock.text(start)[:10], clock.text(end - timedelta(microseconds=1))[:10]
     user = "user" if by_user else "''"
+    tokens = "prompt_tokens, cached_tokens, completion_tokens"
+    # A correction takes a charge back, and not the engine's work: of its day, what it took back counts still.
     summed = f"""SELECT replica, tenant, {user}, model, sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens)
-        FROM daily WHERE day BETWEEN ? AND ? GROUP BY 1, 2, 3, 4"""
-    for replica, *share in rows(ledger, summed, *days):
+        FROM (SELECT replica, tenant, user, model, {tokens} FROM daily WHERE day BETWEEN ? AND ?
+              UNION ALL SELECT replica, tenant, user, model, {tokens} FROM reversals
+              WHERE substr(at, 1, 10) BETWEEN ? AND ?) GROUP BY 1, 2, 3, 4"""
+    for replica, *share in rows(ledger, summed, *days, *days):
         shares.setdefault(replica, []).append(Share(*share))
     return {
         replica.id: ReplicaWork(

@@ -21,8 +21,9 @@ def worst(found: Sequence[Compared]) -> list[Compared]:
     return top([one for one in found if difference(one)], lambda one: (abs(difference(one)),))
 
 
-def sections(found: Sequence[Compared], cut: Sequence[Compared]) -> tuple[Section, ...]:
-    """`found`: of every replica that was asked something in the window. `cut`: of the worst, what was cut short."""
+def sections(found: Sequence[Compared], cut: Sequence[Compared], unread: int) -> tuple[Section, ...]:
+    """`found`: of every replica that was asked something in the window, but for those `unread` whose engines' counters
+    were never read. `cut`: of the worst, what was cut short."""
     if not found:
         return ()
     deployments: dict[str, list[Compared]] = {}
@@ -44,6 +45,7 @@ def sections(found: Sequence[Compared], cut: Sequence[Compared]) -> tuple[Sectio
         notes=(
             f"{agreeing} of {len(found)} replicas agree to the token, over their whole lives. What is cut short is "
             "billed at the last count seen; the engine may have gone on for a moment.",
+            *((f"Of {unread} more that were asked something, no engine's counters were read.",) if unread else ()),
         ),
     )
     if not cut:

@@ -13,7 +13,7 @@ from registry.attribution import Allocation
 from registry.report import Chart, Column, Section
 from registry.report_columns import HOUR, Row, change, credits, dimensions, named, ratio, row
 from registry.report_gpu import Times, total
-from registry.report_models import MILLION, SERVED
+from registry.report_models import MILLION, ONLY_OF_ALL, SERVED
 from registry.usage_rows import Counts
 from registry.window import Window
 
@@ -53,13 +53,13 @@ class Month:
     """What is compared of two windows."""
 
     counts: Counts
-    times: Times
+    served: int | None  # tokens of the replicas that held GPUs; None for a tenant, whose GPU time is of other work
+    times: Times | None  # None where the scheduler's books could not be had
     lost: Sequence[Lost]
 
 
-def compared(now: Month, before: Month | None, window: Window) -> Section:
-    """`before`: None where the scheduler's books of that time could not be had."""
-    this, that = _measures(now), None if before is None else _measures(before)
+def compared(now: Month, before: Month, window: Window) -> Section:
+    this, that = _measures(now), _measures(before)
     return Section(
         "efficiency",
         f"{window} against {window.before}",
@@ -73,41 +73,46 @@ def compared(now: Month, before: Month | None, window: Window) -> Section:
             {
                 "what": what,
                 "now": value,
-                "before": (old := None if that is None else that[what]),
+                "before": (old := that[what]),
                 "change": None if value is None or old is None else change(value, old),
             }
             for what, value in this.items()
         ),
-        notes=("As served: all GPU-hours of replicas, idle and starting ones too, at the price of their type.",),
+        notes=(
+            "As served: all GPU-hours of replicas, idle and starting ones too, at the price of their type.",
+            *((ONLY_OF_ALL,) if now.served is None else ()),
+        ),
     )
 
 
 def _measures(of: Month) -> dict[str, float | None]:
-    replicas, idle = total(of.times, *SERVED), total(of.times, "idle")
+    times, tokens, served = of.times or {}, of.counts.tokens, of.served
+    replicas, idle = total(times, *SERVED), total(times, "idle")
     gpu_s, cost = replicas.gpu_s, credits(replicas.microcredits)
-    tokens = of.counts.tokens
     lost_s = sum(x.seconds * x.gpus for x in of.lost)
-    return {
+    charged = "Credits per million tokens charged"
+    said = {
         "Tokens": tokens,
         "GPU-hours of replicas": gpu_s / HOUR,
         "CPU-hours of replicas": replicas.cpu_s / HOUR,
-        "Tokens per GPU-hour as served": ratio(tokens * HOUR, gpu_s),
-        "Credits per million tokens as served": ratio(cost * MILLION, tokens) if gpu_s else None,
-        "Credits per million tokens charged": ratio(credits(of.counts.microcredits) * MILLION, tokens),
+        "Tokens per GPU-hour as served": None if served is None else ratio(served * HOUR, gpu_s),
+        "Credits per million tokens as served": ratio(cost * MILLION, served) if served and gpu_s else None,
+        charged: ratio(credits(of.counts.microcredits) * MILLION, tokens),
         "Idle replicas, % of their GPU-hours": ratio(100 * idle.gpu_s, gpu_s),
         "Idle replicas, credits": credits(idle.microcredits),
-        "GPU-hours of training": total(of.times, "training").gpu_s / HOUR,
-        "GPU-hours of batch jobs": total(of.times, "batch").gpu_s / HOUR,
-        "GPU-hours wasted": (total(of.times, "idle", "startup").gpu_s + lost_s) / HOUR,
+        "GPU-hours of training": total(times, "training").gpu_s / HOUR,
+        "GPU-hours of batch jobs": total(times, "batch").gpu_s / HOUR,
+        "GPU-hours wasted": (total(times, "idle", "startup").gpu_s + lost_s) / HOUR,
     }
+    return said if of.times is not None else dict.fromkeys(said) | {"Tokens": tokens, charged: said[charged]}
 
 
-def wasted(of: Month) -> Section:
+def wasted(times: Times, lost: Sequence[Lost]) -> Section:
     rows = []
     for title, what in (("Replicas that were idle", "idle"), ("Replicas that were starting", "startup")):
-        time = total(of.times, what)
+        time = total(times, what)
         rows.append(_wasted(title, time.gpu_s, time.cpu_s, credits(time.microcredits)))
-    gpu_s, cpu_s = (round(sum(x.seconds * n for x, n in pairs)) for pairs in _pairs(of.lost))
+    gpu_s, cpu_s = (round(sum(x.seconds * n for x, n in pairs)) for pairs in _pairs(lost))
     rows.append(_wasted("Training lost to restarts (estimated)", gpu_s, cpu_s, None))
     return Section(
         "wasted",

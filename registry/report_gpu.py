@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from registry import clock
-from registry.attribution import Allocation, Attributed, Line
+from registry.attribution import Allocation, Attributed, Line, split
 from registry.prices import PriceBook
 from registry.report import Chart, Check, Column, Section
 from registry.report_columns import HOUR, MICRO, TOP, Row, credits, dimensions, equal, named, row, top
@@ -51,22 +51,20 @@ def seen(attributed: Attributed, tenants: Collection[str] | None, payer: Callabl
     return GpuTime(attributed.lines, books.allocations, checks, notes)
 
 
-Priced = Callable[[Line], int]  # micro-credits
+Priced = Callable[[Line], int]  # what it costs, as Time.cost
 
 
-def prices_of(allocations: Iterable[Allocation], book: PriceBook) -> Priced:
-    """A GPU-hour costs what was in force when its allocation began, or where the window did if that was later."""
-    paid: dict[tuple[str, str], tuple[float, int]] = {}  # (subject, type) -> credits per hour times GPU-seconds, these
-    for a in allocations:
-        at = clock.text(datetime.fromtimestamp(a.start, UTC))
-        for kind, gpus in a.gpus_by_type:
-            seconds = gpus * (a.end - a.start)
-            before = paid.get(key := (a.subject or a.job, kind), (0.0, 0))
-            paid[key] = (before[0] + book.of_gpu(kind, at) * seconds, before[1] + seconds)
+def prices_of(book: PriceBook) -> Priced:
+    """A GPU-hour costs what was in force when its allocation began, be that before the window."""
+    known: dict[tuple[str, int], int] = {}  # (type, Unix seconds) -> micro-credits
 
     def price(line: Line) -> int:
-        weighted, seconds = paid.get((line.subject, line.gpu_type), (0.0, 0))
-        return round(weighted / seconds * line.gpu_s * MICRO / HOUR) if seconds else 0
+        of = (line.gpu_type, line.began_at)
+        hour = known.get(of)
+        if hour is None:
+            at = clock.text(datetime.fromtimestamp(line.began_at, UTC))
+            hour = known[of] = round(book.of_gpu(line.gpu_type, at) * MICRO)
+        return hour * line.gpu_s
 
     return price
 
@@ -75,10 +73,14 @@ def prices_of(allocations: Iterable[Allocation], book: PriceBook) -> Priced:
 class Time:
     gpu_s: int = 0
     cpu_s: int = 0
-    microcredits: int = 0
+    cost: int = 0  # micro-credits an hour times seconds: whole, so that nothing is rounded before it is added up
 
     def __add__(self, other: Time) -> Time:
-        return Time(self.gpu_s + other.gpu_s, self.cpu_s + other.cpu_s, self.microcredits + other.microcredits)
+        return Time(self.gpu_s + other.gpu_s, self.cpu_s + other.cpu_s, self.cost + other.cost)
+
+    @property
+    def microcredits(self) -> int:
+        return round(self.cost / HOUR)
 
 
 Times = Mapping[str, Time]  # what for -> how much
@@ -104,23 +106,31 @@ def total(times: Times, *whats: str) -> Time:
     return sum((times.get(what, Time()) for what in whats or times), Time())
 
 
+def paid(of: Sequence[Time]) -> list[float]:
+    """Credits of each, in whole micro-credits that add up to those of all together."""
+    whole = sum(of, Time()).microcredits
+    return [credits(part) for part in split(whole, [time.cost for time in of])] if of else []
+
+
 def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
     """Where there was no GPU at all, the parts are CPU-hours."""
-    groups = summed(of.lines, priced, lambda line: tuple(_value(line, one) for one in by))
+    groups = dict(sorted(summed(of.lines, priced, lambda line: tuple(_value(line, one) for one in by)).items()))
     whole = together(groups.values())
     unit = "GPU" if total(whole).gpu_s else "CPU"
 
     def hours(time: Time) -> float:
         return (time.gpu_s if unit == "GPU" else time.cpu_s) / HOUR
 
-    def cells(times: Times) -> Row:
+    def cells(times: Times, price: float) -> Row:
         everything = total(times)
         return row(
             **{what: hours(total(times, what)) for what in WHATS},
             gpu_hours=everything.gpu_s / HOUR,
             cpu_hours=everything.cpu_s / HOUR,
-            credits=credits(everything.microcredits),
+            credits=price,
         )
+
+    prices = paid([total(times) for times in groups.values()])
 
     most = top([*groups.items()], lambda item: (hours(total(item[1])),))
     chart = Chart(
@@ -140,10 +150,10 @@ def by_columns(of: GpuTime, by: Sequence[str], priced: Priced) -> Section:
             Column("cpu_hours", "CPU-hours", "hours"),
             Column("credits", "Credits", "credits"),
         ),
-        tuple(named(by, key) | cells(times) for key, times in sorted(groups.items())),
-        named(by[:1], ["total"]) | cells(whole),
+        tuple(named(by, key) | cells(times, price) for (key, times), price in zip(groups.items(), prices, strict=True)),
+        named(by[:1], ["total"]) | cells(whole, credits(total(whole).microcredits)),
         notes=(
-            "A GPU-hour costs what was in force when its job began.",
+            "A GPU-hour costs what was in force when its job began; one that was requeued begins anew.",
             *((f"The chart shows the {TOP} largest of {len(groups)}.",) if len(groups) > TOP else ()),
         ),
         charts=(chart,) if groups else (),
@@ -161,8 +171,10 @@ def together(of: Iterable[Times]) -> Times:
 def what_for(times: Times) -> Section:
     """In whole seconds, which add up."""
 
-    def cells(what: str, time: Time) -> Row:
-        return row(what=what, gpu_s=time.gpu_s, cpu_s=time.cpu_s, credits=credits(time.microcredits))
+    parts = [total(times, what) for what in WHATS]
+
+    def cells(what: str, time: Time, price: float) -> Row:
+        return row(what=what, gpu_s=time.gpu_s, cpu_s=time.cpu_s, credits=price)
 
     return Section(
         "what",
@@ -173,8 +185,8 @@ def what_for(times: Times) -> Section:
             Column("cpu_s", "CPU-seconds", "count"),
             Column("credits", "Credits", "credits"),
         ),
-        tuple(cells(title, total(times, what)) for what, title in WHATS.items()),
-        cells("total", total(times)),
+        tuple(map(cells, WHATS.values(), parts, paid(parts))),
+        cells("total", total(times), credits(total(times).microcredits)),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from registry.limits import Limits
 from registry.report import Chart, Column, Section
 from registry.report_columns import COUNTS, HOUR, MICRO, Row, counted, credits, named, row
-from registry.report_gpu import WHATS, Time, Times, total
+from registry.report_gpu import WHATS, Time, Times, paid, total
 from registry.report_models import SERVED
 from registry.report_prices import InForce
 from registry.usage_rows import Correction, Counts, together
@@ -59,7 +59,7 @@ def _section(
 
 
 def _summary(of: Account, used: Counts) -> Section:
-    taken_back = sum(c.microcredits or 0 for c in of.corrections)
+    taken_back = sum(c.microcredits for c in of.corrections)
     times = of.times or {}
     own = total(times, *(what for what in WHATS if what not in SERVED)).microcredits
     served = total(times, *SERVED).microcredits
@@ -70,14 +70,14 @@ def _summary(of: Account, used: Counts) -> Section:
     ]
     notes = [f"GPU time of replicas, {credits(served):,.2f} credits at cost, is what the tokens pay for: not added."]
     if of.times is None:
-        notes = ["The scheduler's books could not be had: GPU time is missing from the total."]
+        notes = ["The scheduler's books could not be had: what GPU time costs is not known, and so the total is not."]
     return _section(
         of,
         "summary",
         "summary",
         (Column("what", "What"), Column("credits", "Credits", "credits")),
         rows,
-        {"what": "total", "credits": credits(used.microcredits + own)},
+        {"what": "total", "credits": None if of.times is None else credits(used.microcredits + own)},
         tuple(notes),
     )
 
@@ -170,6 +170,8 @@ def _prices(of: Account) -> Section:
 
 
 def _gpu(of: Account, times: Times) -> Section:
+    whats = [what for what in WHATS if what in times]
+    prices = paid([times[what] for what in whats])
     return _section(
         of,
         "gpu",
@@ -180,13 +182,13 @@ def _gpu(of: Account, times: Times) -> Section:
             Column("cpu_hours", "CPU-hours", "hours"),
             Column("credits", "Credits", "credits"),
         ),
-        [row(what=title) | _time(times[what]) for what, title in WHATS.items() if what in times],
-        row(what="total") | _time(total(times)),
+        [_time(WHATS[what], times[what], price) for what, price in zip(whats, prices, strict=True)],
+        _time("total", total(times), credits(total(times).microcredits)),
     )
 
 
-def _time(of: Time) -> Row:
-    return row(gpu_hours=of.gpu_s / HOUR, cpu_hours=of.cpu_s / HOUR, credits=credits(of.microcredits))
+def _time(what: str, of: Time, price: float) -> Row:
+    return row(what=what, gpu_hours=of.gpu_s / HOUR, cpu_hours=of.cpu_s / HOUR, credits=price)
 
 
 def _corrections(of: Account) -> Section:
@@ -209,7 +211,7 @@ def _corrections(of: Account) -> Section:
                 "model": c.model,
                 "corrects": c.corrects,
                 "tokens": c.tokens,
-                "credits": None if c.microcredits is None else credits(c.microcredits),
+                "credits": credits(c.microcredits),
                 "by": c.by,
                 "reason": c.reason,
             }

@@ -40,7 +40,7 @@ from registry.report_prices import in_force
 from registry.report_quota import AccountLimit
 from registry.site import Site
 from registry.usage_rows import Counts, together
-from registry.window import Window, window_of
+from registry.window import Window, unfinished, window_of
 from registry.window import text as window_text
 
 
@@ -150,7 +150,7 @@ def _quota(of: Asked, s: Sources) -> Parts:
     assert month is not None
     today = s.now.date()
     now, use = s.now, {}
-    if of.window == window_of(None, None, None, s.now):
+    if current := of.window == window_of(None, None, None, s.now):
         latest = [str(today - timedelta(days=n)) for n in range(quota.RATE_DAYS)]
         for subject in Subject:
             use[subject] = quota.Use(
@@ -169,9 +169,9 @@ def _quota(of: Asked, s: Sources) -> Parts:
             who: Limits(tokens_per_month=one.tokens_per_month, credits_per_month=one.credits_per_month)
             for who, one in limited.items()
         }
-        notes = ("Of a month that is past: monthly limits only, as they are set now.",)
+        notes = ("Of a month that is past: monthly limits only, as they are set now, and not Slurm's own.",)
     accounts = _accounts(s, of.tenants)
-    slurm = [one for one in s.told.limits if one.account in accounts]
+    slurm = [one for one in s.told.limits if current and one.account in accounts]
     return Parts(quota.sections(limited, use, slurm, accounts, now), notes=notes)
 
 
@@ -228,6 +228,7 @@ def _usage(of: Asked, s: Sources) -> Parts:
             usage.daily(by_day, window),
         ),
         usage.checks(ledger_sums.consumed(s.ledger, of.tenants), whole, limited),
+        unfinished(window, s.now),
     )
 
 
@@ -250,6 +251,8 @@ def _by(of: Asked, s: Sources, window: Window) -> dict[tuple[str, ...], Counts]:
 
 
 def _gpu(of: Asked, s: Sources) -> Parts:
+    if s.told.books is None:
+        return Parts(())
     time, priced = _time(of, s, of.window, s.told.books)
     return Parts(
         (gpu.by_columns(time, of.by, priced), gpu.what_for(gpu.by_what(time.lines, priced))), time.checks, time.notes
@@ -259,7 +262,12 @@ def _gpu(of: Asked, s: Sources) -> Parts:
 def _models(of: Asked, s: Sources) -> Parts:
     time, priced = _time(of, s, of.window, s.told.books)
     used = ledger_sums.used(s.ledger, of.window, "model", tenants=of.tenants)
-    section = models.by_model({model: counts for (model,), counts in used.items()}, time.lines, priced)
+    section = models.by_model(
+        {model: counts for (model,), counts in used.items()},
+        _served(of, s, of.window, time),
+        None if s.told.books is None else time.lines,
+        priced,
+    )
     captured = _captured(of, s) if of.tenants is None else ()  # what an engine counts is everybody's
     return Parts((section, *captured), time.checks, time.notes)
 
@@ -272,22 +280,18 @@ def _captured(of: Asked, s: Sources) -> tuple[Section, ...]:
     since = min(born.values())
     found = capture.tokens(s.ledger, born.keys(), since)
     differing = {one.replica for one in report_capture.worst(found)}
-    return report_capture.sections(found, capture.compare(s.ledger, differing, since) if differing else ())
+    cut = capture.compare(s.ledger, differing, since) if differing else ()
+    return report_capture.sections(found, cut, len(born) - len(found))
 
 
 def _efficiency(of: Asked, s: Sources) -> Parts:
     now, time = _month(of, s, of.window, s.told.books)
-    before = None if s.told.before is None else _month(of, s, of.window.before, s.told.before)[0]
-    return Parts(
-        (
-            efficiency.compared(now, before, of.window),
-            efficiency.wasted(now),
-            efficiency.waits(time.allocations, of.by),
-            efficiency.restarts(now.lost),
-        ),
-        time.checks,
-        time.notes,
-    )
+    before, _ = _month(of, s, of.window.before, s.told.before)
+    sections = [efficiency.compared(now, before, of.window)]
+    if now.times is not None:
+        sections += [efficiency.wasted(now.times, now.lost), efficiency.waits(time.allocations, of.by)]
+        sections.append(efficiency.restarts(now.lost))
+    return Parts(tuple(sections), time.checks, (*time.notes, *unfinished(of.window, s.now)))
 
 
 def _month(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[efficiency.Month, GpuTime]:
@@ -297,8 +301,18 @@ def _month(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[
     runs = {a.subject for a in time.allocations if a.subject}
     jobs = {f"{j.subject}/{j.job_id}": j for j in accounting.everything(s.registry) if j.subject in runs}
     ended = [a for a in attempts.ended_between(s.registry, start, end) if a.run in runs]
-    times = gpu.by_what(time.lines, priced)
-    return efficiency.Month(counts, times, efficiency.lost(ended, jobs)), time
+    times = None if books is None else gpu.by_what(time.lines, priced)
+    served = _served(of, s, window, time)
+    tokens = None if served is None else sum(served.values())
+    return efficiency.Month(counts, tokens, times, efficiency.lost(ended, jobs)), time
+
+
+def _served(of: Asked, s: Sources, window: Window, time: GpuTime) -> dict[str, int] | None:
+    """Tokens by model, of the replicas that held GPUs. None for a tenant, which pays for other GPU time."""
+    if of.tenants is not None:
+        return None
+    held = {line.subject for line in time.lines if line.what in models.SERVED and line.gpu_s}
+    return ledger_sums.tokens_of(s.ledger, window, held)
 
 
 def _time(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[GpuTime, gpu.Priced]:
@@ -309,15 +323,11 @@ def _time(of: Asked, s: Sources, window: Window, books: Books | None) -> tuple[G
     by_user = of.kind == "gpu" and "user" in of.by
     found = replica_work.attributed(s.registry, s.ledger, books, window.start, end, s.site.attribution, by_user=by_user)
     time = gpu.seen(found, of.tenants, _payers(s).of)
-    return time, gpu.prices_of(time.allocations, _price_book(s))
+    return time, gpu.prices_of(prices.PriceBook(prices.everything(s.registry), s.site.prices, s.site.gpu_prices))
 
 
 def _payers(s: Sources) -> Payers:
     return replica_work.payers(tenants.everyone(s.registry), tenants.members(s.registry))
-
-
-def _price_book(s: Sources) -> prices.PriceBook:
-    return prices.PriceBook(prices.everything(s.registry), s.site.prices, s.site.gpu_prices)
 
 
 # Statements.
@@ -371,7 +381,9 @@ def _mine(of: Asked, s: Sources) -> Parts:
     used = ledger_sums.used(s.ledger, of.window, "tenant", tenants=of.tenants)
     before = ledger_sums.used(s.ledger, of.window.before, "tenant", tenants=of.tenants)
     left = _quota(of, s)
-    return Parts((usage.by_columns(used, before, of.by), *left.sections), notes=left.notes)
+    return Parts(
+        (usage.by_columns(used, before, of.by), *left.sections), notes=(*left.notes, *unfinished(of.window, s.now))
+    )
 
 
 KINDS = {

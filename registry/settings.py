@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+LONGEST_GRACE_S = 366 * 86400
 _DURATION: dict[str, Any] = {"unit": "duration", "above": 0}
 
 
@@ -157,7 +158,8 @@ class GpuPrice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
     login_lifetime_s: float = field(default=30 * 86400.0, metadata=_DURATION)  # of a key that `headgate login` got
-    rotation_grace_s: float = field(default=86400.0, metadata=_DURATION)  # for which a rotated key goes on working
+    rotation_grace_s: float = field(default=86400.0, metadata={**_DURATION, "max": LONGEST_GRACE_S})  # for which a
+    # rotated key goes on working
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

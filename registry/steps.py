@@ -16,7 +16,8 @@ from registry.db import Conflict
 
 AMOUNT_LIMIT = 2**53  # of tokens or micro-credits in one step: sums of a thousand such still fit SQLite's integers
 HOLD, NOTE, SETTLE, RELEASE, REVERSAL = "h", "n", "s", "r", "c"  # the first field of a record
-PLATFORM = "platform"  # the tenant of what Headgate asks engines itself: probes, shadows
+PLATFORM = "(platform)"  # whom what Headgate asks engines itself is booked to: probes, shadows; no tenant's name
+APPLICATION = "app:"  # begins the `user` of a key that belongs to an application
 
 Fields = tuple[Any, ...]  # a step as a journal is given it: its letter, then its fields, the attempt's in line
 Record = list[Any]  # the same, read back
@@ -39,7 +40,7 @@ class Attempt(NamedTuple):
 
     event_id: str
     tenant: str
-    key_id: str
+    key_id: str  # of a rotated key, the first one's
     model: str  # the deployment, its LoRA adapter or the external model that is asked, never an endpoint before it
     replica: str  # its id, or the provider's model for an external one
     kind: str  # gateway.calls.Kind

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from registry import clock, limits
 from registry.db import Conflict, Database, NotFound, RegistryError, row, rows, transaction
 from registry.limits import UNLIMITED, Limits, Subject
-from registry.steps import PLATFORM
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 USER = re.compile(r"[A-Za-z0-9_][^\s:/]{0,63}")  # a colon begins an application's name
@@ -60,17 +59,9 @@ def checked_user(name: str) -> str:
     return name
 
 
-def checked_new(name: str) -> str:
-    """What a new tenant may be called, as far as the name itself says. Raises RegistryError."""
-    checked_name("tenant", name)
-    if name == PLATFORM:
-        raise Conflict(f"{name} is what Headgate's own requests are booked to; choose another name")
-    return name
-
-
 def create(db: Database, name: str, owner: str, *, account: str | None = None, limited: Limits = UNLIMITED) -> Tenant:
     """Raises Conflict for a name that is taken, and for an account that another tenant stands for."""
-    checked_new(name)
+    checked_name("tenant", name)
     with transaction(db) as c:
         if row(db, "SELECT 1 FROM tenants WHERE name = ?", name):
             raise Conflict(f"tenant {name} exists already")

@@ -65,6 +65,15 @@ def used_before(db: Database, day: date, tenants: Collection[str]) -> dict[str, 
     return {name: counts for (name,), counts in used(db, Window(date.min, day), "tenant", tenants=tenants).items()}
 
 
+def tokens_of(db: Database, window: Window, replicas: Collection[str]) -> dict[str, int]:
+    """By model: tokens of these replicas."""
+    found: dict[str, int] = {}
+    for (model, replica), counts in used(db, window, "model", "replica").items():
+        if replica in replicas:
+            found[model] = found.get(model, 0) + counts.tokens
+    return found
+
+
 def together(of: Iterable[Counts]) -> Counts:
     return sum(of, Counts())
 
@@ -94,34 +103,33 @@ def consumed(db: Database, tenants: Collection[str] | None = None) -> tuple[int,
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """`microcredits` and `tokens` are what was taken back; None once the month's single events were rolled up."""
+    """`microcredits` and `tokens` are what was taken back."""
 
     at: str
-    tenant: str | None
-    model: str | None
+    tenant: str
+    model: str
     event_id: str
     corrects: str
     by: str
     reason: str
-    tokens: int | None
-    microcredits: int | None
+    tokens: int
+    microcredits: int
 
 
 def corrections(db: Database, window: Window, tenants: Collection[str] | None = None) -> list[Correction]:
     """Those made in the window, oldest first. `tenants`: of these alone."""
-    found = [
+    whose, names = _of(tenants)
+    return [
         Correction(*r)
         for r in rows(
             db,
-            """SELECT r.at, e.tenant, e.model, r.event_id, r.corrects, r.by, r.reason,
-                   -(e.prompt_tokens + e.completion_tokens), -e.microcredits
-               FROM reversals r LEFT JOIN usage_events e ON e.event_id = r.event_id
-               WHERE r.at >= ? AND r.at < ? ORDER BY r.at, r.event_id""",
+            f"""SELECT at, tenant, model, event_id, corrects, by, reason, prompt_tokens + completion_tokens,
+                   microcredits FROM reversals WHERE at >= ? AND at < ? {whose} ORDER BY at, event_id""",
             str(window.first),
             str(window.last),
+            *names,
         )
     ]
-    return [one for one in found if tenants is None or one.tenant in tenants]
 
 
 def _of(tenants: Collection[str] | None) -> tuple[str, tuple[str, ...]]:

@@ -83,6 +83,13 @@ def _day(name: str, text: str, said: str, shape: str, example: str) -> date:
     raise RegistryError(f"{name} {said!r} is no such time; it is written as {example}")
 
 
+def unfinished(window: Window, now: datetime) -> tuple[str, ...]:
+    """What to note where a window that is not over is set against the one before."""
+    if window.end <= now:
+        return ()
+    return (f"{window} so far, until {now:%Y-%m-%d %H:%M} UTC, is set against the whole of {window.before}.",)
+
+
 def text(window: Window) -> tuple[str, str]:
     """Its start and its end, as registry.clock writes times."""
     return clock.text(window.start), clock.text(window.end)

@@ -53,7 +53,9 @@ class Platform:
     said: list[str] = field(default_factory=list)  # by a gateway process, until it listened or ended
 
     def new_key(self, tenant: str = "physics", user: str = "root", **about: Any) -> str:
-        return keys.create(self.registry, keys.secret_of(self.site.key_secret), tenant, user, **about)[1]
+        return keys.create(self.registry, keys.secret_for(self.registry, self.site.key_secret), tenant, user, **about)[
+            1
+        ]
 
     def tenant(self, name: str, **limits: int) -> str:
         """A new tenant's key."""

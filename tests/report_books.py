@@ -17,6 +17,7 @@ def line(what: str, gpu_s: int, **others: object) -> Line:
         "model": "chat",
         "subject": "replica-1",
         "gpu_type": "h100",
+        "began_at": 0,
         "cpu_s": gpu_s * 8,
     }
     return Line(what=what, gpu_s=gpu_s, **said | others)  # type: ignore[arg-type]
@@ -33,6 +34,7 @@ def allocation(job: str, start: int, end: int, *, gpus: int = 1, **others: objec
         "name": "job",
         "state": "COMPLETED",
         "reservation": None,
+        "began_at": start,
         "waited_s": 0,
         "gpus_by_type": (("h100", gpus),),
         "gpu_s": gpus * (end - start),

@@ -145,6 +145,14 @@ def test_a_host_whose_munge_is_another_clusters_or_down_cannot_log_in(hosts: Hos
 def test_on_the_service_host_the_socket_is_asked_and_login_works_over_it(hosts: Hosts) -> None:
     assert hosts.service.ok("login").startswith("logged in as")
     assert json.loads(hosts.stored.read_text())["url"] is None
+    log_in(hosts)
+    before = json.loads(hosts.stored.read_text())
+    assert hosts.service.ok("login").startswith("logged in as")
+    after = json.loads(hosts.stored.read_text())
+    assert (after["url"], after["cacert"]) == (before["url"], before["cacert"]) and after["key"] != before["key"]
+    assert hosts.away.json("models") == []  # where this home is, too
+    hosts.stored.write_text("{")
+    assert hosts.service.ok("login").startswith("logged in as")
     assert hosts.service.ok("tenant", "create", "made-here")  # by the kernel's word: the service's own account
     done = hosts.away.run("models")
     assert done.returncode == 1 and "headgate login --url" in done.stderr

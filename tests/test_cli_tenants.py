@@ -141,6 +141,8 @@ def test_a_sync_says_each_thing_it_does_and_what_only_prune_would() -> None:
         ("tenant limits physics", "name a limit: --requests-per-minute, --burst"),
         ("price set --hour 1", "name a MODEL, or a type of GPU with --gpu"),
         ("price set m --gpu h100 --hour 1", "name a MODEL, or a type of GPU with --gpu"),
+        ("price set m --prompt 1", "the price of a model needs --prompt and --completion"),
+        ("price set --gpu h100", "the price of a type of GPU needs --hour"),
         ("price set m --prompt x", "'x' is not a valid float"),
     ],
 )
@@ -161,7 +163,9 @@ def test_a_tenant_is_made_shown_limited_and_given_members(laptop: Headgate) -> N
     assert said == "tenant physics: 600 requests a minute, 9 of them at once, 50 tokens a day\n"
     listed = laptop.ok("tenant", "list")
     assert re.search(r"physics +phys +1 +600 requests a minute, 9 of them at once, 50 tokens a day", listed)
-    assert "stands for no account" in laptop.ok("tenant", "account", "physics")
+    assert laptop.ok("tenant", "account", "physics") == "tenant physics stands for account phys\n"
+    for asked in (["none"], []):
+        assert laptop.ok("tenant", "account", "physics", *asked) == "tenant physics stands for no account\n"
     made = laptop.json("key", "create", "physics", "--user", "ada")
     screen = laptop.ok("tenant", "show", "physics")
     assert all(word in screen for word in ("account  -", "50 tokens a day", "ada", made["key"]["id"]))
@@ -219,7 +223,8 @@ def test_prices_are_set_from_now_and_from_a_day_on_and_listed_with_the_site_file
         ("key revoke key-0", "no key has the id 'key-0'"),
         ("limit set tenant nobody --burst 1", "no tenant is called 'nobody'"),
         ("limit set user ada --burst 1", "burst is of requests_per_minute, which has no limit"),
-        ("price set m --prompt 1", "needed: completion, prompt"),
+        ("tenant show a/b", "no tenant is called 'a/b'"),
+        ("tenant show a%2Fb", "no tenant is called 'a%2Fb'"),
         ("price set m --prompt 1 --completion 1 --from 2020-01-01", "which is past; what was billed stays as it was"),
     ],
 )

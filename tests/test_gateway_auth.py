@@ -15,7 +15,7 @@ from waiting import eventually
 
 from gateway import auth
 from gateway.catalog import Catalog
-from gateway.errors import Refused, WrongKey
+from gateway.errors import Refused, RegistryUnreadable, WrongKey
 from gateway.surfaces.table import SURFACES
 from registry import clock, deployments, endpoints, keys
 from registry.keys import Key, Scope
@@ -28,8 +28,7 @@ class Door:
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
         self.now = datetime.now(UTC)
-        secret = keys.secret_of(platform.site.key_secret)
-        self.catalog = Catalog(platform.site.registry_db, secret, lambda: self.now.timestamp())
+        self.catalog = Catalog(platform.site.registry_db, platform.site.key_secret, lambda: self.now.timestamp())
 
     def ask(self, key: str, needs: Scope = Scope.INFERENCE) -> str:
         """The key's id. Raises what `authenticate` does."""
@@ -64,13 +63,39 @@ def test_a_key_ends_when_it_expires(door: Door) -> None:
 def test_a_rotated_key_works_until_its_grace_is_over_and_the_new_one_after_it(door: Door) -> None:
     old = newest(door.platform)
     until = door.now + timedelta(hours=24)
-    secret = keys.secret_of(door.platform.site.key_secret)
+    secret = keys.read_secret(door.platform.site.key_secret)
     new, shown = keys.rotate(door.platform.registry, secret, old.id, "root", clock.text(until))
     assert (door.ask(door.platform.key), door.ask(shown)) == (old.id, new.id)
     door.now = until
     with pytest.raises(WrongKey, match=f"{old.id} has expired"):
         door.ask(door.platform.key)
     assert door.ask(shown) == new.id
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("DROP TABLE key_secret", "no such table"),  # as it is before a new controller starts
+        ("DELETE FROM key_secret", "no controller of this release has started yet"),
+        ("UPDATE key_secret SET digest = ''", "is not the secret that the keys' hashes were made with"),
+    ],
+)
+def test_a_gateway_that_cannot_read_the_registry_calls_no_key_wrong(door: Door, broken: str, words: str) -> None:
+    door.platform.registry.conn.execute(broken)
+    with pytest.raises(RegistryUnreadable, match=words) as refused:
+        door.ask(door.platform.key)
+    assert (refused.value.status, refused.value.should_retry) == (503, True)
+
+
+def test_keys_are_known_again_once_the_registry_can_be_read(door: Door) -> None:
+    secret = door.platform.site.key_secret
+    secret.rename(secret.with_name("elsewhere"))
+    with pytest.raises(RegistryUnreadable, match=r"key\.secret: the secret .* is gone"):
+        door.ask(door.platform.key)
+    secret.with_name("elsewhere").rename(secret)
+    door.ask(door.platform.key)
+    with pytest.raises(WrongKey, match="not known"):
+        door.ask("sk-hg-nobodys")
 
 
 @pytest.mark.parametrize("has", Scope)
@@ -101,7 +126,7 @@ async def test_a_key_that_is_over_is_refused_by_a_running_gateway(tmp_path: Path
         if how == "revoked":
             keys.revoke(platform.registry, newest(platform).id)
         else:
-            secret = keys.secret_of(platform.site.key_secret)
+            secret = keys.read_secret(platform.site.key_secret)
             keys.rotate(platform.registry, secret, newest(platform).id, "root", clock.now())
 
         async def refused() -> dict[str, Any] | None:

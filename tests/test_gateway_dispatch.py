@@ -372,9 +372,9 @@ async def test_what_a_shadow_used_is_the_platforms(tmp_path: Path, stream: bool)
         ):
             assert answer.status == 200
             await answer.read()
-        theirs, ours = sorted(await platform.settled(2), key=lambda e: e.attempt.tenant)
+        ours, theirs = sorted(await platform.settled(2), key=lambda e: e.attempt.tenant)
         assert (theirs.attempt.tenant, theirs.attempt.model) == ("physics", "large")
-        assert (ours.attempt.tenant, ours.attempt.user, ours.attempt.key_id) == ("platform", "shadow", "")
+        assert (ours.attempt.tenant, ours.attempt.user, ours.attempt.key_id) == ("(platform)", "shadow", "")
         assert (ours.attempt.model, ours.attempt.replica, ours.outcome) == ("next", "next-1", Outcome.COMPLETED)
         assert (ours.prompt_tokens, ours.completion_tokens, ours.cached_tokens) == (7, 2, 4)
 
@@ -385,7 +385,7 @@ async def test_a_shadow_that_breaks_off_costs_what_it_had_counted(tmp_path: Path
         endpoints.put(platform.registry, "chat", "root", targets=[("large", 1)], shadow=[("next", 100)])
         async with platform.http() as http, http.post(PATH, json={**HELLO, "model": "chat", "stream": True}) as answer:
             await answer.read()
-        (ours,) = [e for e in await platform.settled(2) if e.attempt.tenant == "platform"]
+        (ours,) = [e for e in await platform.settled(2) if e.attempt.tenant == "(platform)"]
         assert (ours.outcome, ours.prompt_tokens, ours.completion_tokens) == (Outcome.UPSTREAM_FAILED, 7, 3)
 
 

@@ -13,7 +13,7 @@ import openai
 import orjson
 import pytest
 from anthropic import AsyncAnthropic
-from engine import PROMPT_TOKENS, Engine
+from engine import PROMPT_TOKENS, Engine, running
 from gateway_fixtures import HELLO, Platform, gateway, prepared, site_at, started, until
 from waiting import eventually
 
@@ -21,6 +21,7 @@ from gateway import calls
 from gateway.app_keys import GATEWAY
 from gateway.calls import Kind
 from registry import clock, endpoints, keys, ledger, limits
+from registry.db import open_reader
 from registry.limits import Subject
 
 
@@ -80,6 +81,54 @@ async def test_limits_are_changed_up_and_down_in_a_running_gateway(tmp_path: Pat
         await eventually(lambda: answers(429))
         limit(concurrent_requests=None, token_budget=None)
         await eventually(lambda: answers(200))
+
+
+async def test_rotating_a_key_sheds_neither_its_limits_nor_what_it_has_used(tmp_path: Path) -> None:
+    """Neither of requests that were just made, nor of those that only the ledger knows of."""
+    platform = prepared(site_at(tmp_path))
+    (old,) = keys.everything(platform.registry)
+    limits.put(platform.registry, Subject.KEY, old.id, {"token_budget": estimate(HELLO) + 5}, "root")
+    secret = keys.read_secret(platform.site.key_secret)
+
+    async def refused(session: aiohttp.ClientSession) -> bool:
+        return await asking(session, HELLO) == 429
+
+    async with started(platform), running(Engine()) as engine:
+        platform.ready(engine)
+        async with platform.http() as session:
+            assert await asking(session, HELLO) == 200  # no room for another
+        (event,) = await platform.settled(1)
+        new, shown = keys.rotate(platform.registry, secret, old.id, "root", clock.now())
+        async with platform.http(shown) as session:
+            assert await refused(session)
+    newest, shown = keys.rotate(platform.registry, secret, new.id, "root", clock.now())
+    async with started(platform), platform.http(shown) as session:
+        assert await refused(session)
+        async with session.get("/v1/usage") as answer:
+            (left, *_) = (await answer.json())["limits"]
+    assert (left["name"], left["used"]) == (old.id, event.prompt_tokens + event.completion_tokens)
+    assert event.attempt.key_id == old.id != newest.id
+    platform.registry.close()
+
+
+async def test_applications_of_one_name_in_two_tenants_do_not_share_a_limit(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Engine()) as platform:
+        platform.tenant("biology")
+        limits.put(platform.registry, Subject.USER, "biology/app:web", {"requests_per_minute": 1}, "root")
+        theirs, ours = (platform.new_key(tenant, "app:web") for tenant in ("biology", "physics"))
+        async with platform.http(theirs) as limited, platform.http(ours) as free:
+            assert [await asking(limited, HELLO), await asking(limited, HELLO)] == [200, 429]
+            assert [await asking(free, HELLO), await asking(free, HELLO)] == [200, 200]
+            async with limited.get("/v1/usage") as answer:
+                (shown,) = (await answer.json())["limits"]
+        assert (shown["name"], shown["left"]) == ("biology/app:web", 0)
+        await platform.settled(3)
+        db = open_reader(platform.site.ledger_db)
+        try:
+            users = {name for _, subject, name in ledger.totals(db, "all") if subject == "user"}
+        finally:
+            db.close()
+        assert users == {"biology/app:web", "physics/app:web"}
 
 
 async def test_a_refusal_and_what_is_left_have_anthropics_shape_for_its_sdks(tmp_path: Path) -> None:

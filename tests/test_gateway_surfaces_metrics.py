@@ -20,7 +20,6 @@ from gateway.catalog import Catalog
 from gateway.errors import GatewayError, Refused, WrongKey
 from gateway.metrics import Metrics
 from gateway.surfaces.metrics import metrics, within
-from registry import keys
 from registry.keys import Scope
 
 LOCAL = ("127.0.0.0/8", "::1/128")
@@ -43,7 +42,7 @@ class Door:
 async def door(tmp_path: Path) -> AsyncIterator[Door]:
     platform = prepared(site_at(tmp_path, metrics_from=("127.0.0.0/8", "10.2.0.0/16")))
     admin = platform.new_key(scopes=(Scope.ADMIN,))
-    catalog = Catalog(platform.site.registry_db, keys.secret_of(platform.site.key_secret))
+    catalog = Catalog(platform.site.registry_db, platform.site.key_secret)
     app = web.Application()
     app[SITE] = platform.site
     parts: Any = SimpleNamespace(catalog=catalog, metrics=Metrics())

@@ -166,6 +166,20 @@ async def test_a_gateway_that_was_taken_over_from_still_ends_on_sigterm(tmp_path
         await platform.settled(2)
 
 
+async def test_a_gateway_that_cannot_read_the_registry_lets_the_one_that_can_serve_on(tmp_path: Path) -> None:
+    """As before the controller of its release has started."""
+    async with platform_at(tmp_path, Engine()) as platform, gateway_process(platform):
+        platform.registry.conn.execute("ALTER TABLE prices RENAME TO later")
+        async with heir_process(platform) as heir:
+            assert await heir.wait() == 1
+            (line,) = platform.said
+            assert (
+                "does not take over, as the registry cannot be read: no such table: prices (after an update, " in line
+            )
+        async with wired(platform) as wire:
+            assert (await wire.ask(post(platform))).text == SAID
+
+
 async def test_where_nobody_runs_there_is_nothing_to_take_over(tmp_path: Path) -> None:
     async with platform_at(tmp_path, Engine()) as platform:
         async with gateway_process(platform) as process:

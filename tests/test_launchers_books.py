@@ -43,6 +43,7 @@ def attempt(raw_id: int, start: int, end: int | None, **others: object) -> JobUs
         submitted_at=began - timedelta(seconds=7),
         started_at=began,
         ended_at=None if end is None else NOON + timedelta(seconds=end),
+        elapsed_s=(24 * 3600 if end is None else end) - start,
         allocated=TRES(cpus=4, gpus=2, gpus_by_type=(("h100", 1),)),
     )
     return record(job(raw_id), JobState.RUNNING if end is None else JobState.COMPLETED, **(values | others))
@@ -55,16 +56,23 @@ def of_jobs(books: Books, *names: str) -> list[tuple[object, ...]]:
 def test_an_attempt_is_clipped_to_the_window_and_one_that_never_ran_in_it_is_left_out() -> None:
     noon = int(NOON.timestamp())
     books = of(attempt(1, -100, 50), attempt(2, 3000, None), attempt(3, 3600, 3700), attempt(4, 5, 5))
-    assert of_jobs(books, "job", "start", "end", "gpu_s", "cpu_s", "waited_s") == [
-        ("1", noon, noon + 50, 100, 200, None),  # it did not start in the window
-        ("2", noon + 3000, noon + 3600, 1200, 2400, 7),
+    assert of_jobs(books, "job", "began_at", "start", "end", "gpu_s", "cpu_s", "waited_s") == [
+        ("1", noon - 100, noon, noon + 50, 100, 200, None),  # it did not start in the window
+        ("2", noon + 3000, noon + 3000, noon + 3600, 1200, 2400, 7),
     ]
     assert (books.gpu_s, books.cpu_s, books.partial) == (1300, 2600, None)
     assert of_jobs(books, "gpus_by_type") == [((("", 1), ("h100", 1)),)] * 2
 
 
+def test_the_total_is_what_slurm_itself_counted() -> None:
+    """So that parts which are not all of it do not add up to it."""
+    books = of(attempt(1, 0, 50, elapsed_s=51), attempt(2, -100, 50))
+    assert (books.gpu_s, books.cpu_s) == (2 * 51 + 2 * 50, 4 * 51 + 4 * 50)
+    assert sum(one.gpu_s for one in books.allocations) == 2 * 50 + 2 * 50
+
+
 def test_suspended_time_gives_back_cpus_and_no_gpus() -> None:
-    books = of(attempt(1, 0, 100, suspended_s=25))
+    books = of(attempt(1, 0, 100, suspended_s=25, elapsed_s=75))
     assert of_jobs(books, "gpu_s", "cpu_s") == [(200, 300)] == [(books.gpu_s, books.cpu_s)]
 
 

@@ -269,7 +269,7 @@ async def test_what_a_starting_replica_was_asked_is_in_the_platforms_books(platf
         (event,) = ledger.usage_events(db)
         assert (ledger.check(db), ledger.open_holds(db)) == ([], 0)
     attempt = event.attempt
-    assert (attempt.tenant, attempt.kind, attempt.model) == ("platform", "probe", "chat")
+    assert (attempt.tenant, attempt.kind, attempt.model) == ("(platform)", "probe", "chat")
     assert attempt.replica == replica["replica"]["id"]
     assert (event.prompt_tokens, event.completion_tokens, event.microcredits) == (2, 1, 0)
 

@@ -78,7 +78,7 @@ async def test_a_new_tenant_has_the_sites_limits_but_for_those_that_are_said(api
     ("path", "body", "status", "words"),
     [
         ("tenants", {"name": "A B"}, 400, "tenant name 'A B' is not allowed"),
-        ("tenants", {"name": "platform"}, 409, "choose another name"),
+        ("tenants", {"name": "(platform)"}, 400, "tenant name '(platform)' is not allowed"),
         ("tenants", {"name": "physics"}, 409, "tenant physics exists already"),
         ("tenants", {"name": "x", "account": "phys"}, 409, "tenant physics stands for account phys already"),
         ("tenants", {"name": "x", "limits": {"token_budget": -1}}, 400, "token_budget must be a whole number from 0"),
@@ -103,12 +103,18 @@ async def test_a_new_tenant_has_the_sites_limits_but_for_those_that_are_said(api
         ("keys", {"tenant": "physics", "expires_at": "2020-01-01T00:00:00Z"}, 400, "which is past"),
         ("keys", {"tenant": "physics", "expires_at": "tomorrow"}, 400, "'expires_at' must be an instant"),
         ("keys", {"tenant": "physics", "expires_at": "2099-01-01"}, 400, "must be an instant with its zone"),
+        ("keys", {"tenant": "physics", "expires_at": "0300-01-01T00:00:00Z"}, 400, "which is past"),
+        ("keys", {"tenant": "physics", "expires_at": "9999-12-31T23:59:59-05:00"}, 400, "'expires_at' must be an inst"),
+        ("keys", {"tenant": "physics", "expires_at": "0001-01-01T00:00:00+05:00"}, 400, "'expires_at' must be an inst"),
         ("keys/absent/revoke", {}, 404, "no key has the id 'absent'"),
         ("keys/absent/rotate", {}, 404, "no key has the id 'absent'"),
         ("keys/absent/rotate", {"grace_s": -1}, 400, "'grace_s' must be 0 ... "),
         ("quotas", {"of": "tenant", "name": "absent", "limits": {"token_budget": 1}}, 404, "'absent'; there are: phy"),
         ("quotas", {"of": "key", "name": "key-x", "limits": {"token_budget": 1}}, 404, "no key has the id 'key-x'"),
-        ("quotas", {"of": "user", "name": "app:A", "limits": {"token_budget": 1}}, 400, "application name 'A' is not"),
+        ("quotas", {"of": "user", "name": "physics/app:A", "limits": {}}, 400, "application name 'A' is not"),
+        ("quotas", {"of": "user", "name": "app:a", "limits": {}}, 400, "an application is one of a tenant's: TENANT/a"),
+        ("quotas", {"of": "user", "name": "nil/app:a", "limits": {}}, 404, "no tenant is called 'nil'; there are: phy"),
+        ("quotas", {"of": "user", "name": "physics/ada", "limits": {}}, 400, "user name 'physics/ada' is not allowed"),
         ("quotas", {"of": "model", "name": "a b", "limits": {"token_budget": 1}}, 400, "model name 'a b' is not"),
         ("quotas", {"of": "group", "name": "x", "limits": {}}, 400, "a key, a user, a tenant, a model, not of 'group'"),
         ("quotas", {"of": "user", "name": "ada", "limits": {"tokens_per_day": "1"}}, 400, "tokens_per_day must be a "),
@@ -191,7 +197,7 @@ async def test_a_rotated_key_works_on_until_its_grace_is_over(api: Api) -> None:
 async def test_a_running_gateway_hears_of_limits_prices_and_revocations(api: Api) -> None:
     await api.post("tenants", {"name": "physics"})
     made = await api.key("physics")
-    catalog = Catalog(api.site.registry_db, api.controller.key_secret)
+    catalog = Catalog(api.site.registry_db, api.site.key_secret)
     try:
         catalog.refresh()
         hashed = keys.digest(api.controller.key_secret, made["secret"])
@@ -282,7 +288,7 @@ async def test_limits_are_set_taken_away_and_seen_by_whom_they_concern(peopled: 
     theirs = {}
     for user, tenant in (("ada", "physics"), ("bob", "chemistry")):
         theirs[user] = (await peopled.key(tenant, user=user))["key"]["id"]
-        for of, name in (("tenant", tenant), ("user", user), ("key", theirs[user]), ("user", "app:web")):
+        for of, name in (("tenant", tenant), ("user", user), ("key", theirs[user]), ("user", f"{tenant}/app:web")):
             await peopled.post("quotas", {"of": of, "name": name, "limits": {"credits_per_day": 2.5}}, 200)
     said = await peopled.post("quotas", {"of": "model", "name": "m", "limits": {"concurrent_requests": 4}}, 200)
     assert said["warnings"] == ["nothing is called 'm' yet; there are: claude"]
@@ -290,7 +296,9 @@ async def test_limits_are_set_taken_away_and_seen_by_whom_they_concern(peopled: 
     assert [q["name"] for q in await peopled.get("quotas?of=tenant")] == ["chemistry", "physics"]
     peopled.caller = ADA
     seen = {(q["of"], q["name"]): q["limits"] for q in await peopled.get("quotas")}
-    assert seen.keys() == {("tenant", "physics"), ("user", "ada"), ("key", theirs["ada"]), ("model", "m")}
+    assert seen.keys() == {
+        ("tenant", "physics"), ("user", "ada"), ("user", "physics/app:web"), ("key", theirs["ada"]), ("model", "m"),
+    }  # fmt: skip
     assert seen["user", "ada"]["credits_per_day"] == 2.5
     for change in (("tenant", "physics"), ("user", "ada"), ("key", theirs["ada"])):
         asked = {"of": change[0], "name": change[1], "limits": {"credits_per_day": None}}
@@ -299,6 +307,30 @@ async def test_limits_are_set_taken_away_and_seen_by_whom_they_concern(peopled: 
     taken = await peopled.post("quotas", {"of": "user", "name": "ada", "limits": {"credits_per_day": None}}, 200)
     assert set(taken["limits"].values()) == {None}
     assert ("user", "ada") not in {(q["of"], q["name"]) for q in await peopled.get("quotas")}
+
+
+async def test_a_limit_of_a_rotated_key_is_one_of_the_key_it_began_with(peopled: Api) -> None:
+    first = (await peopled.key("physics", user="ada"))["key"]["id"]
+    second = (await peopled.post(f"keys/{first}/rotate"))["key"]["id"]
+    third = (await peopled.post(f"keys/{second}/rotate", {}))["key"]["id"]
+    said = await peopled.post("quotas", {"of": "key", "name": third, "limits": {"token_budget": 5}}, 200)
+    assert said["name"] == first
+    assert said["warnings"] == [f"{third} goes on with what {first} had, which was rotated: both count as {first}"]
+    assert [q["name"] for q in await peopled.get("quotas?of=key")] == [first]
+
+
+@pytest.mark.parametrize(
+    ("name", "warnings"),
+    [
+        ("ada", []),
+        ("physics/app:web", []),
+        ("eve", ["eve has no key, and is a member of no tenant"]),
+        ("physics/app:wbe", ["physics/app:wbe has no key, and is a member of no tenant"]),
+    ],
+)
+async def test_a_limit_of_somebody_who_is_nobody_is_warned_of(peopled: Api, name: str, warnings: list[str]) -> None:
+    said = await peopled.post("quotas", {"of": "user", "name": name, "limits": {"token_budget": 5}}, 200)
+    assert said["warnings"] == warnings
 
 
 async def test_a_user_administers_nothing(peopled: Api) -> None:

@@ -209,7 +209,7 @@ def test_the_token_a_replica_proved_itself_with_is_the_platforms(replica: Subjec
     ((hold, used),) = replica.booked
     assert isinstance(hold, Hold) and isinstance(used, UsageEvent) and hold.attempt == used.attempt
     assert (hold.tokens, hold.microcredits, used.microcredits) == (0, 0, 0)
-    assert (used.attempt.tenant, used.attempt.user, used.attempt.kind) == ("platform", "probe", "probe")
+    assert (used.attempt.tenant, used.attempt.user, used.attempt.kind) == ("(platform)", "probe", "probe")
     assert (used.attempt.model, used.attempt.replica, used.attempt.key_id) == ("chat", replica.spec.id, "")
     assert (used.prompt_tokens, used.completion_tokens, used.cached_tokens) == (2, 1, 1)
     assert used.outcome is Outcome.COMPLETED and name[:20] in used.attempt.event_id

@@ -79,15 +79,23 @@ def test_what_stands_already_is_left_as_it_is() -> None:
     assert plan(seen, known, members, [], prune=False) == NOTHING
 
 
+def test_a_user_whose_name_is_none_is_skipped_with_the_reason_and_holds_up_nobody() -> None:
+    seen = [association("physics", "ada"), association("physics", "-odd"), association("lonely", "a:b")]
+    planned = plan(seen, [], [], [], prune=True)
+    assert (planned.create, planned.add) == ((("physics", "physics"),), (("physics", "ada"),))
+    (lonely, of_lonely), (physics, of_physics) = planned.skipped
+    assert (lonely, physics) == ("lonely", "physics")
+    assert of_physics.startswith("its user '-odd': user name '-odd' is not allowed") and "'a:b'" in of_lonely
+
+
 def test_an_account_whose_name_no_tenant_can_have_is_skipped_with_the_reason() -> None:
-    seen = [association(name, "ada") for name in ("Big Iron", "platform", "taken", "free", "fine")]
+    seen = [association(name, "ada") for name in ("Big Iron", "taken", "free", "fine")]
     known = [tenant("taken", "other"), tenant("free", None)]
     planned = plan(seen, known, [], [], prune=False)
     assert (planned.create, planned.add) == ((("fine", "fine"),), (("fine", "ada"),))
     why = dict(planned.skipped)
-    assert list(why) == ["Big Iron", "free", "platform", "taken"]
+    assert list(why) == ["Big Iron", "free", "taken"]
     assert "tenant name 'Big Iron' is not allowed" in why["Big Iron"]
-    assert "what Headgate's own requests are booked to" in why["platform"]
     assert "tenant taken exists and stands for account other" in why["taken"]
     assert "tenant free exists and stands for no account; `headgate tenant account` changes that" in why["free"]
 

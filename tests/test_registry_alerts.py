@@ -153,7 +153,7 @@ def test_every_limit_with_a_quantity_stands_in_its_window_and_others_do_not() ->
             requests_per_minute=5, tokens_per_day=100, tokens_per_month=1000, credits_per_day=1.5, token_budget=0
         ),
         (Subject.USER, "ada"): Limits(credits_per_month=2, token_budget=50, spend_ceiling=2.5),
-        (Subject.KEY, "k1"): Limits(concurrent_requests=3, tokens_per_day=7),
+        (Subject.KEY, "k1"): Limits(concurrent_requests=3, tokens_per_day=7, credits_per_day=1e-7),
     }
     totals = {
         ("2026-11-28", "tenant", "physics"): (60, 900_000),

@@ -29,7 +29,7 @@ from registry.attribution import (
 from registry.db import Database, open_writer
 from registry.ledger_migrations import MIGRATIONS
 from registry.settings import Attribution, Weights
-from registry.steps import PLATFORM, Attempt, Hold, Outcome, Step, UsageEvent
+from registry.steps import PLATFORM, Attempt, Hold, Outcome, Reversal, Step, UsageEvent
 
 HOUR = 1_800_000_000  # an hour's first second, in Unix time
 AT = clock.text(datetime.fromtimestamp(HOUR, UTC))
@@ -41,7 +41,8 @@ def job(start: int = 0, end: int = 100, gpus: int = 2, **others: Any) -> Allocat
     """A replica's job with two GPUs and four CPUs; instants are seconds after HOUR."""
     values: dict[str, Any] = dict(
         cluster="big", job="12", submitted_at=AT, user="ada", account="research", partition="gpu", qos="normal",
-        name="chat", state="COMPLETED", reservation=None, start=HOUR + start, end=HOUR + end, waited_s=0,
+        name="chat", state="COMPLETED", reservation=None, start=HOUR + start, end=HOUR + end, began_at=HOUR + start,
+        waited_s=0,
         gpus_by_type=(("h100", gpus),) if gpus else (), gpu_s=gpus * (end - start), cpu_s=4 * (end - start),
         purpose="serve", subject="r1",
     )  # fmt: skip
@@ -112,15 +113,23 @@ def test_a_replica_that_was_ready_before_the_window_does_not_start_up_in_it() ->
     assert gpu_s(found, "what") == {("idle",): 160, ("serving",): 40}
 
 
+def test_a_replica_that_was_requeued_starts_up_again_until_it_is_asked_something() -> None:
+    first, second = job(0, 100), job(200, 300)
+    found = attributed(books(first, second), work(share(), ready=10, busy=range(230, 240)))
+    assert gpu_s(found, "what") == {("startup",): 20 + 60, ("idle",): 180 + 120, ("serving",): 20}
+    found = attributed(books(first, second), work(share(), ready=10, busy=range(50, 60)))
+    assert gpu_s(found, "what") == {("startup",): 20 + 200, ("idle",): 160, ("serving",): 20}
+    since = dataclasses.replace(second, began_at=HOUR + 150)  # before the window: who knows when it was ready
+    assert gpu_s(attributed(books(since), work(share(), ready=10, busy=range(230, 240))), "what") == {
+        ("idle",): 180,
+        ("serving",): 20,
+    }
+
+
 def test_what_headgate_asked_itself_is_idle_time_and_so_is_a_request_that_ends_after_the_window() -> None:
     found = attributed(books(job()), work(share(), share(PLATFORM), ready=0, busy=range(50)))
     assert gpu_s(found, "what", "tenant") == {("idle", "physics"): 150, ("serving", "physics"): 50}
     assert gpu_s(attributed(books(job()), work(ready=0, busy=range(50))), "what") == {("idle",): 200}
-
-
-def test_corrections_that_take_back_more_than_was_used_leave_nothing_negative() -> None:
-    found = attributed(books(job()), work(share(tokens=-10), share("school"), ready=0, busy=range(100)))
-    assert gpu_s(found, "what", "tenant") == {("serving", "school"): 200}
 
 
 # -- who pays -------------------------------------------------------------------------------------------------------
@@ -180,7 +189,7 @@ def test_any_other_job_is_one_line_of_its_accounts_tenant(purpose: str | None, w
     subject = "run-1" if purpose else None
     (line,) = attributed(books(job(account="teaching", purpose=purpose, subject=subject)), work()).lines
     assert line == Line(
-        what, "school", "ada", "teaching", "gpu", "normal", "", subject or "12", "h100", gpu_s=200, cpu_s=400
+        what, "school", "ada", "teaching", "gpu", "normal", "", subject or "12", "h100", HOUR, gpu_s=200, cpu_s=400
     )
 
 
@@ -200,13 +209,21 @@ def test_busy_seconds_are_counted_between_two_instants_over_hours() -> None:
     assert busy.seconds(HOUR, HOUR + 7200) == 4
     assert busy.seconds(HOUR + 3600, HOUR + 3602) == 2
     assert busy.seconds(HOUR + 3599, HOUR + 3601) == 2
+    assert [busy.first(HOUR + n, HOUR + 9000) - HOUR for n in (0, 3599, 3600, 3602, 3604)] == [
+        3599,
+        3599,
+        3600,
+        3603,
+        9000,
+    ]
+    assert busy.first(HOUR, HOUR + 7) == HOUR + 7
     assert busy.seconds(HOUR + 3602, HOUR + 3603) == busy.seconds(HOUR + 5, HOUR + 5) == 0
 
 
 # -- always ---------------------------------------------------------------------------------------------------------
 
 _instants = st.integers(-4000, 8000)
-_tokens = st.integers(-50, 10**9)
+_tokens = st.integers(0, 10**9)
 _shares = st.builds(
     Share,
     *(st.sampled_from(names) for names in (("physics", "school", PLATFORM), ("a", "b"), ("chat", "lora"))),
@@ -306,6 +323,23 @@ def test_a_replicas_work_is_that_of_the_days_and_its_busy_seconds_are_to_the_sec
     at = int(midnight.timestamp())
     assert (one.busy.seconds(at, at + 86400), one.busy.seconds(at, at + 3)) == (10, 3)
     assert (one.deployment, one.ready_at) == ("chat", None)
+
+
+def test_a_correction_takes_back_a_charge_and_not_the_work_whenever_it_was_made(
+    registry: Database, ledger_db: Database
+) -> None:
+    replica(registry)
+    noon = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    at = [clock.text(noon + timedelta(days=days)) for days in (0, 1)]
+    events = [step for n, tenant in enumerate(("physics", "school")) for step in ended(n, tenant, noon, noon)]
+    later = ended(7, "school", noon + timedelta(days=1), noon + timedelta(days=1))
+    back = [Reversal(f"back-{n}", f"{n:024x}:1", "root", "a mistake", at[n]) for n in (0, 1)]
+    assert set(ledger.record(ledger_db, [*events, *later, *back])) == {None}
+    for day, tenants_ in ((0, ["physics", "school"]), (1, ["school"])):
+        start = datetime(2026, 11, 28 + day, tzinfo=UTC)
+        (one,) = replica_work.read(registry, ledger_db, start, start + timedelta(days=1)).values()
+        worked = [share for share in one.shares if share != Share(share.tenant, "eve", "chat", 0, 0, 0)]
+        assert worked == [Share(tenant, "eve", "chat", 100, 60, 40) for tenant in tenants_]
 
 
 def test_a_window_from_the_registry_and_the_ledger_is_attributed(registry: Database, ledger_db: Database) -> None:

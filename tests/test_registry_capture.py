@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from registry import ledger
 from registry.capture import Compared, Counters, Cut, compare, note_counters, tokens
-from registry.db import Database
+from registry.db import Database, row
+from registry.rollup import RollUp
 from registry.steps import Attempt, Hold, Outcome, Reversal, UsageEvent
 
 DAY = "2026-11-28"
@@ -84,6 +86,11 @@ def test_a_correction_takes_back_a_charge_and_not_the_work(db: Database) -> None
     used(db, "a:1", "r1", 7, 4)
     assert ledger.record(db, [Reversal("z:1", "a:1", "root", "a mistake", f"{DAY}T11:00:00.000000Z")]) == [None]
     note_counters(db, [read("r1", 7, 4, 1)], {})
+    assert compare(db) == [Compared("r1", "tiny", 7, 7, 4, 4)]
+    old = RollUp(db, 1, lambda: datetime(2027, 3, 1, tzinfo=UTC))
+    while old.turn():
+        pass
+    assert row(db, "SELECT 1 FROM usage_events") is None
     assert compare(db) == [Compared("r1", "tiny", 7, 7, 4, 4)]
 
 

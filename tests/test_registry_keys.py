@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import clock, keys, tenants
+from registry import clock, keys, prices, tenants
 from registry.db import Conflict, Database, NotFound, RegistryError, StorageError, open_writer, rows, transaction
 from registry.keys import LiveKey, Scope
 from registry.migrations import MIGRATIONS
@@ -107,9 +107,9 @@ def test_a_key_of_before_scopes_calls_models_and_nothing_more(tmp_path: Path) ->
     try:
         assert keys.live(db) == {}  # until it is keyed
         for _ in range(2):
-            keys.key_the_hashes(db, SECRET)
+            secret = keys.secret_for(db, tmp_path / "key.secret")
         (found,) = keys.live(db).items()
-        assert found[0] == keys.digest(SECRET, shown) and sha256 not in str(
+        assert found[0] == keys.digest(secret, shown) and sha256 not in str(
             [tuple(r) for r in rows(db, "SELECT * FROM keys")]
         )
         assert (found[1].scopes, found[1].user, found[1].models) == ({Scope.INFERENCE}, "ada", None)
@@ -169,6 +169,14 @@ def test_a_rotated_key_is_replaced_by_one_like_it_and_works_for_its_grace(physic
     assert keys.live(physics)[keys.digest(SECRET, shown)].id == new.id and live(physics) == {old.id, new.id}
 
 
+def test_however_often_it_is_rotated_a_key_counts_as_the_one_it_was(physics: Database) -> None:
+    first, _ = keys.create(physics, SECRET, "physics", "root")
+    second, _ = keys.rotate(physics, SECRET, first.id, "root", ahead(hours=1))
+    third, shown = keys.rotate(physics, SECRET, second.id, "root", ahead(hours=1))
+    assert keys.get(physics, third.id) == third
+    assert {k.counts_as for k in (first, second, third, keys.live(physics)[keys.digest(SECRET, shown)])} == {first.id}
+
+
 def test_rotation_never_prolongs_the_old_key_and_the_new_one_only_when_asked(physics: Database) -> None:
     expires, later = ahead(hours=1), ahead(days=9)
     old, _ = keys.create(physics, SECRET, "physics", "root", expires_at=expires)
@@ -199,6 +207,42 @@ def test_a_rotation_that_fails_half_way_leaves_one_key(physics: Database) -> Non
     assert keys.everything(physics) == [old]
 
 
+def test_a_key_that_cannot_be_read_opens_nothing_and_keeps_no_other_from_being_known(physics: Database) -> None:
+    odd, shown = keys.create(physics, SECRET, "physics", "root", expires_at=ahead(days=1))
+    good, _ = keys.create(physics, SECRET, "physics", "root")
+    physics.conn.execute("UPDATE keys SET expires_at = '300-01-01T00:00:00.000000Z' WHERE id = ?", (odd.id,))
+    assert live(physics) == {good.id}
+    with pytest.raises(ValueError, match="300-01-01"):
+        keys.find(physics, keys.digest(SECRET, shown))
+
+
+def test_an_early_year_is_past(physics: Database) -> None:
+    early = clock.text(datetime(300, 1, 1, tzinfo=UTC))
+    assert clock.parse(early) == datetime(300, 1, 1, tzinfo=UTC)
+    with pytest.raises(RegistryError, match=r"cannot expire at 0300-01-01T00:00:00.000000Z, which is past"):
+        keys.create(physics, SECRET, "physics", "root", expires_at=early)
+    with pytest.raises(RegistryError, match=r"valid from 0300-01-01T00:00:00.000000Z, which is past"):
+        prices.put(physics, prices.Kind.MODEL, "m", "root", valid_from=early, prompt=1)
+
+
+def test_a_key_is_found_by_its_hash_until_it_is_revoked(physics: Database) -> None:
+    key, shown = keys.create(physics, SECRET, "physics", "root", user="ada")
+    hashed = keys.digest(SECRET, shown)
+    assert keys.find(physics, hashed) == keys.live(physics)[hashed]
+    assert keys.find(physics, "0" * 64) is None
+    keys.revoke(physics, key.id)
+    assert keys.find(physics, hashed) is None
+
+
+@pytest.mark.parametrize(("ended", "known"), [(timedelta(hours=23), True), (timedelta(hours=25), False)])
+def test_a_key_that_expired_more_than_a_day_ago_is_not_kept_in_mind(
+    physics: Database, ended: timedelta, known: bool
+) -> None:
+    key, _ = keys.create(physics, SECRET, "physics", "root")
+    physics.conn.execute("UPDATE keys SET expires_at = ? WHERE id = ?", (clock.text(datetime.now(UTC) - ended), key.id))
+    assert live(physics) == ({key.id} if known else set())
+
+
 # -- the site's secret ------------------------------------------------------------------------------------------------
 
 
@@ -220,3 +264,17 @@ def test_a_secret_that_others_may_read_or_that_is_short_is_refused(tmp_path: Pat
     path.write_bytes(b"short")
     with pytest.raises(StorageError, match="must hold 32 bytes"):
         keys.secret_of(path)
+
+
+def test_a_secret_that_was_lost_is_not_replaced_by_another(registry: Database, tmp_path: Path) -> None:
+    path = tmp_path / "key.secret"
+    made = keys.secret_for(registry, path)
+    assert keys.secret_for(registry, path) == made
+    path.rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match=r"key.secret: the secret .* is gone; without it no key is known: put it ba"):
+        keys.secret_for(registry, path)
+    keys.secret_of(path)
+    with pytest.raises(StorageError, match=r"key.secret: is not the secret that the keys' hashes were made with; wit"):
+        keys.secret_for(registry, path)
+    (tmp_path / "elsewhere").replace(path)
+    assert keys.secret_for(registry, path) == made

@@ -89,6 +89,8 @@ def test_refused_steps_are_listed_apart(books: Database) -> None:
         ("UPDATE entries SET held = -299, available = 249 WHERE seq = 2", "event event-0001: is over, and 1 micro-"),
         ("UPDATE reversals SET corrects = 'gone'", "the event it corrects, gone, is not in the ledger"),
         ("UPDATE reversals SET event_id = 'gone'", "reversal gone: has no event"),
+        ("UPDATE reversals SET cached_tokens = 5", "reversal back-0002: keeps something else than its event took back"),
+        ("UPDATE reversals SET user = 'eve'", "reversal back-0002: keeps something else than its event took back"),
         ("DELETE FROM reversals", "event back-0002: takes something back, and no reversal says what"),
         ("UPDATE usage_events SET cached_tokens = 0 WHERE event_id = 'back-0002'", "does not take back what event"),
         ("UPDATE balances SET available = available + 1, held = held - 1", "tenant physics: its balance (avail"),

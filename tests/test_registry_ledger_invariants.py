@@ -34,7 +34,7 @@ TIMES = [
     "2026-03-01T00:00:00.000001Z",
     "2025-12-31T23:00:00.000000Z",
 ]
-TENANTS = ("physics", "biology", "platform")
+TENANTS = ("physics", "biology", "(platform)")
 GATEWAYS = 3
 
 number = st.integers(0, 1000)

@@ -41,6 +41,7 @@ def test_who_is_limited_is_listed_by_sort_and_name_and_who_no_longer_is_is_not(r
         ({"token_budget": "1"}, "must be a whole number"),
         ({"credits_per_day": float("nan")}, "credits_per_day must be a number"),
         ({"credits_per_day": float("inf")}, "credits_per_day must be a number"),
+        ({"credits_per_day": 1e-7}, r"credits_per_day must be 0 or at least 0.000001 \(a micro-credit\), not 1e-07"),
         ({"requests_per_minute": 9, "burst": 0}, "burst must be a whole number from 1 to"),
         ({"requests_per_minute": None}, "tenant physics: burst is of requests_per_minute, which has no limit"),
     ],

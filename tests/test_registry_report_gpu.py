@@ -23,6 +23,16 @@ def nothing(_: object) -> int:
     return 0
 
 
+def test_parts_of_a_second_are_priced_alike_however_they_are_split() -> None:
+    priced = prices_of(PriceBook(gpus={"h100": GpuPrice(hour=2.0)}))
+    lines = [line("serving", 1, user=f"user-{n}", tenant=("physics", "biology", "x")[n % 3]) for n in range(3600)]
+    for by in ("tenant", "user", "gpu"):
+        section = by_columns(seen(attributed(*lines), None, lambda a: None), (by,), priced)
+        assert section.total is not None and section.total["credits"] == 2.0
+        parts = [round(float(r["credits"] or 0) * 1_000_000) for r in section.rows]
+        assert sum(parts) == 2_000_000 and max(parts) - min(parts) <= 1
+
+
 def whole() -> GpuTime:
     return seen(attributed(*LINES), None, lambda a: None)
 
@@ -73,23 +83,20 @@ def test_a_tenant_sees_its_own_lines_and_jobs_and_no_total_of_the_site() -> None
 def test_a_gpu_hour_costs_what_was_in_force_when_its_job_began() -> None:
     rise = Version(Kind.GPU, "h100", "2026-11-02T00:00:00.000000Z", 0, None, 0, 4.0, "", "root")
     book = PriceBook([rise], gpus={"h100": GpuPrice(hour=2.0), "default": GpuPrice(hour=1.0)})
-    day = 24 * HOUR
-    jobs = (
-        allocation("1", NOVEMBER, NOVEMBER + HOUR, subject="replica-1"),
-        allocation("2", NOVEMBER + 2 * day, NOVEMBER + 2 * day + 3 * HOUR, subject="replica-1"),  # as requeued
-        allocation("3", NOVEMBER, NOVEMBER + HOUR, subject="run-1", gpus_by_type=(("a100", 2),)),
+    requeued = NOVEMBER + 2 * 24 * HOUR
+    lines = (
+        line("serving", 3 * HOUR, began_at=NOVEMBER - HOUR),  # in the window before
+        line("idle", HOUR, began_at=requeued),
+        line("training", 2 * HOUR, gpu_type="a100", began_at=NOVEMBER),
+        line("batch", 0, gpu_type="", began_at=NOVEMBER),
     )
-    priced = prices_of(jobs, book)
-    assert priced(line("serving", HOUR)) == 3_500_000  # an hour at 2, three at 4
-    assert priced(line("training", 2 * HOUR, subject="run-1", gpu_type="a100")) == 2_000_000
-    assert priced(line("training", HOUR, subject="another")) == 0
-    section = what_for(by_what(LINES, priced))
-    assert section.total is not None
+    section = what_for(by_what(lines, prices_of(book)))
     assert [(r["what"], r["gpu_s"], r["credits"]) for r in section.rows] == [
-        ("Serving", 3 * HOUR, 10.5),
+        ("Serving", 3 * HOUR, 6.0),
         ("Start-up", 0, 0),
-        ("Idle", HOUR, 3.5),
+        ("Idle", HOUR, 4.0),
         ("Training", 2 * HOUR, 2.0),
-        ("Batch", HOUR + 1, 0),
+        ("Batch", 0, 0),
     ]
-    assert (section.total["gpu_s"], section.total["credits"]) == (7 * HOUR + 1, 16.0)
+    assert section.total is not None
+    assert (section.total["gpu_s"], section.total["credits"]) == (6 * HOUR, 12.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from report_books import HOUR, allocation
 
-from registry import accounting, capture, deployments, ledger, limits, prices, reports, tenants
+from registry import accounting, capture, clock, deployments, ledger, limits, prices, reports, rollup, tenants
 from registry.attribution import Allocation, Books
 from registry.db import Database, NotFound, RegistryError, open_reader, open_writer
 from registry.ledger import Attempt, Hold, Outcome, Reversal, Step, UsageEvent
@@ -78,9 +78,10 @@ def used(
     model: str = "chat",
     replica: str = "replica-1",
     outcome: Outcome = Outcome.COMPLETED,
+    began: datetime | None = None,
 ) -> list[Step]:
-    at = ended.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    attempt = Attempt(n, tenant, f"key-{tenant}", model, replica, "chat", at, user)
+    at = clock.text(ended)
+    attempt = Attempt(n, tenant, f"key-{tenant}", model, replica, "chat", clock.text(began or ended), user)
     paid = prompt + 2 * completion
     return [Hold(attempt, 1000, 1000), UsageEvent(attempt, prompt, completion, paid, outcome, at, prompt // 2, 1)]
 
@@ -162,6 +163,13 @@ def test_a_check_of_the_usage_report_fails_when_a_sum_was_changed(made: Maker, w
     assert len(broken) == 2 and "334, but what the ledger's postings consumed is 333" in broken[0]
 
 
+def test_a_month_that_is_not_over_is_said_to_be_set_against_a_whole_one(made: Maker) -> None:
+    for kind in ("usage", "efficiency", "mine"):
+        said = "November 2026 so far, until 2026-11-15 12:00 UTC, is set against the whole of October 2026."
+        assert said in made(kind).notes
+        assert not [note for note in made(kind, month="2026-10").notes if "so far" in note]
+
+
 def test_usage_by_account_is_that_of_its_tenant(made: Maker) -> None:
     assert rows(made("usage", "account"), "usage", "account", "prompt_tokens") == [("bio", 7), ("phys", 110)]
 
@@ -196,7 +204,8 @@ def test_quota_is_of_every_tenant_with_slurms_limits_of_its_account(made: Maker)
 
 
 def test_quota_of_a_month_that_is_past_is_of_monthly_limits(made: Maker) -> None:
-    report = made("quota", month="2026-10")
+    report = made("quota", told=Told(limits=(AccountLimit("phys", "GPU-hours", 100, 50, 5),)), month="2026-10")
+    assert [s.key for s in report.sections] == ["tokens", "credits", "rates"]  # Slurm tells of today alone
     assert rows(report, "tokens", "name", "limit", "used", "runs_out")[1] == ("physics", "tokens_per_month", 100, None)
     assert rows(report, "credits", "name", "limit") == [("biology", "none"), ("physics", "none")]
 
@@ -249,12 +258,34 @@ def test_gpu_time_is_told_by_what_and_whom_and_adds_up(made: Maker, registry: Da
     assert "7,200" in report.checks[0].text
 
 
+def test_what_a_tenant_was_served_on_anothers_replica_costs_the_same_in_its_own_report(
+    made: Maker, registry: Database, written: Database
+) -> None:
+    serve(registry)
+    began = FIRST + timedelta(minutes=20)
+    ledger.record(written, used("7", began + timedelta(minutes=30), 100, 0, tenant="biology", user="eve", began=began))
+    told = Told(books())
+    (all_of_it,) = [r for r in rows(made("gpu", told=told), "gpu", "tenant", "serving", "credits") if r[0] == "biology"]
+    assert rows(made("gpu", of="biology", told=told), "gpu", "tenant", "serving", "credits") == [all_of_it]
+    assert all_of_it[1] and all_of_it[2] and float(all_of_it[2]) > 2.0
+
+
 def test_what_the_scheduler_did_not_tell_is_missing_and_the_report_says_why(made: Maker) -> None:
     for kind in ("gpu", "models", "efficiency", "statement", "quota"):
         report = made(kind, told=Told(silence="squeue did not answer"))
         assert report.notes[0] == "The scheduler did not tell everything: squeue did not answer"
+        told = [cell for s in report.sections for r in (*s.rows, s.total or {}) for key, cell in r.items() if gpu(key)]
+        assert set(told) <= {None}, kind
+    assert made("gpu", told=Told(silence="dead")).sections == ()
+    assert section(made("statement", of="physics"), "physics/summary").total == {"what": "total", "credits": None}
+    assert [s.key for s in made("efficiency").sections] == ["efficiency"]
     partial = dataclasses.replace(books(), partial="jobs of others are hidden")
     assert "jobs of others are hidden" in made("gpu", told=Told(partial)).notes[0]
+
+
+def gpu(key: str) -> bool:
+    """Whether a column is of what the scheduler alone knows."""
+    return key in ("gpu_hours", "cpu_hours", "cost", "idle_share")
 
 
 def test_efficiency_compares_two_months_of_books(made: Maker, registry: Database) -> None:
@@ -263,6 +294,7 @@ def test_efficiency_compares_two_months_of_books(made: Maker, registry: Database
     said = {r["what"]: (r["now"], r["before"]) for r in section(report, "efficiency").rows}
     assert said["Tokens"] == (175, 100) and said["GPU-hours of batch jobs"] == (1, 0)
     assert said["Idle replicas, % of their GPU-hours"] == (pytest.approx(83.3, abs=0.1), None)
+    assert said["Tokens per GPU-hour as served"] == (165, None)  # without those of replica-2, which has no GPUs here
     assert rows(report, "waits", "partition", "jobs") == [("gpu", 2)]
 
 
@@ -273,6 +305,14 @@ def test_models_are_told_with_the_cost_of_their_replicas(made: Maker, registry: 
         ("adapter", 15, 0, 0.0),
         ("chat", 160, 1, 2.0),
     ]
+
+
+def test_a_tenant_is_not_told_its_tokens_by_the_gpu_time_of_other_work(made: Maker, registry: Database) -> None:
+    serve(registry)
+    told = Told(books(), books())
+    said = {r["what"]: r["now"] for r in section(made("efficiency", of="physics", told=told), "efficiency").rows}
+    assert said["GPU-hours of replicas"] == 1 and said["Tokens per GPU-hour as served"] is None
+    assert rows(made("models", of="physics", told=told), "models", "tokens_per_gpu_hour") == [(None,), (None,)]
 
 
 def test_what_the_engines_counted_is_told_beside_the_models_with_what_was_cut_short(
@@ -292,6 +332,11 @@ def test_what_the_engines_counted_is_told_beside_the_models_with_what_was_cut_sh
     capture.note_counters(written, [dataclasses.replace(more, completion_tokens=105)], {})
     agreed = section(made("models"), "capture")
     assert agreed.rows[0]["ratio"] == 1.0 and "1 of 1 replicas agree to the token" in agreed.notes[0]
+    assert len(agreed.notes) == 1
+    deployments.add_replica(registry, "replica-2", "chat", "root", "/replica-2")
+    registry.conn.execute("UPDATE replicas SET created_at = '2026-10-01T00:00:00.000000Z'")
+    unread = section(made("models"), "capture").notes
+    assert unread[1] == "Of 1 more that were asked something, no engine's counters were read."
 
 
 def test_a_statement_has_usage_prices_corrections_limits_and_gpu_time(made: Maker, registry: Database) -> None:
@@ -325,6 +370,20 @@ def test_a_statement_has_usage_prices_corrections_limits_and_gpu_time(made: Make
     ]
     everyone = made("statement", told=Told(books()))
     assert [s.key for s in everyone.sections if s.key.endswith("summary")] == ["biology/summary", "physics/summary"]
+
+
+def test_a_statement_has_its_corrections_also_once_the_months_events_were_rolled_up(
+    made: Maker, written: Database
+) -> None:
+    before = made("statement", of="physics")
+    old = rollup.RollUp(written, 1, lambda: datetime(2027, 3, 1, tzinfo=UTC))
+    while old.turn():
+        pass
+    assert ledger.usage_events(written) == [] and ledger.check(written) == []
+    after = made("statement", of="physics")
+    assert after.sections == before.sections
+    assert rows(after, "physics/corrections", "corrects", "tokens", "credits") == [("3", 150, 0.0002)]
+    assert rows(made("statement", of="biology"), "biology/corrections", "corrects") == []
 
 
 def test_what_a_report_cannot_be_asked_is_refused_with_what_is_allowed(made: Maker) -> None:

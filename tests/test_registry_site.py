@@ -209,6 +209,7 @@ def test_networks_that_are_none_are_refused_with_how_one_is_written(small, netwo
 
 
 def test_a_longest_wait_for_slurm_below_the_shortest_is_refused(small):
+    assert "keys.rotation_grace: must be at most" in refused(small(), {}, ("keys.rotation_grace=400d",))
     said = refused(small(), {}, ("scheduler.min_poll=40s",))
     assert "scheduler.max_poll: must be at least 40 s (scheduler.min_poll), not 30 s" in said
 

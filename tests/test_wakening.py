@@ -50,7 +50,7 @@ def test_the_first_call_wakes_a_deployment_of_no_replicas_and_is_answered(laptop
     stream.close()  # whoever woke it does not wait for it
 
     answer = ask(laptop, key)
-    assert (answer.status, json.loads(answer.read())) == (200, {"usage": {"completion_tokens": 3}})
+    assert (answer.status, json.loads(answer.read())) == (200, {"usage": {"prompt_tokens": 2, "completion_tokens": 3}})
 
     def ready() -> bool:
         (deployment,) = laptop.json("status")["deployments"]

@@ -40,7 +40,7 @@ from gateway.gates import CREDIT, Shown
 from registry import usage_rows
 from registry.db import RegistryError, StorageError, open_reader
 from registry.keys import LiveKey, Scope
-from registry.limits import Subject
+from registry.limits import Subject, user_name
 from registry.steps import PLATFORM
 from registry.usage_rows import Counts, Used
 from registry.window import Window, window_of
@@ -86,7 +86,8 @@ def subjects(caller: LiveKey, tenant: str, view: View) -> list[Who]:
     if tenant == EVERYBODY:
         return [(Subject.TENANT, name) for name in sorted(view.tenants)]
     if tenant == caller.tenant.name:
-        return [(Subject.KEY, caller.id), (Subject.USER, caller.user), (Subject.TENANT, tenant)]
+        user = user_name(tenant, caller.user)
+        return [(Subject.KEY, caller.counts_as), (Subject.USER, user), (Subject.TENANT, tenant)]
     return [(Subject.TENANT, tenant)]
 
 
