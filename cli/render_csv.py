@@ -1,6 +1,7 @@
 """A report as one CSV table (RFC 4180): every section's rows under the columns of all, the first of which is `section`.
 
-Numbers are plain. Totals are left out, so that a column can be added up; so are charts, checks and notes.
+Numbers are plain. Totals are left out, so that a column can be added up; so are charts, checks
+and notes, which `headgate report` prints beside it.
 """
 
 from __future__ import annotations

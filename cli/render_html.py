@@ -32,7 +32,6 @@ def render(report: Report) -> str:
         made_at=moment(report.made_at),
         failed=[c for c in report.checks if not c.holds],
         wide=any(len(s.columns) > PORTRAIT for s in report.sections),
-        short=SHORT,
         sections=[
             _section(s, apart=before is not None and _group(before) != _group(s))
             for before, s in zip((None, *report.sections), report.sections, strict=False)
@@ -54,6 +53,7 @@ def _section(section: Section, apart: bool) -> dict[str, Any]:
         "title": section.title,
         "heads": [c.title for c in section.columns],
         "classes": [c.kind if c.kind in LEFT else "number" for c in section.columns],
+        "sizes": " ".join(["short"] * (len(lines) <= SHORT) + ["wide"] * (len(section.columns) > PORTRAIT)),
         "lines": lines,
         "total": total,
         "notes": section.notes,

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from registry import clock
 from registry.report import Column, Report, Section, Value
 
+HOUR, DAY = 3600, 86400  # seconds
 NOTHING = "-"
 LEFT = ("text", "time")  # kinds; all others are numbers, to the right
 
@@ -61,6 +62,19 @@ def _decimals(value: Value) -> int:
     return max(2, len(f"{value:.6f}".partition(".")[2].rstrip("0")))
 
 
+def _duration(seconds: float) -> str:
+    """In its two largest units."""
+    if seconds >= HOUR - 0.5:
+        seconds = round(seconds / 60) * 60
+    if seconds >= DAY:
+        hours = round(seconds / HOUR)
+        return f"{hours // 24:,} d {hours % 24} h"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
 def _text(kind: str, value: Value, decimals: int) -> str:
     if value is None:
         return NOTHING
@@ -72,7 +86,7 @@ def _text(kind: str, value: Value, decimals: int) -> str:
         case "percent":
             return f"{100 * value:,.1f} %"
         case "seconds":
-            return f"{value:,.0f} s"
+            return _duration(value)
         case "hours":
             return f"{value:,.2f}"
     if isinstance(value, int) or abs(value) >= 1000 or value == 0:

@@ -10,6 +10,7 @@ import click
 from cli.client import Control
 from cli.context import Context
 from cli.render import FORMATS, Format, render
+from cli.table import printable
 from registry.report import Report, from_json
 
 KINDS = ("quota", "usage", "gpu", "models", "efficiency", "statement")
@@ -46,6 +47,10 @@ def report(
     models      each model's tokens, cost as served, charges and idle share
     efficiency  tokens per GPU-hour, waits in the queue, hours wasted
     statement   what each tenant owes for a month
+
+    
+    A report proves its figures. Where one of its checks does not hold, this says so and ends with status 1, in every
+    format; the report is still written. CSV has figures alone: notes are printed beside it, as errors are.
     """
     made = fetch(
         Control(context.site().control_socket), kind, month=month, since=since, until=until, by=by, tenant=tenant
@@ -57,6 +62,12 @@ def report(
         raise click.UsageError("a PDF is not for a terminal: say where it goes with -o FILE")
     else:
         click.echo(shown, nl=False)
+    if form == "csv":
+        for note in (*made.notes, *(f"{s.title}: {note}" for s in made.sections for note in s.notes)):
+            click.echo(f"note: {printable(note)}", err=True)
+    if failed := [c.text for c in made.checks if not c.holds]:
+        said = f"{len(failed)} of {len(made.checks)} checks do not hold: {'; '.join(failed)}"
+        raise click.ClickException(printable(said))
 
 
 def fetch(control: Control, kind: str, **asked: str | None) -> Report:

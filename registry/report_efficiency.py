@@ -98,7 +98,7 @@ def _measures(of: Month) -> dict[str, float | None]:
         "Tokens per GPU-hour as served": None if served is None else ratio(served * HOUR, gpu_s),
         "Credits per million tokens as served": ratio(cost * MILLION, served) if served and gpu_s else None,
         charged: ratio(credits(of.counts.microcredits) * MILLION, tokens),
-        "Idle replicas, share of their GPU-hours": ratio(idle.gpu_s, gpu_s),
+        "Idle replicas, % of their GPU-hours": ratio(100 * idle.gpu_s, gpu_s),
         "Idle replicas, credits": credits(idle.microcredits),
         "GPU-hours of training": total(times, "training").gpu_s / HOUR,
         "GPU-hours of batch jobs": total(times, "batch").gpu_s / HOUR,

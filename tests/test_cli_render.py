@@ -106,7 +106,8 @@ def test_a_text_cannot_break_a_table_or_steer_the_terminal() -> None:
         ("credits", (1234.5, 0.000364), ["1,234.500000", "0.000364"]),
         ("percent", (0.5, 1.234), ["50.0 %", "123.4 %"]),
         ("hours", (1711.5, 0), ["1,711.50", "0.00"]),
-        ("seconds", (86400, 0.4), ["86,400 s", "0 s"]),
+        ("seconds", (0.4, 59, 228.2, 3599.6), ["0 s", "59 s", "3 min 48 s", "1 h 00 min"]),
+        ("seconds", (43571, 86399, 86400, 100_000), ["12 h 06 min", "1 d 0 h", "1 d 0 h", "1 d 4 h"]),
         ("time", ("2026-11-01T10:00:05.123456Z", "2026-11-01"), ["2026-11-01 10:00:05", "2026-11-01"]),
         ("text", ("v1.2Z", None), ["v1.2Z", "-"]),
     ),
@@ -144,6 +145,10 @@ def test_the_html_shows_every_row_and_total_of_every_section() -> None:
         "all 2 checks below hold",
     ):
         assert words in html
+
+
+def test_a_table_of_many_columns_is_set_smaller_and_one_of_few_rows_stays_on_its_page() -> None:
+    assert re.findall(r'<table class="([^"]*)">', text("html")) == ["wide", "short"]
 
 
 def test_the_html_fetches_nothing_and_runs_nothing() -> None:

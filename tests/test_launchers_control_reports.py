@@ -6,8 +6,10 @@ import asyncio
 import json
 import shutil
 import socket
+import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -220,6 +222,23 @@ async def test_the_command_prints_any_report_in_any_format_and_into_a_file(api: 
     page = root / "usage.html"
     done = await api.cli("report", "usage", "--format", "html", "-o", str(page))
     assert (done.exit_code, done.output) == (0, "") and page.read_text().startswith("<!doctype html>")
+
+
+async def test_a_check_that_does_not_hold_fails_the_command_whose_file_is_written(api: Api, root: Path) -> None:
+    with closing(sqlite3.connect(api.site.ledger_db)) as db, db:
+        db.execute("UPDATE daily SET microcredits = microcredits + 1")
+    page = root / "usage.html"
+    for output, into in ((("-o", str(page)), page), ((), None)):
+        done = await api.cli("report", "usage", "--format", "html", *output)
+        assert done.exit_code == 1 and "Error: 2 of 3 checks do not hold: the micro-credits of" in done.stderr
+        assert (into.read_text() if into else done.stdout).startswith("<!doctype html>")
+
+
+async def test_what_a_csv_has_no_room_for_is_said_beside_it(api: Api) -> None:
+    done = await api.cli("report", "usage", "--format", "csv")
+    assert done.exit_code == 0 and done.stdout.startswith("section,tenant")
+    assert "note: Tokens and credits: Cached tokens are among the prompt's" in done.stderr
+    assert "note:" not in done.stdout
 
 
 async def test_the_command_says_what_is_wrong_and_fails(api: Api, root: Path) -> None:

@@ -293,6 +293,7 @@ def test_efficiency_compares_two_months_of_books(made: Maker, registry: Database
     report = made("efficiency", told=Told(books(), Books((), 0, 0, None)))
     said = {r["what"]: (r["now"], r["before"]) for r in section(report, "efficiency").rows}
     assert said["Tokens"] == (175, 100) and said["GPU-hours of batch jobs"] == (1, 0)
+    assert said["Idle replicas, % of their GPU-hours"] == (pytest.approx(83.3, abs=0.1), None)
     assert said["Tokens per GPU-hour as served"] == (165, None)  # without those of replica-2, which has no GPUs here
     assert rows(report, "waits", "partition", "jobs") == [("gpu", 2)]
 
