@@ -13,7 +13,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from registry import clock
 from registry.db import Conflict, Database, open_writer, row, rows, snapshot, transaction
 from registry.ledger_check import verify
 from registry.ledger_migrations import MIGRATIONS
-from registry.ledger_sums import ALL, TAKEN_BACK, Sums, totalled
+from registry.ledger_sums import TAKEN_BACK, Sums, totalled
 from registry.prices import TokenPrice
 from registry.steps import AMOUNT_LIMIT as AMOUNT_LIMIT
 from registry.steps import Attempt as Attempt
@@ -36,17 +35,6 @@ from registry.steps import UsageEvent as UsageEvent
 from registry.steps import check as check_step
 from registry.steps import mint as mint
 from registry.steps import spelled
-
-
-@dataclass(frozen=True, slots=True)
-class UsageRow:
-    tenant: str
-    model: str
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    microcredits: int
-
 
 Totals = dict[tuple[str, str, str], tuple[int, int]]  # (period, subject, name) -> (tokens, micro-credits)
 
@@ -240,22 +228,6 @@ def _attempt(r: sqlite3.Row) -> Attempt:
 # The read side: any process, read-only (registry.db.open_reader).
 
 
-def usage_by_tenant_and_model(
-    db: Database, since: datetime | None = None, until: datetime | None = None
-) -> list[UsageRow]:
-    """What attempts that ended in [since, until) used, by tenant and model name."""
-    return [
-        UsageRow(*r)
-        for r in rows(
-            db,
-            """SELECT tenant, model, count(*), sum(prompt_tokens), sum(completion_tokens), sum(microcredits)
-               FROM usage_events WHERE ended_at >= ? AND ended_at < ? GROUP BY tenant, model ORDER BY tenant, model""",
-            clock.text(since) if since else "",
-            clock.text(until) if until else "~",  # sorts after every time
-        )
-    ]
-
-
 def totals(db: Database, *periods: str) -> Totals:
     """Of everything that is settled.
 
@@ -289,11 +261,6 @@ def _summed(db: Database, events: str, periods: Collection[str]) -> Totals:
     )
     found = totalled((tuple(r)[:5], r[5], r[6]) for r in days)
     return {who: amounts for who, amounts in found.items() if who[0] in periods}
-
-
-def tokens_by_tenant(db: Database) -> dict[str, int]:
-    """Prompt and completion tokens of everything that is settled."""
-    return {name: tokens for (_, subject, name), (tokens, _) in totals(db, ALL).items() if subject == "tenant"}
 
 
 def usage_events(db: Database) -> list[UsageEvent]:

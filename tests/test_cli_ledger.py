@@ -150,7 +150,7 @@ async def reverse(site_file: Path, event_id: str, reason: str = "a test's") -> R
 def consumed(site: Site) -> int:
     with closing(open_reader(site.ledger_db)) as db:
         assert ledger.check(db) == []
-        return sum(row.microcredits for row in ledger.usage_by_tenant_and_model(db))
+        return sum(event.microcredits for event in ledger.usage_events(db))
 
 
 async def test_an_event_is_taken_back_once_by_an_event_of_its_own(site_file: Path, site: Site) -> None:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from registry import clock, ledger, ledger_bulk, steps
-from registry.db import Conflict, Database, StorageError, open_reader, open_writer, transaction
+from registry.db import Conflict, Database, StorageError, open_writer, transaction
 from registry.ledger import Attempt, Hold, Note, Outcome, Release, Reversal, Step, UsageEvent
 from registry.ledger_migrations import MIGRATIONS
 from registry.settings import Price
@@ -51,6 +51,10 @@ def balance(db: Database, tenant: str = "physics") -> tuple[int, ...]:
 
 def rows(db: Database, table: str) -> list[tuple[object, ...]]:
     return [tuple(r) for r in db.conn.execute(f"SELECT * FROM {table}")]
+
+
+def tokens_by_tenant(db: Database) -> dict[str, int]:
+    return {name: tokens for (_, of, name), (tokens, _) in ledger.totals(db, "all").items() if of == "tenant"}
 
 
 def test_a_hold_that_is_settled_consumes_what_was_used_and_gives_back_the_rest(db: Database) -> None:
@@ -117,30 +121,12 @@ def test_orphans_are_settled_at_their_last_noted_count(path: Path) -> None:
     db.close()
 
 
-def test_usage_is_read_by_tenant_model_and_window(path: Path, db: Database) -> None:
-    attempts = [attempt(1), attempt(2), attempt(3, model="large"), attempt(4, tenant="biology")]
-    for n, one in enumerate(attempts):
-        ledger.record(db, [Hold(one, 1, 1), event(one, hour=n)])
-    reader = open_reader(path)
-    everything = ledger.usage_by_tenant_and_model(reader)
-    assert [(r.tenant, r.model, r.requests, r.prompt_tokens, r.completion_tokens) for r in everything] == [
-        ("biology", "tiny", 1, 10, 20),
-        ("physics", "large", 1, 10, 20),
-        ("physics", "tiny", 2, 20, 40),
-    ]
-    assert sum(r.microcredits for r in everything) == 200
-    windowed = ledger.usage_by_tenant_and_model(reader, NOON + timedelta(hours=1), NOON + timedelta(hours=3))
-    assert [(r.tenant, r.model, r.requests) for r in windowed] == [("physics", "large", 1), ("physics", "tiny", 1)]
-    assert ledger.tokens_by_tenant(reader) == {"biology": 30, "physics": 90}
-    reader.close()
-
-
 def test_totals_are_read_without_the_events(db: Database) -> None:
     for n in range(3):
         ledger.record(db, [Hold(attempt(n), 1, 1), event(attempt(n))])
     db.conn.execute("DROP TRIGGER usage_events_no_delete")
     db.conn.execute("DELETE FROM usage_events")
-    assert ledger.tokens_by_tenant(db) == {"physics": 90}
+    assert tokens_by_tenant(db) == {"physics": 90}
     assert ledger.totals(db, "2026-01", "2026-01-01", "all")["2026-01", "key", "key-1"] == (90, 150)
 
 
@@ -167,7 +153,7 @@ def test_a_file_of_an_older_headgate_keeps_what_it_has(path: Path) -> None:
     old.close()
     db = ledger.open_ledger(path)
     assert ledger.check(db) == []
-    assert ledger.tokens_by_tenant(db) == {"physics": 60, "biology": 30}
+    assert tokens_by_tenant(db) == {"physics": 60, "biology": 30}
     assert balance(db) == (-400, 300, 100)
     assert ledger.settle_orphans(db) == 1
     assert ledger.check(db) == []
@@ -252,7 +238,7 @@ def test_a_reversal_takes_back_all_that_its_event_used(db: Database) -> None:
     ledger.record(db, [Hold(attempt(), 100, 300), event(attempt())])
     ledger.record(db, [Reversal("back-1", "event-1", "root", "a mistake", clock.text(NOON + timedelta(days=40)))])
     assert balance(db) == (0, 0, 0)
-    assert ledger.tokens_by_tenant(db) == {"physics": 0}
+    assert tokens_by_tenant(db) == {"physics": 0}
     assert ledger.totals(db, "2026-01", "2026-02")["2026-02", "tenant", "physics"] == (-30, -50)
     assert ledger.check(db) == []
 
