@@ -358,7 +358,7 @@ class Front(Sender):
     @property
     def _unsent(self) -> bool:
         """The end of an answer still waits for its client to read it."""
-        return self._transport is not None and self._transport.get_write_buffer_size() > 0
+        return self._waiting > 0
 
     @property
     def busy(self) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 
 import pytest
 import uvloop
+from certificates import minted
 from gateway_fixtures import until
 
 from gateway.sender import Sender
@@ -23,7 +27,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Sender, socket.socket]]:
+async def connected(tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[Sender, socket.socket]]:
     """A sender and its client, with little room between them."""
     made: list[Sender] = []
 
@@ -33,12 +37,12 @@ async def connected() -> AsyncIterator[tuple[Sender, socket.socket]]:
 
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 << 10)
-    server = await asyncio.get_running_loop().create_server(sender, sock=listening)
+    server = await asyncio.get_running_loop().create_server(sender, sock=listening, ssl=tls)
     with closing(socket.socket()) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
         client.connect(listening.getsockname())
         client.setblocking(False)
-        await until(lambda: made and made[0].takes(1))
+        await until(lambda: made and (tls or made[0].takes(1)))
         yield made[0], client
     server.close()
 
@@ -103,5 +107,36 @@ def test_what_can_no_longer_be_sent_is_told_of_when_the_client_has_left(runner: 
             sender.when_sent(lambda: told.append(True))
             client.close()
             await until(lambda: told)
+
+    runner.run(story())
+
+
+def test_with_tls_what_waits_below_it_is_not_taken_for_sent(runner: asyncio.Runner, tmp_path: Path) -> None:
+    ours = minted()
+    (tmp_path / "pem").write_text(ours.certificate + ours.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pem")
+    trusting = ssl.create_default_context(cadata=ours.certificate)
+
+    async def story() -> None:
+        async with connected(context) as (sender, client):
+            client.setblocking(True)
+            client.settimeout(0.5)
+            with await asyncio.to_thread(trusting.wrap_socket, client, server_hostname="127.0.0.1") as reading:
+                await until(lambda: sender.takes(1))
+                while not sender.blocked and sender.written < 2 << 20:
+                    sender._write(b"x" * 500)
+                    await asyncio.sleep(0)
+                said, got = sender.sent, 0
+                with contextlib.suppress(TimeoutError):
+                    while part := reading.recv(1 << 16):  # and this process does nothing else
+                        got += len(part)
+                assert 0 <= said <= got < sender.written
+                told: list[bool] = []
+                sender.when_sent(lambda: told.append(True))
+                reading.settimeout(30)
+                while got < sender.written:
+                    got += len(await asyncio.to_thread(reading.recv, 1 << 16))
+                await until(lambda: told)
 
     runner.run(story())
