@@ -24,7 +24,7 @@ from registry.steps import mint
 
 log = logging.getLogger(__name__)
 
-NOTE_S = 0.25  # between two running counts: what a killed gateway may fail to bill of a stream
+NOTE_S = 0.2  # between two running counts of a stream: a killed gateway must not fail to bill more than 250 ms of it
 SLICES = 25  # in which all streams are looked at meanwhile, or thousands of them would hold up the loop
 
 

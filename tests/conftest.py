@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from megatron_fixtures import bench, trained  # noqa: F401 - here, so that all files share what was trained
-from vllm_fixtures import vllm  # noqa: F401 - here, so that all files share the engine
 
 if TYPE_CHECKING:
+    from engine import Engine
+
     from registry.db import Database
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +78,15 @@ def training_python() -> str:
     if not python.exists():
         pytest.skip(f"no training environment at {python}")
     return str(python)
+
+
+@pytest.fixture(scope="session")
+def vllm(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A real vLLM for all tests that ask for it: what it counts is not theirs alone."""
+    from vllm_fixtures import tiny_engine  # not above: where only slurm/ is tested there is no aiohttp
+
+    with tiny_engine(training_python, tmp_path_factory.mktemp("vllm")) as running:
+        yield running
 
 
 @pytest.fixture
