@@ -203,7 +203,7 @@ def test_a_signal_reaches_the_steps_and_leaves_the_batch_script_alone(
     said = tmp_path / "said"
     step = tmp_path / "step.sh"
     step.write_text(
-        f"trap 'echo term >> {said}; exit 0' TERM\necho up >> {said}\nfor i in $(seq 300); do sleep 0.1; done\n"
+        f"trap 'echo term >> {said}; exit 0' TERM\necho up >> {said}\nfor ((i = 0; i < 300; i++)); do sleep 0.1; done\n"
     )
     job_id = jobs.submit("-p cpu", f"srun --overlap bash {step}\necho script >> {said}\n")
     wait_for(said.exists)
