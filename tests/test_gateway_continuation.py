@@ -213,7 +213,7 @@ async def test_a_client_that_leaves_during_the_continuation_pays_what_it_was_sen
 
 def test_a_replica_that_takes_over_is_not_read_while_the_client_does_not_read() -> None:
     front, upstream = mock.Mock(blocked=True), mock.Mock()
-    Stream(front, StreamMeter(chat()), upstream, [], lambda: None, lambda: None)
+    Stream(front, StreamMeter(chat()), upstream, [], lambda: None, lambda size: None, lambda: None)
     upstream.pause.assert_called_once_with()
 
 
