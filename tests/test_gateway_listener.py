@@ -20,6 +20,7 @@ from wire import CHAT, STREAM, WHOLE, chunked, head, post, wired
 
 from gateway import front as front_module
 from gateway import listener as listener_module
+from gateway import sender
 from gateway.app import backing_of, make_app
 from gateway.front import HEAD_LIMIT, HEADERS_LIMIT
 from gateway.listener import Listener
@@ -233,7 +234,7 @@ async def test_an_answer_that_nobody_reads_does_not_keep_its_connection_for_ever
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front_module, "IDLE_S", 0.2)
-    monkeypatch.setattr(front_module, "BUFFER", 64 << 20)
+    monkeypatch.setattr(sender, "BUFFER", 64 << 20)
     engine = Engine(pieces=["x" * (16 << 20)])
     async with gateway(tmp_path, engine, client_timeout_s=0.3) as platform:
         for headers in ((), ("Connection: close",)):
