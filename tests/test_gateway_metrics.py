@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import timeit
 from pathlib import Path
 
 import pytest
@@ -174,12 +173,6 @@ async def test_requests_finish_while_the_page_is_made() -> None:
         turns += 1
         await asyncio.sleep(0)
     assert turns > 5 and b"headgate_requests_total" in await making
-
-
-def test_counting_a_request_costs_under_two_microseconds() -> None:
-    counted = Metrics()
-    best = min(timeit.repeat(lambda: finish(counted), number=5_000, repeat=9)) / 5_000
-    assert best < 4e-6, f"{best * 1e6:.2f} us"  # 0.7 us on an idle machine
 
 
 def test_a_gateway_that_nobody_scrapes_does_not_load_prometheus_client() -> None:
