@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,8 @@ def test_a_look_that_is_older_than_the_last_changes_nothing(db: Database) -> Non
     assert (found.engine_prompt, found.engine_completion) == (12, 5)
 
 
-def test_a_correction_takes_back_a_charge_and_not_the_work(db: Database) -> None:
+def test_a_correction_takes_back_a_charge_and_not_the_work(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.rollup.FORWARD", timedelta(days=36_500))  # whenever this test runs
     used(db, "a:1", "r1", 7, 4)
     assert ledger.record(db, [Reversal("z:1", "a:1", "root", "a mistake", f"{DAY}T11:00:00.000000Z")]) == [None]
     note_counters(db, [read("r1", 7, 4, 1)], {})

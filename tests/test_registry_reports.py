@@ -373,8 +373,9 @@ def test_a_statement_has_usage_prices_corrections_limits_and_gpu_time(made: Make
 
 
 def test_a_statement_has_its_corrections_also_once_the_months_events_were_rolled_up(
-    made: Maker, written: Database
+    made: Maker, written: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("registry.rollup.FORWARD", timedelta(days=36_500))  # whenever this test runs
     before = made("statement", of="physics")
     old = rollup.RollUp(written, 1, lambda: datetime(2027, 3, 1, tzinfo=UTC))
     while old.turn():
