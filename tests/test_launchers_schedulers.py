@@ -314,7 +314,7 @@ def test_slurm_usage_adds_up_the_attempts_of_a_requeued_job(slurm: Site, slurm_c
     assert slurm.status(ref).state is JobState.PENDING
     first = _elapsed(slurm, ref)
     slurm_cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
-    wait_for(lambda: slurm.status(ref).state is JobState.RUNNING)
+    wait_for(lambda: slurm.status(ref).state is JobState.RUNNING, timeout=120)  # when Slurm looks at its queue again
     wait_for(lambda: _elapsed(slurm, ref) > first)  # one that is cancelled while it is launched can end as FAILED
     slurm.scheduler.cancel(ref)
     usage = slurm.booked(ref)
