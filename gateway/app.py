@@ -179,8 +179,10 @@ def backing_of(app: web.Application, cold_protocol: Callable[[], asyncio.Protoco
 async def _budgets(admission: Admission, ledger: LedgerWriter, limited: asyncio.Event) -> None:
     """What was used, also by a gateway that was taken over from and finishes its streams, or before a limit was set."""
     while True:
+        # Not asyncio.wait_for, which in Python 3.11 loses a cancellation that comes with the event.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(limited.wait(), BUDGETS_S)
+            async with asyncio.timeout(BUDGETS_S):
+                await limited.wait()
         limited.clear()
         with contextlib.suppress(StorageError):  # the ledger's own failure is told elsewhere
             admission.settled(await asyncio.to_thread(ledger.used, *admission.periods))
