@@ -22,10 +22,10 @@ def standings(
     are left out of the forecast.
     """
     accounts = {a.account: a for a in associations if a.user is None}
-    running = [(job, _above(job.account, accounts)) for job in jobs if job.state is JobState.RUNNING]
+    running = [(job, above(job.account, accounts)) for job in jobs if job.state is JobState.RUNNING]
     found = []
     for account, association in accounts.items():
-        theirs = [job for job, above in running if account in above]
+        theirs = [job for job, counted_in in running if account in counted_in]
         stops = tuple(sorted({serves[job.id] for job in theirs if job.id in serves}))
         for limit in association.limits:
             if limit.kind != LIMIT or not limit.allowed or limit.tres is None:
@@ -44,8 +44,8 @@ def standings(
     return found
 
 
-def _above(account: str, accounts: Mapping[str, Association]) -> set[str]:
-    """An account, and those above it."""
+def above(account: str, accounts: Mapping[str, Association]) -> set[str]:
+    """An account, and those above it: whose limits count what it uses."""
     found: set[str] = set()
     name: str | None = account
     while name is not None and name not in found:

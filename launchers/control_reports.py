@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
 
+from launchers.account_limits import LIMIT, above
 from launchers.control_cluster import CLUSTER, Cluster, query_of
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, reading
 from launchers.controller import Controller
@@ -23,7 +24,6 @@ from slurm import amounts
 from slurm.sight import Limits
 
 BOOKS_WAIT_S = 20.0  # how long a report waits for the scheduler
-KIND = "GrpTRESMins"
 
 
 def routes() -> list[web.RouteDef]:
@@ -96,7 +96,7 @@ async def _books(controller: Controller, start: datetime, end: datetime) -> Book
 async def _limits(controller: Controller, cluster: Cluster, now: datetime) -> tuple[AccountLimit, ...]:
     """Slurm's own limits of accounts, with what they used a day lately, where the books say."""
     limited = await cluster.limits()
-    if not any(limit.kind == KIND for a in limited.associations for limit in a.limits):
+    if not any(limit.kind == LIMIT for a in limited.associations for limit in a.limits):
         return ()
     first = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=RATE_DAYS - 1)
     try:
@@ -109,20 +109,15 @@ async def _limits(controller: Controller, cluster: Cluster, now: datetime) -> tu
 def account_limits(limited: Limits, latest: Books | None, now: datetime) -> tuple[AccountLimit, ...]:
     """GrpTRESMins of accounts, which count the accounts below them too. `latest`: of the last RATE_DAYS days."""
     accounts = {a.account: a for a in limited.associations if a.user is None}
-
-    def within(name: str, account: str) -> bool:
-        while name != account and name in accounts and (above := accounts[name].parent) is not None:
-            name = above
-        return name == account
-
+    counted_in = {a.account: above(a.account, accounts) for a in latest.allocations} if latest is not None else {}
     found = []
     for account, association in sorted(accounts.items()):
         for limit in association.limits:
-            if limit.kind != KIND or limit.tres is None or limit.allowed is None:
+            if limit.kind != LIMIT or limit.tres is None or limit.allowed is None:
                 continue
             rate = None
             if latest is not None and _counted(limit.tres):
-                seconds = sum(_used_s(a, limit.tres) for a in latest.allocations if within(a.account, account))
+                seconds = sum(_used_s(a, limit.tres) for a in latest.allocations if account in counted_in[a.account])
                 rate = per_day(seconds / 3600, now)
             found.append(
                 AccountLimit(
