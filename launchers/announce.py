@@ -25,10 +25,14 @@ LATEST = 1 << 32  # seconds since the epoch: a clock that says more is wrong, an
 KINDS = (
     "attempt-started",  # attempt, job_id, host, pid, tasks, nodes
     "replica-ready",  # host, port, served_name, start_s, context_tokens, certificate (PEM, or none), probe (its tokens)
+    "replica-draining",  # why: it was told to end, and takes no new requests
+    "engine-restarting",  # kind (launchers.vllm.failures.Kind), cause, restarts (how many by now): it is not ready
+    "adapters-loaded",  # adapters (the names that answer now), problem (words, or none)
     "checkpoint",  # iteration, path (relative), bytes, manifest_sha256
     "checkpoint-pruned",  # iteration, path (relative): it was not wanted any more
     "model-converted",  # path (relative), max_logit_difference, parameters, bytes
     "attempt-ended",  # attempt, exit_code, cause (words), end (launchers.restart.Cause), failed_task, tail, ...
+    # of an engine's also failure (launchers.vllm.failures.Kind)
     "attempt-judged",  # attempt, cause (launchers.restart.Cause), saved, action, why, successor: by the batch script
 )
 

@@ -73,6 +73,7 @@ class JobRequest:
     resources: Resources
     batch: tuple[str, ...] | None = None
     modules: tuple[str, ...] = ()  # loaded before anything is started
+    after: tuple[JobRef, ...] = ()  # jobs that must have ended well before this one starts (Slurm: afterok)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,26 @@ class JobUsage:
         return self.elapsed_s * self.gpus
 
 
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """A time in which nodes belong to their administrators: jobs that would run into it do not start."""
+
+    name: str
+    starts_at: datetime
+    ends_at: datetime
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the scheduler has in mind for its nodes."""
+
+    leaving: Mapping[str, str]  # nodes that take no new jobs though some still run there -> the reason, in its words
+    down: Mapping[str, str]  # nodes on which nothing runs any more -> the reason
+    maintenance: tuple[Maintenance, ...]  # that goes on or is to come, by its beginning
+    partition_nodes: Mapping[str, frozenset[str]]  # each partition's; "" is the default partition
+
+
 class Scheduler(Protocol):
     @property
     def cluster(self) -> str:
@@ -142,6 +163,12 @@ class Scheduler(Protocol):
 
         Its state is then what the scheduler makes of that (CANCELLED or COMPLETED); the cause is the supervisor's.
         """
+
+    def shorten(self, ref: JobRef, time_limit_s: int) -> None:
+        """Give a job that waits a shorter time limit. Raises SchedulerError when it began meanwhile or is not ours."""
+
+    def outlook(self) -> Outlook:
+        """Nodes that leave, and maintenance. Raises SchedulerUnavailable. Empty where there are no nodes to speak of."""
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         """The scheduler's books for these jobs; jobs it has no record of yet are absent."""

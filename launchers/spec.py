@@ -101,6 +101,14 @@ class ServeSpec:
     engine_args: tuple[str, ...] = ()
     shutdown_timeout_s: int = 30
     start_timeout_s: int = 900
+    revision: int = 1  # of its deployment
+    runner: Literal["generate", "embed", "score"] = "generate"  # what the engine is for, and how it is proven
+    adapters: dict[str, str] = field(default_factory=dict)  # LoRA adapters to load: name -> absolute directory
+    stage_dir: str | None = None  # node-local directory that the weights are copied to first, once per node
+    multi_node: Literal["mp", "ray"] = "mp"  # how engines of several nodes are started: vLLM's own, or Ray
+    pack: tuple[str, ...] = ()  # the ids of the replicas that share its job, in the order of its tasks; (): its own
+    max_restarts: int = 3  # of a crashed or hung engine, in place
+    hang_timeout_s: int = 120  # for a probe's token, after which the engine is taken to hang
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,35 @@ class Demand:
     waiting: int  # requests that waited then because no replica was ready
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one gateway has to do for a deployment, as it last said; or the sum of all gateways' that live."""
+
+    deployment: str
+    at: str  # ISO 8601 in UTC
+    running: int  # requests given to replicas and not done
+    running_tokens: int  # their prompt tokens not computed yet, and the output expected of them
+    queued: int  # requests that wait: in line for a replica, or for the first one to be ready
+    queued_tokens: int  # estimated: prompt and expected output
+    waited_s: float  # how long the one that waits longest has waited
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What became of the requests that a replica was given: counts since it was first given one, of all gateways."""
+
+    replica: str
+    at: str  # when it was last said
+    outstanding: int  # given to it and not done, by the gateways that live
+    requests: int  # that ended, whatever came of them
+    failures: int  # of these, the replica's own: refused, lost, a 5xx, an abort, silence
+    first_outputs: int  # of how many the time to the first output is known,
+    first_output_s: float  # and the sum of those times, in seconds
+
+
+GATEWAY_LIVES_S = 15.0  # a gateway that has said nothing for so long has nothing running
+
+
 def note_demand(db: Database, noted: Iterable[Demand]) -> None:
     """The gateway's writer only. Time never goes backwards. Raises StorageError."""
     with transaction(db) as c:

@@ -50,6 +50,14 @@ BECOMES = {
     DeploymentState.FAILED: frozenset[DeploymentState](),
 }
 
+
+class RevisionState(enum.StrEnum):
+    ROLLING = "rolling"  # wanted, and not proven yet
+    GOOD = "good"  # its replicas got ready, and its canary was no worse
+    BAD = "bad"  # it was rolled back; its cause says why
+    SUPERSEDED = "superseded"  # another one was wanted before it was proven
+
+
 ROUTING = ("least-work", "least-outstanding", "round-robin")  # how the gateway may choose a replica; the default first
 
 
@@ -61,16 +69,44 @@ class Deployment:
     model: str
     version: int
     model_path: str
-    replicas: int  # how many are wanted; 0: one while it is called, else none
-    request: dict[str, Any]  # resources and engine arguments asked for, as JSON
+    min_replicas: int  # with 0 it sleeps while nobody calls it
+    request: dict[str, Any]  # launchers.deployment_spec.DeploymentSpec, less what has a column here; of this revision
     cause: str | None
     created_at: str
     ended_at: str | None
+    max_replicas: int = 1
+    follows: str | None = None  # NAME@ALIAS, whose moves become revisions
+    paused: bool = False  # nothing is rolled out or scaled; what ends is replaced all the same
+    revision: int = 1  # the one that is wanted
+    stable: int | None = None  # the newest one that proved itself
+    canary: int | None = None  # percent of the calls that a revision on trial gets; None: its share of the replicas
+    rollout_at: str | None = None  # when this revision was asked for; None: when it was created
+    desired: int | None = None  # replicas wanted now; None: nobody has decided, the least
+    scaled_at: str | None = None  # when that last changed
+    low_since: str | None = None  # since when the load has asked for fewer
 
     @property
     def routing(self) -> str:
         """One of ROUTING."""
         return str(self.request.get("routing") or ROUTING[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """What a deployment served, or was to serve, from some time on."""
+
+    deployment: str
+    revision: int
+    model: str
+    version: int
+    model_path: str
+    request: dict[str, Any]
+    state: RevisionState
+    cause: str | None
+    created_at: str
+    created_by: str
+    why: str
+    decided_at: str | None  # when it was found good or bad
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +129,23 @@ class Replica:
     expected_start_at: str | None = None  # and when the scheduler expects it to start
     ends_at: str | None = None  # when its time limit ends the job, once that runs
     certificate: str | None = None  # PEM: the only one that the engine may show; None: it speaks plain HTTP
+    revision: int = 1
+    reason: str | None = None  # why it was started, in words
+    replaces: str | None = None  # the replica that it is to succeed
+    overflow: bool = False  # preemptible, beyond what is guaranteed
+    pack: str | None = None  # the subject of the job that it shares with others; None: it has one of its own
+    nodes: str = ""  # of its job, with commas
+    started_at: str | None = None  # its supervisor's beginning
+    draining_at: str | None = None
+    drain_why: str | None = None
+    failure: str | None = None  # launchers.vllm.failures.Kind, where it failed of itself
+    restarts: int = 0  # of its engine, in place
+    adapters: tuple[str, ...] = ()  # LoRA adapters that it has loaded
+
+    @property
+    def job_subject(self) -> str:
+        """What its job is known by in registry.accounting, and its idempotency key."""
+        return self.pack or self.id
 
 
 def create(
@@ -324,8 +377,14 @@ def _sent_by(db: Database, name: str, owner: str) -> str | None:
 
 
 def _deployment(r: Any) -> Deployment:
-    return Deployment(**{**dict(r), "state": DeploymentState(r["state"]), "request": json.loads(r["request"])})
+    parsed = {"state": DeploymentState(r["state"]), "request": json.loads(r["request"]), "paused": bool(r["paused"])}
+    return Deployment(**{**dict(r), **parsed})
 
 
 def _replica(r: Any) -> Replica:
-    return Replica(**{**dict(r), "state": ReplicaState(r["state"])})
+    parsed = {
+        "state": ReplicaState(r["state"]),
+        "overflow": bool(r["overflow"]),
+        "adapters": tuple(json.loads(r["adapters"])),
+    }
+    return Replica(**{**dict(r), **parsed})

@@ -152,4 +152,19 @@ def m005_users_and_entries(db: Database) -> None:
         )
 
 
-MIGRATIONS = (m001_first, m002_journals, m003_demand, m004_totals, m005_users_and_entries)
+def m006_load(db: Database) -> None:
+    """What each gateway has to do, for the controller: it scales, drains and judges by it (registry.demand)."""
+    for statement in (
+        """CREATE TABLE load (deployment TEXT NOT NULL, gateway TEXT NOT NULL, at TEXT NOT NULL,
+            running INTEGER NOT NULL, running_tokens INTEGER NOT NULL, queued INTEGER NOT NULL,
+            queued_tokens INTEGER NOT NULL, waited_s REAL NOT NULL,
+            PRIMARY KEY (deployment, gateway)) WITHOUT ROWID""",
+        """CREATE TABLE served (replica TEXT NOT NULL, gateway TEXT NOT NULL, at TEXT NOT NULL,
+            outstanding INTEGER NOT NULL, requests INTEGER NOT NULL, failures INTEGER NOT NULL,
+            first_outputs INTEGER NOT NULL, first_output_s REAL NOT NULL,
+            PRIMARY KEY (replica, gateway)) WITHOUT ROWID""",
+    ):
+        db.conn.execute(statement)
+
+
+MIGRATIONS = (m001_first, m002_journals, m003_demand, m004_totals, m005_users_and_entries, m006_load)

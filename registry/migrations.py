@@ -139,6 +139,53 @@ def m009_alerts(db: Database) -> None:
         db.conn.execute(statement)
 
 
+def m010_deployments(db: Database) -> None:
+    """A deployment is what is wanted, in revisions; replicas come and go. Moves of aliases are kept."""
+    for statement in (
+        # `replicas` was how many are wanted; 0: one while it is called.
+        "ALTER TABLE deployments RENAME COLUMN replicas TO min_replicas",
+        "ALTER TABLE deployments ADD COLUMN max_replicas INTEGER NOT NULL DEFAULT 1",
+        "UPDATE deployments SET max_replicas = max(min_replicas, 1)",
+        "ALTER TABLE deployments ADD COLUMN follows TEXT",  # NAME@ALIAS, whose moves become revisions; NULL: none
+        "ALTER TABLE deployments ADD COLUMN paused INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE deployments ADD COLUMN revision INTEGER NOT NULL DEFAULT 1",  # the one that is wanted
+        "ALTER TABLE deployments ADD COLUMN stable INTEGER",  # the newest that proved itself; NULL: none yet
+        "ALTER TABLE deployments ADD COLUMN canary INTEGER",  # percent of calls that a revision on trial gets
+        "ALTER TABLE deployments ADD COLUMN rollout_at TEXT",  # when the wanted revision was asked for
+        "ALTER TABLE deployments ADD COLUMN desired INTEGER",  # replicas wanted now, within min and max; NULL: min
+        "ALTER TABLE deployments ADD COLUMN scaled_at TEXT",  # when that last changed
+        "ALTER TABLE deployments ADD COLUMN low_since TEXT",  # since when the load asks for fewer; NULL: it does not
+        """CREATE TABLE revisions (
+            deployment TEXT NOT NULL REFERENCES deployments, revision INTEGER NOT NULL, model TEXT NOT NULL,
+            version INTEGER NOT NULL, model_path TEXT NOT NULL, request TEXT NOT NULL, state TEXT NOT NULL, cause TEXT,
+            created_at TEXT NOT NULL, created_by TEXT NOT NULL, why TEXT NOT NULL, decided_at TEXT,
+            PRIMARY KEY (deployment, revision))""",
+        """INSERT INTO revisions SELECT name, 1, model, version, model_path, request,
+            CASE WHEN state = 'ready' THEN 'good' ELSE 'rolling' END, NULL, created_at, owner, 'served', NULL
+            FROM deployments""",
+        "UPDATE deployments SET stable = 1 WHERE state = 'ready'",
+        "ALTER TABLE replicas ADD COLUMN revision INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE replicas ADD COLUMN reason TEXT",  # why it was started, in words
+        "ALTER TABLE replicas ADD COLUMN replaces TEXT",  # the replica that it is to succeed
+        "ALTER TABLE replicas ADD COLUMN overflow INTEGER NOT NULL DEFAULT 0",  # preemptible, above what is guaranteed
+        "ALTER TABLE replicas ADD COLUMN pack TEXT",  # whose job it shares; NULL: it has one of its own
+        "ALTER TABLE replicas ADD COLUMN nodes TEXT NOT NULL DEFAULT ''",  # of its job, with commas
+        "ALTER TABLE replicas ADD COLUMN started_at TEXT",  # its supervisor's beginning
+        "ALTER TABLE replicas ADD COLUMN draining_at TEXT",
+        "ALTER TABLE replicas ADD COLUMN drain_why TEXT",
+        "ALTER TABLE replicas ADD COLUMN failure TEXT",  # launchers.vllm.failures.Kind, where it failed of itself
+        "ALTER TABLE replicas ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0",  # of its engine, in place
+        "ALTER TABLE replicas ADD COLUMN adapters TEXT NOT NULL DEFAULT '[]'",  # LoRA adapters that it has loaded, JSON
+        "CREATE INDEX replicas_by_deployment ON replicas (deployment, created_at)",
+        """CREATE TABLE alias_moves (
+            id INTEGER PRIMARY KEY, model TEXT NOT NULL, alias TEXT NOT NULL, from_version INTEGER, to_version INTEGER,
+            at TEXT NOT NULL, by TEXT NOT NULL, why TEXT NOT NULL, canary INTEGER)""",
+        """INSERT INTO alias_moves (model, alias, from_version, to_version, at, by, why)
+            SELECT model, alias, NULL, version, moved_at, owner, 'before moves were kept' FROM aliases""",
+    ):
+        db.conn.execute(statement)
+
+
 MIGRATIONS = (
     m001_first,
     m002_attempts,
@@ -149,4 +196,5 @@ MIGRATIONS = (
     m007_endpoints,
     m008_limits_prices_members,
     m009_alerts,
+    m010_deployments,
 )

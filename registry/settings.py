@@ -70,6 +70,30 @@ class Replicas:
     tls: bool = True  # engines speak TLS with a certificate of their own, which the gateway pins
     start_timeout_s: int = field(default=900, metadata=_DURATION)  # from the job's start to the first generated token
     shutdown_timeout_s: int = field(default=30, metadata=_DURATION)  # for requests in flight, after SIGTERM
+    drain_timeout_s: int = field(default=600, metadata=_DURATION)  # for requests in flight before that, once a replica
+    # takes no new ones; less where its job ends earlier
+    max_restarts: int = field(default=3, metadata={"min": 0})  # of a crashed or hung engine in its job, in ten minutes
+    hang_timeout_s: int = field(default=120, metadata=_DURATION)  # for the token of a probe
+    stage_dir: str | None = None  # node-local directory for copies of weights (`headgate serve --stage`)
+    isolated_network: bool = False  # whether nobody else reaches the compute nodes' ports: what engines that span nodes
+    # say to each other is open to whoever does
+    multi_node: Literal["mp", "ray"] = "mp"  # how such engines are started: vLLM's own launch, or Ray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployments:
+    """How deployments are scaled and rolled out, where they do not say it themselves."""
+
+    idle_timeout_s: float = field(
+        default=900.0, metadata=_DURATION
+    )  # since the last call, until one that may sleep does
+    scale_up_every_s: float = field(default=30.0, metadata=_DURATION)  # between two steps up,
+    scale_down_after_s: float = field(default=300.0, metadata=_DURATION)  # and for so long the load must ask for fewer
+    max_step: int = field(default=4, metadata={"min": 1})  # replicas added at a time, at most
+    target_wait_s: float = field(default=10.0, metadata=_DURATION)  # a request that waits for longer asks for a replica
+    bake_s: float = field(default=300.0, metadata=_DURATION)  # that a new revision's first replica is watched
+    bake_requests: int = field(default=20, metadata={"min": 0})  # that it must have answered; or twice `bake` is over
+    margin_s: float = field(default=60.0, metadata=_DURATION)  # by which successors are early
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

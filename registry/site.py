@@ -23,6 +23,7 @@ from registry.settings import Control as Control
 from registry.settings import Controller as Controller
 from registry.settings import DefaultResources as DefaultResources
 from registry.settings import Defaults as Defaults
+from registry.settings import Deployments as Deployments
 from registry.settings import Environment as Environment
 from registry.settings import Environments as Environments
 from registry.settings import External as External
@@ -63,6 +64,7 @@ class Site:
     controller: Controller = Controller()
     scheduler: Scheduler
     replicas: Replicas = Replicas()
+    deployments: Deployments = Deployments()
     environments: Environments = Environments()
     defaults: Defaults = Defaults()
     prices: dict[str, Price] = field(default_factory=dict)  # by model; "default" for every other model. What
