@@ -64,7 +64,7 @@ def put(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
         (put([], "kind"), "kind [] is none of convert, script, serve, train"),
         (
             put(1, "modle_path"),
-            "unknown field 'modle_path'; allowed: adapters, created_at, engine_args, environment, id, ",
+            "unknown field 'modle_path'; allowed: adapters, created_at, engine_args, environment, ",
         ),
         (put(1, "resources", "gpus"), "unknown field 'resources.gpus'; allowed: account, cpus_per_task, "),
         (put(1, "environment", "pythn"), "unknown field 'environment.pythn'; allowed: command, env, "),
