@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from launchers.untrusted import Unbelievable, read_object
+from registry.strict_toml import did_you_mean
 
 SCHEMA = 1
 MAX_BYTES = 1 << 20
@@ -153,9 +154,9 @@ def load(path: Path) -> Spec:
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"kind {kind!r} is none of {', '.join(sorted(_KINDS))}")
         if _KINDS[kind] is not ScriptSpec:
-            data["resources"] = _built(Resources, data.get("resources"), "resources.")
-            data["environment"] = _built(Environment, data.get("environment"), "environment.")
-        spec = _built(_KINDS[kind], data)
+            data["resources"] = built(Resources, data.get("resources"), "resources.")
+            data["environment"] = built(Environment, data.get("environment"), "environment.")
+        spec = built(_KINDS[kind], data)
         if datetime.fromisoformat(spec.created_at).tzinfo is None:
             raise ValueError(f"created_at: {spec.created_at!r} names no time zone")
     except Unbelievable as e:
@@ -165,19 +166,22 @@ def load(path: Path) -> Spec:
     return spec
 
 
-_Part = typing.TypeVar("_Part", bound=TrainSpec | ConvertSpec | ServeSpec | ScriptSpec | Resources | Environment)
+_Part = typing.TypeVar("_Part")  # a dataclass
 
 
-def _built(cls: type[_Part], data: Any, prefix: str = "") -> _Part:
+def built(cls: type[_Part], data: Any, prefix: str = "") -> _Part:
     """A dataclass from a JSON object: each value of its field's type, none unknown, none missing. Raises ValueError."""
     if not isinstance(data, dict):
         raise ValueError(f"{prefix.rstrip('.') or 'it'} is not an object")
+    assert dataclasses.is_dataclass(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kinds = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in fields:
-            raise ValueError(f"unknown field {prefix + key!r}; allowed: {', '.join(sorted(fields))}")
+            hint = did_you_mean(key, fields)
+            allowed = ", ".join(sorted(fields)) + (hint and f";{hint}")
+            raise ValueError(f"unknown field {prefix + key!r}; allowed: {allowed}")
         values[key] = tuple(value) if isinstance(value, list) else value
         if not _fits(values[key], kinds[key]):
             raise ValueError(f"{prefix}{key}: {value!r} is not of type {fields[key].type}")
@@ -193,7 +197,7 @@ def _fits(value: object, kind: Any) -> bool:
         return True
     if origin is Literal:
         return value in arguments
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return any(_fits(value, k) for k in arguments)
     if origin is tuple:  # tuple[X, ...]
         return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
