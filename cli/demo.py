@@ -306,7 +306,7 @@ def stop_deployment(site: Site, name: str) -> None:
     """Stop it and wait until its jobs are gone from the scheduler and in the books."""
     control = Control(site.control_socket)
     described = control.post("/v1/deployments/{}/stop", name)
-    deadline = time.monotonic() + site.replicas.shutdown_timeout_s + 60
+    deadline = time.monotonic() + site.replicas.drain_timeout_s + site.replicas.shutdown_timeout_s + 60
     while time.monotonic() < deadline:
         jobs = [j for r in described["replicas"] for j in r["jobs"]]
         if described["deployment"]["state"] in ("stopped", "failed") and all(j["settled"] for j in jobs):
