@@ -110,15 +110,17 @@ def serve(
 ) -> None:
     """Deploy MODEL: NAME, NAME@VERSION, NAME@ALIAS (whose moves it follows), RUN[/ITERATION], or a model directory.
 
-    A deployment that is there already is changed to what is asked for, a new revision after the other. It ends when
-    `headgate delete` says so, and with no job's time limit.
+    A deployment of that name is changed to what is asked for, without a gap: new replicas prove themselves before
+    they take the place of the old ones. No job's time limit ends it, but `headgate delete`.
+
+    sbatch's options say what each replica's job asks for; with --time-min beside -t Slurm may give it less time where
+    that starts it sooner.
     """
     if replicas is not None and (least, most) != (None, None):
         raise click.UsageError("--replicas is short for --min and --max: say it, or them")
     if len(dict(adapters)) < len(adapters):
         raise click.UsageError("--adapter names an adapter twice")
     least = replicas if least is None else least
-    resources = asked(options)
     other = {"qos": overflow_qos, "partition": overflow_partition}
     overflow = {key: value for key, value in other.items() if value is not None}
     wanted = {
@@ -126,8 +128,8 @@ def serve(
         "model": reference(model),
         "min": 1 if least is None else least,
         "max": most if replicas is None else max(replicas, 1),
-        "resources": resources,
-        "overflow": {**resources, **overflow} if overflow else None,
+        "resources": asked(options),
+        "overflow": overflow or None,
         "engine_args": [*engine_args, *engine_words],
         "adapters": dict(adapters),
         "idle_timeout_s": idle,

@@ -87,7 +87,7 @@ def test_what_is_said_in_options_is_what_is_wanted(laptop: Platform, models: lis
     (spec,) = read_text(tmp_path, ok(laptop, "get", "said"))
     assert (spec.min, spec.max, spec.target_tokens, spec.idle_timeout_s, spec.pack) == (0, 3, 500, 1200, 2)
     assert spec.resources == {"time_limit_s": 7200, "options": ["--time-min=30"]}
-    assert spec.overflow == {**spec.resources, "qos": "low"}
+    assert spec.overflow == {"qos": "low"}
     assert spec.routing == "round-robin"
     ok(laptop, "delete", "said")
 
