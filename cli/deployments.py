@@ -36,6 +36,7 @@ def get(context: Context, /, names: tuple[str, ...], form: str | None, as_json: 
         found = [control.get("/v1/deployments/{}", name) for name in names]
     else:
         found = [d for d in control.get("/v1/deployments") if ended or d["deployment"]["state"] not in ENDED]
+        found = [control.get("/v1/deployments/{}", d["deployment"]["name"]) for d in found]  # with their loads
     form = form or ("json" if as_json else "toml" if names else "table")
     if form == "json":
         click.echo(json.dumps(found, indent=2))
@@ -156,14 +157,15 @@ def live(described: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(described: dict[str, Any]) -> dict[str, Any]:
-    whole, load = described["deployment"], described.get("load")
+    whole = described["deployment"]
+    waiting = [int(r["load"]["waiting"]) for r in live(described) if r["load"] and "waiting" in r["load"]]
     return {
         "name": whole["name"],
         "state": whole["state"] + (", paused" if whole["paused"] else ""),
         "model": whole["follows"] or f"{whole['model']}@{whole['version']}",
         "revision": _revision(whole),
         "replicas": f"{ready_of_wanted(described)} ({whole['min_replicas']}..{whole['max_replicas']})",
-        "waiting": load and load["queued"],
+        "waiting": sum(waiting) if waiting else None,
         "age": ago(whole["created_at"]),
         "cause": (whole["cause"] or "").partition("\n")[0] or None,
     }

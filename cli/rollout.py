@@ -58,7 +58,10 @@ def rollout(
 @click.option("--wait/--no-wait", default=False, show_default=True, help="Until it serves that again.")
 @click.pass_obj
 def rollback(context: Context, /, name: str, revision: int | None, why: str | None, wait: bool) -> None:
-    """Serve again what a good revision did, at once and without a trial."""
+    """Serve again what a good revision did, at once and without a trial.
+
+    An alias that the deployment followed it follows no more; `headgate rollout NAME --to MODEL@ALIAS` has it do so.
+    """
     control = Control(context.site().control_socket)
     _tell(control, control.post("/v1/deployments/{}/rollback", name, revision=revision, why=why), wait)
 
