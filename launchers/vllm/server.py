@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from launchers.environment import inside
+from launchers.environment import GPU_LISTS, inside
 from launchers.run_folder import RunFolder
 from launchers.spec import ServeSpec
 from launchers.task import Task, own_address
@@ -107,10 +107,16 @@ def command(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[s
 
 
 def inside_environment(spec: ServeSpec, words: Sequence[str], folder: RunFolder, task: Task) -> list[str]:
-    """A command line in the engine's environment; a container sees what an engine reads."""
+    """A command line in the engine's environment.
+
+    A container sees what an engine reads, adapters that are loaded later included where they lie beside the first ones;
+    and a member of a pack has its own share of the job's GPUs there.
+    """
     tls = (str(folder.tls(task.attempt)),) if spec.tls else ()
-    places = (str(folder.code), spec.model_path, *spec.adapters.values(), *tls)
-    return inside(spec.environment, words, spec.resources, task.node, places)
+    beside = sorted({str(Path(directory).parent) for directory in spec.adapters.values()})
+    places = (str(folder.code), spec.model_path, *beside, *tls)
+    gpus = {name: os.environ[name] for name in GPU_LISTS if name in os.environ} if spec.pack else None
+    return inside(spec.environment, words, spec.resources, task.node, places, gpus)
 
 
 def closing_env(key: str) -> dict[str, str]:
