@@ -90,3 +90,8 @@ def test_an_engine_generates_embeds_or_scores_unless_an_argument_says_otherwise(
     command = argv(serve(runner=runner, engine_args=("--convert", "none")), 8000, FOLDER, TASK)
     assert [w for w in command if w in ("--runner", "--convert", "pooling", "embed")] == [*words, "--convert"]
     assert last(command, "--convert") == "none"
+
+
+def test_weights_are_safetensors_unless_an_administrator_says_otherwise() -> None:
+    assert last(argv(serve(), 8000, FOLDER, TASK), "--load-format") == "safetensors"
+    assert last(argv(serve(engine_args=("--load-format", "auto")), 8000, FOLDER, TASK), "--load-format") == "auto"

@@ -22,7 +22,7 @@ from launchers.environment import GPU_LISTS, inside
 from launchers.run_folder import RunFolder
 from launchers.spec import ServeSpec
 from launchers.task import Task, own_address
-from launchers.vllm import adapters
+from launchers.vllm import adapters, weights
 from launchers.vllm.arguments import runner_args
 from launchers.vllm.endpoint import Endpoint as Endpoint
 from launchers.vllm.endpoint import call
@@ -95,6 +95,7 @@ def command(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[s
         *start,
         *model,
         "--enable-prompt-tokens-details",  # its usage then tells cached tokens apart; theirs may say otherwise
+        *weights.ENGINE_ARGS,  # no pickles, unless an administrator says so
         *runner_args(spec.runner),
         *adapters.engine_args(spec),
         *spec.engine_args,  # before the rest of ours: vLLM takes the last word of each
