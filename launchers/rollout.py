@@ -81,7 +81,8 @@ def _apply(site: Site, db: Database, principal: Principal, spec: DeploymentSpec,
     if deployment_changes.takes_new_replicas(served):
         check(site, principal, spec, found.model.path)
         reason = why or f"applied: {', '.join(fields)}"
-        _add(db, principal, old, found, _request(principal, spec), reason, spec.canary)
+        request = to_request(spec) | _trust(principal, found, old)
+        _add(db, principal, old, found, request, reason, spec.canary)
         done = "changed"
     else:
         if deployment_changes.in_place(spec) != deployment_changes.in_place(spec_of(old)):
@@ -124,7 +125,7 @@ def roll_out(
         spec = dataclasses.replace(spec_of(old), model=found.words)
         check(site, principal, spec, found.model.path)
         reason = why or ("restarted" if restart and model is None else f"{found.words} was asked for")
-        request = {**old.request, **_trust(principal)}
+        request = old.request | _trust(principal, found, old)
         return _add(db, principal, old, found, request, reason, old.canary if canary is None else canary)
 
 
@@ -195,7 +196,7 @@ def _create(site: Site, db: Database, principal: Principal, spec: DeploymentSpec
         model_path=found.model.path,
         min_replicas=spec.min,
         max_replicas=spec.most,
-        request=_request(principal, spec),
+        request=to_request(spec) | _trust(principal, found, None),
         follows=found.follows,
         by=principal.name,
         why=why,
@@ -226,13 +227,11 @@ def _add(
     )
 
 
-def _request(principal: Principal, spec: DeploymentSpec) -> dict[str, Any]:
-    return to_request(spec) | _trust(principal)
-
-
-def _trust(principal: Principal) -> dict[str, Any]:
-    """Whether its engines are told to load safetensors alone: what stands in the directory may change once more."""
-    return {"safetensors_only": not principal.admin}
+def _trust(principal: Principal, found: Meant, old: Deployment | None) -> dict[str, Any]:
+    """Whether its engines are told to load safetensors alone, which no administrator has vouched for: what stands in
+    a directory changes, and so does the version that an alias is at."""
+    vouched = principal.admin and found.follows is None
+    return {"safetensors_only": not vouched or (old is not None and bool(old.request.get("safetensors_only")))}
 
 
 def _is_served(deployment: Deployment, found: Meant) -> bool:

@@ -228,6 +228,12 @@ async def test_what_may_run_code_or_read_files_is_for_administrators(api: Api) -
         assert made["deployment"]["request"]["safetensors_only"] is False
     api.principal = ADA
     assert (await served(api))["deployment"]["request"]["safetensors_only"] is True
+    api.principal = ROOT
+    restarted = await api.post("deployments/chat/rollout", {"restart": True})
+    assert restarted["deployment"]["request"]["safetensors_only"] is True  # its owner's model may change
+    aliases.move(api.db, "tiny", "prod", 1, "ada", "")
+    followed = await api.post("deployments", {**SPEC, "name": "follows", "model": "tiny@prod"})
+    assert followed["deployment"]["request"]["safetensors_only"] is True  # so may where the alias is
 
 
 # -- applying ---------------------------------------------------------------------------------------------------------
