@@ -32,7 +32,7 @@ from gateway.projector import end_process
 from gateway.providers import Providers
 from gateway.queues import Queues
 from gateway.relay import SWEEP_S, WHOLE_S, Pool
-from gateway.replica_gauges import watch_replicas
+from gateway.replica_gauges import watch_deployments, watch_replicas
 from gateway.replica_health import Fault, ReplicaHealth
 from gateway.router import Router
 from gateway.shadow import Shadow
@@ -221,6 +221,7 @@ def stopping(app: web.Application) -> None:
 
 def _show_gauges(gw: Gateway, capture: Capture) -> None:
     """What /metrics reads at each scrape."""
+    watch_deployments(gw.metrics, lambda: gw.catalog.view)
     watch_replicas(gw.metrics, gw.catalog.every_ready, gw.health, gw.router.snapshot, gw.clock)
     deployment = ("deployment",)
     gw.metrics.watch("requests_running", "Requests at a deployment's replicas.", deployment, gw.queues.taken)

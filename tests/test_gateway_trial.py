@@ -20,8 +20,8 @@ from gateway.trial import Trial, on_trial, share, with_adapter
 from registry import deployments, replicas, revisions
 from registry.deployments import Deployment, DeploymentState, Replica
 
-STABLE, STABLE_TOO = replica(0), replica(1)
-NEW = replace(replica(2), revision=2)
+STABLE, STABLE_TOO = (replace(replica(n), revision=1, adapters=()) for n in (0, 1))
+NEW = replace(replica(2), revision=2, adapters=())
 OLDER = replace(replica(3), revision=0)
 CHAT = Deployment("chat", "ada", DeploymentState.READY, "m", 2, "/m", 1, {}, None, "", None, revision=2, stable=1)
 TRIAL = Trial("chat", 2, 1, 10)
