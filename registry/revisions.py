@@ -81,9 +81,7 @@ def amend(db: Database, name: str, request: Mapping[str, Any]) -> Deployment:
         deployment = deployments.require_wanted(db, name)
         for number in {deployment.revision, deployment.stable} - {None}:
             told = json.dumps({**get(db, name, number).request, **request})
-            c.execute(
-                "UPDATE revisions SET request = ? WHERE deployment = ? AND revision = ?", (told, name, number)
-            )
+            c.execute("UPDATE revisions SET request = ? WHERE deployment = ? AND revision = ?", (told, name, number))
         told = json.dumps({**deployment.request, **request})
         c.execute("UPDATE deployments SET request = ? WHERE name = ?", (told, name))
     return deployments.get(db, name)
