@@ -19,6 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from launchers import (
+    control_aliases,
     control_cluster,
     control_deployments,
     control_endpoints,
@@ -73,10 +74,8 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             *control_login.routes(),
             *control_runs.routes(),
             web.get("/v1/models", listing("model", models.everything)),
-            web.get("/v1/deployments", control_deployments.list_deployments),
-            web.post("/v1/deployments", control_deployments.create_deployment),
-            web.get("/v1/deployments/{name}", control_deployments.get_deployment),
-            web.post("/v1/deployments/{name}/stop", control_deployments.stop_deployment),
+            *control_aliases.routes(),
+            *control_deployments.routes(),
             *control_endpoints.routes(),
             *control_tenants.routes(),
             *control_keys.routes(),

@@ -25,6 +25,7 @@ from launchers.ended_runs import EndedRuns
 from launchers.job_array import array_of
 from launchers.job_facts import ref_of
 from launchers.launch import launch, new_id, read_job, write_job
+from launchers.planning.facts import Plan
 from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_from
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError, SchedulerUnavailable
@@ -65,6 +66,8 @@ class Controller:
         self._unrecorded: dict[str, str] = {}  # runs that were submitted again by hand, by id: the job's id
         self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
         self.cluster: str | None = None  # the scheduler's, once it was heard of: nobody who asks us waits for that
+        self.plans: dict[str, Plan] = {}  # the last one of each deployment, by its name
+        self.planned_at: str | None = None  # when these were made
         self.scheduler_error: str | None = None  # why the last question to the scheduler went unanswered
 
     async def write(self, function: Callable[..., T], *args: object) -> T:
