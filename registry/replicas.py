@@ -227,6 +227,11 @@ def shown_replicas(db: Database, deployment: str, since: str, ended: int) -> lis
     return sorted(found, key=lambda r: (r.created_at, r.id))
 
 
+def replicas_of_job(db: Database, subject: str) -> list[Replica]:
+    """Those that share the job of this subject: mostly the one whose id it is."""
+    return _read(db, "id = ? OR pack = ?", subject, subject)
+
+
 def unended_replicas(db: Database) -> list[Replica]:
     return _read(db, "ended_at IS NULL")
 
