@@ -71,6 +71,18 @@ class TrainSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Promotion:
+    """A checkpoint's way to a model's alias. Each of the runs that are its steps carries it whole."""
+
+    id: str
+    source: str  # the checkpoint's id: RUN/ITERATION
+    model: str
+    alias: str
+    canary: int | None = None  # percent of the calls that deployments which follow the alias give the new version first
+    steps: tuple[str, ...]  # the ids of its runs, in their order: conversion, smoke test and, with tasks, evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSpec:
     kind: ClassVar[str] = "convert"
     id: str
@@ -84,6 +96,53 @@ class ConvertSpec:
     checkpoint_id: str  # from-hf: empty, as there is none yet
     model: str  # the model's name in the registry; from-hf: empty
     alias: str | None = None
+    promotion: Promotion | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmokeSpec:
+    """Whether an engine can serve a model at all: it is started for nobody else, and generates for a few prompts."""
+
+    kind: ClassVar[str] = "smoke"
+    id: str
+    name: str
+    owner: str
+    created_at: str
+    resources: Resources
+    environment: Environment  # the engine's
+    model: str  # its name in the registry
+    model_path: str
+    engine_args: tuple[str, ...] = ()
+    start_timeout_s: int = 900
+    after: str | None = None  # the run folder of the step before, which must have come to its end
+    promotion: Promotion | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateSpec:
+    """What a model is worth, by tasks of its owner's for EleutherAI's harness (lm_eval), against an engine of its own.
+
+    Nothing is fetched from anywhere: the tasks name files.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+    id: str
+    name: str
+    owner: str
+    created_at: str
+    resources: Resources
+    environment: Environment  # the engine's
+    harness: Environment  # where lm_eval is
+    model: str
+    model_path: str
+    tasks_dir: str  # absolute; its YAML files say what the tasks are, and relative paths in them begin there
+    tasks: tuple[str, ...] = ()  # (): all that the directory has
+    limit: int | None = None  # examples of each task, at most
+    require: tuple[str, ...] = ()  # launchers.evaluation.requirement.Requirement, as it is written
+    engine_args: tuple[str, ...] = ()
+    start_timeout_s: int = 900
+    after: str | None = None
+    promotion: Promotion | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,10 +188,11 @@ class ScriptSpec:
     error: str | None = None  # None: the same
 
 
-SupervisedSpec = TrainSpec | ConvertSpec | ServeSpec  # what our supervisor runs
+StepSpec = SmokeSpec | EvaluateSpec
+SupervisedSpec = TrainSpec | ConvertSpec | StepSpec | ServeSpec  # what our supervisor runs
 Spec = SupervisedSpec | ScriptSpec
-_KINDS: dict[str, type[TrainSpec] | type[ConvertSpec] | type[ServeSpec] | type[ScriptSpec]] = {
-    c.kind: c for c in (TrainSpec, ConvertSpec, ServeSpec, ScriptSpec)
+_KINDS: dict[str, type[Spec]] = {
+    c.kind: c for c in (TrainSpec, ConvertSpec, SmokeSpec, EvaluateSpec, ServeSpec, ScriptSpec)
 }
 
 
@@ -152,9 +212,6 @@ def load(path: Path) -> Spec:
             raise ValueError(f"schema {schema!r} is not known here; this Headgate reads schema {SCHEMA}")
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"kind {kind!r} is none of {', '.join(sorted(_KINDS))}")
-        if _KINDS[kind] is not ScriptSpec:
-            data["resources"] = _built(Resources, data.get("resources"), "resources.")
-            data["environment"] = _built(Environment, data.get("environment"), "environment.")
         spec = _built(_KINDS[kind], data)
         if datetime.fromisoformat(spec.created_at).tzinfo is None:
             raise ValueError(f"created_at: {spec.created_at!r} names no time zone")
@@ -165,19 +222,23 @@ def load(path: Path) -> Spec:
     return spec
 
 
-_Part = typing.TypeVar("_Part", bound=TrainSpec | ConvertSpec | ServeSpec | ScriptSpec | Resources | Environment)
+_Part = typing.TypeVar("_Part")
 
 
 def _built(cls: type[_Part], data: Any, prefix: str = "") -> _Part:
     """A dataclass from a JSON object: each value of its field's type, none unknown, none missing. Raises ValueError."""
     if not isinstance(data, dict):
         raise ValueError(f"{prefix.rstrip('.') or 'it'} is not an object")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # one of this module's
     kinds = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in fields:
             raise ValueError(f"unknown field {prefix + key!r}; allowed: {', '.join(sorted(fields))}")
+        part = next(filter(dataclasses.is_dataclass, (kinds[key], *typing.get_args(kinds[key]))), None)
+        if part is not None and not (value is None and _fits(None, kinds[key])):
+            values[key] = _built(typing.cast(type, part), value, f"{prefix}{key}.")
+            continue
         values[key] = tuple(value) if isinstance(value, list) else value
         if not _fits(values[key], kinds[key]):
             raise ValueError(f"{prefix}{key}: {value!r} is not of type {fields[key].type}")
