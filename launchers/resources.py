@@ -40,7 +40,18 @@ ONCE = frozenset({"begin", "deadline", "dependency", "hold"})  # when the first 
 SAID_TWICE = {"gpus_per_node": "gpus-per-node", "mem_gb": "mem"}  # fields that one of `options` may speak of too
 # What somebody may say of a job that runs under the service's account.
 REPLICA_OPTIONS = frozenset(
-    {"begin", "constraint", "exclude", "exclusive", "gpus-per-node", "gres", "nice", "nodelist", "reservation"}
+    {
+        "begin",
+        "constraint",
+        "exclude",
+        "exclusive",
+        "gpus-per-node",
+        "gres",
+        "nice",
+        "nodelist",
+        "reservation",
+        "time-min",
+    }
 )
 
 

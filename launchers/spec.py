@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from launchers.untrusted import Unbelievable, read_object
+from registry.strict_toml import did_you_mean
 
 SCHEMA = 1
 MAX_BYTES = 1 << 20
@@ -212,7 +213,7 @@ def load(path: Path) -> Spec:
             raise ValueError(f"schema {schema!r} is not known here; this Headgate reads schema {SCHEMA}")
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"kind {kind!r} is none of {', '.join(sorted(_KINDS))}")
-        spec = _built(_KINDS[kind], data)
+        spec = built(_KINDS[kind], data)
         if datetime.fromisoformat(spec.created_at).tzinfo is None:
             raise ValueError(f"created_at: {spec.created_at!r} names no time zone")
     except Unbelievable as e:
@@ -222,22 +223,25 @@ def load(path: Path) -> Spec:
     return spec
 
 
-_Part = typing.TypeVar("_Part")
+_Part = typing.TypeVar("_Part")  # a dataclass
 
 
-def _built(cls: type[_Part], data: Any, prefix: str = "") -> _Part:
+def built(cls: type[_Part], data: Any, prefix: str = "") -> _Part:
     """A dataclass from a JSON object: each value of its field's type, none unknown, none missing. Raises ValueError."""
     if not isinstance(data, dict):
         raise ValueError(f"{prefix.rstrip('.') or 'it'} is not an object")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # one of this module's
+    assert dataclasses.is_dataclass(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     kinds = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in fields:
-            raise ValueError(f"unknown field {prefix + key!r}; allowed: {', '.join(sorted(fields))}")
+            hint = did_you_mean(key, fields)
+            allowed = ", ".join(sorted(fields)) + (hint and f";{hint}")
+            raise ValueError(f"unknown field {prefix + key!r}; allowed: {allowed}")
         part = next(filter(dataclasses.is_dataclass, (kinds[key], *typing.get_args(kinds[key]))), None)
         if part is not None and not (value is None and _fits(None, kinds[key])):
-            values[key] = _built(typing.cast(type, part), value, f"{prefix}{key}.")
+            values[key] = built(typing.cast(type, part), value, f"{prefix}{key}.")
             continue
         values[key] = tuple(value) if isinstance(value, list) else value
         if not _fits(values[key], kinds[key]):
@@ -254,7 +258,7 @@ def _fits(value: object, kind: Any) -> bool:
         return True
     if origin is Literal:
         return value in arguments
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return any(_fits(value, k) for k in arguments)
     if origin is tuple:  # tuple[X, ...]
         return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)

@@ -62,7 +62,10 @@ def put(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
         (drop("schema"), "schema None is not known here"),
         (put("bake", "kind"), "kind 'bake' is none of convert, evaluate, script, serve, smoke, train"),
         (put([], "kind"), "kind [] is none of convert, evaluate, script, serve, smoke, train"),
-        (put(1, "modle_path"), "unknown field 'modle_path'; allowed: created_at, engine_args, environment, id, "),
+        (
+            put(1, "modle_path"),
+            "unknown field 'modle_path'; allowed: adapters, created_at, engine_args, environment, ",
+        ),
         (put(1, "resources", "gpus"), "unknown field 'resources.gpus'; allowed: account, cpus_per_task, "),
         (put(1, "environment", "pythn"), "unknown field 'environment.pythn'; allowed: command, env, "),
         (drop("model_path"), "model_path is missing"),

@@ -174,11 +174,8 @@ def test_deployments_of_before_there_were_revisions_have_one(tmp_path: Path) -> 
             )
         c.execute("INSERT INTO models VALUES ('tiny', 2, 'ada', 'servable', '/m/2', NULL, 1, 1, 0, ?)", (at,))
         c.execute("INSERT INTO aliases VALUES ('tiny', 'prod', 2, 'ada', ?)", (at,))
-        c.execute(
-            "INSERT INTO replicas (id, deployment, owner, state, folder, created_at) VALUES ('r', 'up', 'ada', 'ready', "
-            "'/runs/r', ?)",
-            (at,),
-        )
+        columns = "id, deployment, owner, state, folder, created_at"
+        c.execute(f"INSERT INTO replicas ({columns}) VALUES ('r', 'up', 'ada', 'ready', '/runs/r', ?)", (at,))
     old.close()
 
     db = open_writer(path, MIGRATIONS)
