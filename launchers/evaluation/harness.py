@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
             "base_url": os.environ[URL_VARIABLE],
             "model": os.environ[MODEL_VARIABLE],
             "tokenizer": spec.model_path,
+            "tokenizer_backend": "huggingface",
             "max_length": int(os.environ[CONTEXT_VARIABLE] or DEFAULT_CONTEXT),
             "num_concurrent": CONCURRENT,
             "timeout": TIMEOUT_S,
