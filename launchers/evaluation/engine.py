@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import http.client
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import time
@@ -22,12 +20,13 @@ from launchers.run_folder import RunFolder
 from launchers.spec import ServeSpec, StepSpec
 from launchers.task import Task
 from launchers.vllm import server
+from launchers.vllm.endpoint import Endpoint, call
 
 LISTEN = "127.0.0.1"
 LOOK_S = 0.2
+HEALTH_S = 5.0
 END_S = 10.0  # for an engine to end by itself once it is told to
 ANSWER_S = 300.0  # for one prompt
-MAX_ANSWER_BYTES = 1 << 20
 LIBC = ctypes.CDLL(None)  # loaded before a fork, not after
 PR_SET_PDEATHSIG = 1
 
@@ -38,7 +37,7 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    endpoint: server.Endpoint
+    endpoint: Endpoint
     model: str  # as it is called
     start_s: float  # until it had generated a token
     context_tokens: int | None  # the longest sequence that it takes, where it says so
@@ -51,34 +50,15 @@ class Engine:
     def complete(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         """What it generates, greedily and with logprobs, as its own JSON. Raises EngineError."""
         body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "logprobs": 1}
-        try:
-            status, raw = self._post("/v1/completions", json.dumps({**body, "ignore_eos": True}))
-        except (OSError, http.client.HTTPException) as e:
-            raise EngineError(f"the engine gave no answer to {prompt!r}: {e or type(e).__name__}") from e
+        status, raw = call(self.endpoint, "POST", "/v1/completions", {**body, "ignore_eos": True}, ANSWER_S)
         try:
             answer = json.loads(raw)
         except ValueError:
             answer = None
         if status != 200 or not isinstance(answer, dict):
-            raise EngineError(f"the engine answered {prompt!r} with {status}: {raw[:300].decode(errors='replace')}")
+            said = f"{status}: {raw[:300].decode(errors='replace')}" if status else "nothing"
+            raise EngineError(f"the engine answered {prompt!r} with {said}")
         return answer
-
-    def _post(self, path: str, body: str) -> tuple[int, bytes]:
-        host, port, certificate = self.endpoint.host, self.endpoint.port, self.endpoint.certificate
-        connection = (
-            http.client.HTTPConnection(host, port, timeout=ANSWER_S)
-            if certificate is None
-            else http.client.HTTPSConnection(
-                host, port, timeout=ANSWER_S, context=ssl.create_default_context(cadata=certificate)
-            )
-        )
-        try:
-            headers = {"Authorization": f"Bearer {self.endpoint.key}", "Content-Type": "application/json"}
-            connection.request("POST", path, body, headers)
-            response = connection.getresponse()
-            return response.status, response.read(MAX_ANSWER_BYTES)
-        finally:
-            connection.close()
 
 
 @contextmanager
@@ -129,19 +109,32 @@ def end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _ready(child: subprocess.Popen[bytes], endpoint: server.Endpoint, spec: StepSpec) -> Engine:
-    readiness = server.Readiness(endpoint, spec.model)
+def _ready(child: subprocess.Popen[bytes], endpoint: Endpoint, spec: StepSpec) -> Engine:
     began = time.monotonic()
+    while not _generates(endpoint, spec.model):
+        if (code := child.poll()) is not None:
+            raise EngineError(f"the engine ended with exit code {code} before it had generated a token")
+        if time.monotonic() - began > spec.start_timeout_s:
+            raise EngineError(f"the engine was not ready after {spec.start_timeout_s} s")
+        time.sleep(LOOK_S)
+    start_s = round(time.monotonic() - began, 1)
+    return Engine(endpoint, spec.model, start_s, _context_tokens(endpoint))
+
+
+def _generates(endpoint: Endpoint, model: str) -> bool:
+    """Health is not readiness: an engine may answer /health and die of the first token."""
+    if call(endpoint, "GET", "/health", None, HEALTH_S)[0] != 200:
+        return False
+    first = {"model": model, "prompt": "a", "max_tokens": 1}
+    return call(endpoint, "POST", "/v1/completions", first, ANSWER_S)[0] == 200
+
+
+def _context_tokens(endpoint: Endpoint) -> int | None:
+    status, raw = call(endpoint, "GET", "/v1/models", None, HEALTH_S)
     try:
-        while (start_s := readiness.ready_after_s) is None:
-            if (code := child.poll()) is not None:
-                raise EngineError(f"the engine ended with exit code {code} before it had generated a token")
-            if time.monotonic() - began > spec.start_timeout_s:
-                raise EngineError(f"the engine was not ready after {spec.start_timeout_s} s")
-            time.sleep(LOOK_S)
-        return Engine(endpoint, spec.model, round(start_s, 1), readiness.context_tokens)
-    finally:
-        readiness.stop()
+        return int(json.loads(raw)["data"][0]["max_model_len"]) if status == 200 else None
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def _end_with_parent() -> None:
