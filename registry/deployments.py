@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -27,6 +27,7 @@ from registry.replicas import replica_is_restarting as replica_is_restarting
 from registry.replicas import replica_is_starting as replica_is_starting
 from registry.replicas import replicas as replicas
 from registry.replicas import set_replica_state as set_replica_state
+from registry.replicas import shown_replicas as shown_replicas
 from registry.replicas import unended_replicas
 from registry.tenants import checked_name
 
@@ -189,12 +190,6 @@ def everything(db: Database) -> list[Deployment]:
     return [_deployment(r) for r in rows(db, "SELECT * FROM deployments ORDER BY name")]
 
 
-def of_models(db: Database, served: Iterable[tuple[str, int]]) -> list[Deployment]:
-    """Those of any of these models (name, version), the ended ones too."""
-    asked = "SELECT * FROM deployments WHERE model = ? AND version = ? ORDER BY name"
-    return [_deployment(r) for model in sorted(served) for r in rows(db, asked, *model)]
-
-
 def set_state(db: Database, name: str, state: DeploymentState, cause: str | None = None) -> bool:
     """Whether the deployment took the state: only a move that BECOMES allows is made."""
     with transaction(db) as c:
@@ -225,7 +220,7 @@ def change(
     max_replicas: int | None = None,
     paused: bool | None = None,
 ) -> Deployment:
-    """What needs no new revision; None leaves it as it is. Raises Conflict for a deployment that ends or has ended."""
+    """What needs no new revision; None leaves it as it is. Raises ValueError; Conflict for a deployment that ends or has ended."""
     with transaction(db) as c:
         old = require_wanted(db, name)
         least = old.min_replicas if min_replicas is None else min_replicas
@@ -237,6 +232,12 @@ def change(
             (least, most, old.paused if paused is None else paused, name),
         )
     return get(db, name)
+
+
+def set_canary(db: Database, name: str, canary: int | None) -> None:
+    """Percent of the calls that a revision on trial gets; None: its share of the replicas."""
+    with transaction(db) as c:
+        c.execute("UPDATE deployments SET canary = ? WHERE name = ?", (canary, name))
 
 
 def follow(db: Database, name: str, follows: str | None) -> None:

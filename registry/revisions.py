@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,20 @@ def add(
     return deployments.get(db, name)
 
 
+def amend(db: Database, name: str, request: Mapping[str, Any]) -> Deployment:
+    """Words of a request that need no new replicas: they count for the wanted revision and the stable one at once."""
+    with transaction(db) as c:
+        deployment = deployments.require_wanted(db, name)
+        for number in {deployment.revision, deployment.stable} - {None}:
+            told = json.dumps({**get(db, name, number).request, **request})
+            c.execute(
+                "UPDATE revisions SET request = ? WHERE deployment = ? AND revision = ?", (told, name, number)
+            )
+        told = json.dumps({**deployment.request, **request})
+        c.execute("UPDATE deployments SET request = ? WHERE name = ?", (told, name))
+    return deployments.get(db, name)
+
+
 def settle(db: Database, name: str, revision: int, good: bool, cause: str) -> None:
     """The wanted revision has proven itself; or it has not, and the stable one is wanted again, where there is one.
 
@@ -89,11 +104,11 @@ def settle(db: Database, name: str, revision: int, good: bool, cause: str) -> No
             (RevisionState.GOOD if good else RevisionState.BAD, cause, now, name, revision),
         )
         if good:
-            c.execute("UPDATE deployments SET stable = ?, canary = NULL WHERE name = ?", (revision, name))
+            c.execute("UPDATE deployments SET stable = ? WHERE name = ?", (revision, name))
         elif deployment.stable is not None:
             old = get(db, name, deployment.stable)
             wanted = (old.model, old.version, old.model_path, json.dumps(old.request))
-            _want(db, name, old.revision, wanted, now, None)
+            _want(db, name, old.revision, wanted, now, deployment.canary)
 
 
 def of(db: Database, name: str) -> list[Revision]:
@@ -109,6 +124,16 @@ def get(db: Database, name: str, revision: int) -> Revision:
         known = ", ".join(str(r.revision) for r in of(db, name))
         raise NotFound(f"deployment {name} has no revision {revision}; it has: {known}")
     return _revision(found)
+
+
+def users_of(db: Database, model: str, version: int) -> list[str]:
+    """The deployments that cannot do without a model's version, by name: they want it, would give way to it, or have a
+    replica that still serves it."""
+    asked = """SELECT d.name FROM deployments d JOIN revisions r ON r.deployment = d.name
+        WHERE d.ended_at IS NULL AND r.revision IN (d.revision, d.stable) AND r.model = ? AND r.version = ?
+        UNION SELECT p.deployment FROM replicas p JOIN revisions r USING (deployment, revision)
+        WHERE p.ended_at IS NULL AND r.model = ? AND r.version = ? ORDER BY 1"""
+    return [name for (name,) in rows(db, asked, model, version, model, version)]
 
 
 def last_good(db: Database, name: str) -> Revision:

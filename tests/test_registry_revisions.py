@@ -65,7 +65,7 @@ def test_a_new_revision_is_wanted_at_once_and_the_stable_one_stays_so(registry: 
     assert rolled.rollout_at is not None and rolled.rollout_at > rolled.created_at
     revisions.settle(registry, "chat", 2, True, "good")
     proven = deployments.get(registry, "chat")
-    assert (proven.stable, proven.canary) == (2, None)
+    assert (proven.stable, proven.canary) == (2, 10)
 
 
 def test_a_bad_revision_is_given_up_for_the_stable_one(registry: Database) -> None:
@@ -74,7 +74,7 @@ def test_a_bad_revision_is_given_up_for_the_stable_one(registry: Database) -> No
     rolled = roll(registry, 2, canary=10)
     revisions.settle(registry, "chat", 2, False, "4 of 20 requests failed")
     back = deployments.get(registry, "chat")
-    assert (back.revision, back.stable, back.version, back.model_path, back.canary) == (1, 1, 1, "/m/1", None)
+    assert (back.revision, back.stable, back.version, back.model_path, back.canary) == (1, 1, 1, "/m/1", 10)
     assert back.request == {"routing": "round-robin"} and (back.rollout_at or "") > (rolled.rollout_at or "")
     bad = revisions.get(registry, "chat", 2)
     assert (bad.state, bad.cause) == (RevisionState.BAD, "4 of 20 requests failed")
