@@ -22,6 +22,7 @@ from typing import TypeVar
 from launchers import facts, job_facts, plan
 from launchers.array_task import NAME as SWEEP
 from launchers.ended_runs import EndedRuns
+from launchers.evaluation import adoption
 from launchers.job_array import array_of
 from launchers.job_facts import ref_of
 from launchers.launch import launch, new_id, read_job, write_job
@@ -30,7 +31,7 @@ from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_f
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.spec import ServeSpec, Spec, SpecError, TrainSpec, load
-from registry import accounting, clock, deployments, keys, own_steps, runs
+from registry import accounting, clock, deployments, keys, own_steps, promotions, runs
 from registry.db import Database, RegistryError
 from registry.demand import DemandReader
 from registry.deployments import Deployment, DeploymentState, ReplicaState
@@ -111,6 +112,7 @@ class Controller:
         except SchedulerError as e:
             self.scheduler_error = str(e)
             log.warning("the scheduler gave no answer, so nothing changes: %s", e)
+        await self.write(promotions.advance, self.db)
         for action in await self.write(self._plan):
             await self._act(action)
         self._turns += 1
@@ -175,6 +177,7 @@ class Controller:
                 folder=str(folder.root),
                 created_at=spec.created_at,
             )
+        adoption.take_up(self.db, spec, owner)
         self._specs[spec.id] = spec
         if not accounting.of_subject(self.db, spec.id):
             self._jobless.setdefault(spec.id, time.monotonic())
