@@ -6,15 +6,13 @@ answers /health and dies at the first token.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import secrets
 import shutil
-import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +22,13 @@ from launchers.environment import inside
 from launchers.run_folder import RunFolder
 from launchers.spec import ServeSpec
 from launchers.task import Task, own_address
+from launchers.vllm import adapters
+from launchers.vllm.arguments import runner_args
+from launchers.vllm.endpoint import Endpoint as Endpoint
+from launchers.vllm.endpoint import call
 from launchers.vllm.guard import KEY_VARIABLE
 
 DEFAULT_COMMAND = ("{python}", "-m", "vllm.entrypoints.openai.api_server")
-MAX_ANSWER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +38,6 @@ class Probe:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int  # of the prompt's
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    host: str  # where others reach it
-    port: int
-    key: str
-    certificate: str | None = None  # PEM: the only one it may show; None: it speaks plain HTTP
 
 
 def mint_endpoint(folder: RunFolder, spec: ServeSpec, attempt: str, port: int) -> Endpoint:
@@ -87,16 +80,23 @@ def reachable_as(listen: str) -> str:
 
 
 def argv(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[str]:
-    """The engine's command line. The replica's key travels in the environment, where `ps` does not show it."""
+    """The engine's command line, as the supervisor starts it."""
+    return inside_environment(spec, command(spec, port, folder, task), folder, task)
+
+
+def command(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[str]:
+    """The same, inside the environment. The replica's key travels in the environment, where `ps` does not show it."""
     key, certificate = folder.tls_key(task.attempt), folder.tls_certificate(task.attempt)
     tls = ("--ssl-keyfile", str(key), "--ssl-certfile", str(certificate)) if spec.tls else ()
     start = spec.environment.command or DEFAULT_COMMAND
     # `vllm serve` wants the model as its first word and is about to forget the option.
     model = (spec.model_path,) if start[-1] == "serve" else ("--model", spec.model_path)
-    command = [
+    return [
         *start,
         *model,
         "--enable-prompt-tokens-details",  # its usage then tells cached tokens apart; theirs may say otherwise
+        *runner_args(spec.runner),
+        *adapters.engine_args(spec),
         *spec.engine_args,  # before the rest of ours: vLLM takes the last word of each
         *("--served-model-name", spec.name),
         *("--host", spec.listen, "--port", str(port)),
@@ -104,8 +104,13 @@ def argv(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[str]
         *tls,
         *("--shutdown-timeout", str(spec.shutdown_timeout_s)),
     ]
-    places = (str(folder.code), spec.model_path, *((str(key.parent),) if spec.tls else ()))
-    return inside(spec.environment, command, spec.resources, task.node, places)
+
+
+def inside_environment(spec: ServeSpec, words: Sequence[str], folder: RunFolder, task: Task) -> list[str]:
+    """A command line in the engine's environment; a container sees what an engine reads."""
+    tls = (str(folder.tls(task.attempt)),) if spec.tls else ()
+    places = (str(folder.code), spec.model_path, *spec.adapters.values(), *tls)
+    return inside(spec.environment, words, spec.resources, task.node, places)
 
 
 def closing_env(key: str) -> dict[str, str]:
@@ -140,15 +145,13 @@ class Readiness:
 
 
 def healthy(endpoint: Endpoint, timeout_s: float = 5.0) -> bool:
-    status, _ = _call(endpoint, "GET", "/health", None, timeout_s)
+    status, _ = call(endpoint, "GET", "/health", None, timeout_s)
     return status == 200
 
 
 def generated(endpoint: Endpoint, model: str, timeout_s: float = 120.0) -> Probe | None:
     """What a token took that the engine produced when asked for one; None when it produced none."""
-    status, raw = _call(
-        endpoint, "POST", "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1}, timeout_s
-    )
+    status, raw = call(endpoint, "POST", "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1}, timeout_s)
     try:
         usage: dict[str, Any] = json.loads(raw)["usage"] if status == 200 else {"completion_tokens": 0}
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
@@ -160,28 +163,8 @@ def generated(endpoint: Endpoint, model: str, timeout_s: float = 120.0) -> Probe
 
 def context_tokens(endpoint: Endpoint, timeout_s: float = 5.0) -> int | None:
     """The longest sequence (prompt and completion) that the engine takes, as its /v1/models has it."""
-    status, raw = _call(endpoint, "GET", "/v1/models", None, timeout_s)
+    status, raw = call(endpoint, "GET", "/v1/models", None, timeout_s)
     try:
         return int(json.loads(raw)["data"][0]["max_model_len"]) if status == 200 else None
     except (ValueError, KeyError, TypeError, IndexError):
         return None  # an engine that does not say
-
-
-def _call(endpoint: Endpoint, method: str, path: str, body: object, timeout_s: float) -> tuple[int, bytes]:
-    connection = _connection(endpoint, timeout_s)
-    headers = {"Authorization": f"Bearer {endpoint.key}", "Content-Type": "application/json"}
-    try:
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        return response.status, response.read(MAX_ANSWER_BYTES)
-    except (OSError, http.client.HTTPException):
-        return 0, b""  # not listening yet, or gone: the supervisor sees which
-    finally:
-        connection.close()
-
-
-def _connection(endpoint: Endpoint, timeout_s: float) -> http.client.HTTPConnection:
-    if endpoint.certificate is None:
-        return http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_s)
-    only_its_own = ssl.create_default_context(cadata=endpoint.certificate)
-    return http.client.HTTPSConnection(endpoint.host, endpoint.port, timeout=timeout_s, context=only_its_own)
