@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launchers.run_folder import RunFolder
 from launchers.spec import ServeSpec
@@ -48,11 +49,11 @@ def rank_of(directory: Path) -> int:
     if config.get("peft_type") != "LORA":
         raise ValueError(f"adapter {directory}: peft_type is {config.get('peft_type')!r}; only LORA can be served")
     of_modules = config.get("rank_pattern") or {}
-    ranks: list[int] = [config.get("r"), *(of_modules.values() if isinstance(of_modules, dict) else [of_modules])]
+    ranks: list[Any] = [config.get("r"), *(of_modules.values() if isinstance(of_modules, dict) else [of_modules])]
     for rank in ranks:
         if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= RANKS[-1]:
             raise ValueError(f"adapter {directory}: its rank (r, rank_pattern) is {rank!r}, not 1 ... {RANKS[-1]}")
-    return max(ranks)
+    return int(max(ranks))
 
 
 def engine_args(spec: ServeSpec) -> tuple[str, ...]:

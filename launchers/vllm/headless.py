@@ -8,10 +8,10 @@ from __future__ import annotations
 
 
 def main() -> None:
-    from vllm.entrypoints.cli.serve import ServeSubcommand  # type: ignore[import-not-found]  # the engine's own
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser  # type: ignore[import-not-found]
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # type: ignore[import-not-found]
-    from vllm.utils.argparse_utils import FlexibleArgumentParser  # type: ignore[import-not-found]
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args()
