@@ -148,7 +148,19 @@ async def series(folder: Path, streams: int, kills: int, seed: int) -> Series:
 @asynccontextmanager
 async def engines(registry: Database, folder: Path) -> AsyncIterator[None]:
     """Scripted ones, ready in the registry, which live through it all."""
-    deployments.create(registry, MODEL, "root", model=MODEL, version=1, model_path="/m", replicas=ENGINES, request={})
+    deployments.create(
+        registry,
+        MODEL,
+        "root",
+        model=MODEL,
+        version=1,
+        model_path="/m",
+        min_replicas=ENGINES,
+        max_replicas=max(ENGINES, 1),
+        request={},
+        by="root",
+        why="served",
+    )
     first = free_ports(ENGINES)
     async with AsyncExitStack() as stack:
         for port in range(first, first + ENGINES):

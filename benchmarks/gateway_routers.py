@@ -72,7 +72,17 @@ def prepared(state_dir: Path, port: int, upstreams: Mapping[str, Upstream]) -> t
         key = keys.create(registry, keys.secret_for(registry, state_dir / "key.secret"), "physics", "root")[1]
         for model, upstream in upstreams.items():
             deployments.create(
-                registry, model, "root", model=model, version=1, model_path="/m", replicas=REPLICAS, request={}
+                registry,
+                model,
+                "root",
+                model=model,
+                version=1,
+                model_path="/m",
+                min_replicas=REPLICAS,
+                max_replicas=max(REPLICAS, 1),
+                request={},
+                by="root",
+                why="served",
             )
             for n in range(REPLICAS):
                 replica = f"{model}-{n + 1}"

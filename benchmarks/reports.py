@@ -132,7 +132,17 @@ def build(directory: Path, events: int = 0) -> None:
             tenants.create(registry, f"tenant-{n}", "root", account=f"account-{n}")
         for n in range(MODELS):
             deployments.create(
-                registry, f"model-{n}", "root", model="m", version=1, model_path="/m", replicas=REPLICAS, request={}
+                registry,
+                f"model-{n}",
+                "root",
+                model="m",
+                version=1,
+                model_path="/m",
+                min_replicas=REPLICAS,
+                max_replicas=max(REPLICAS, 1),
+                request={},
+                by="root",
+                why="served",
             )
         for n in range(DAYS * PER_DAY):
             deployments.add_replica(registry, f"replica-{n}", f"model-{n % MODELS}", "root", f"/replica-{n}")

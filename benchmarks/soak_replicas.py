@@ -57,7 +57,17 @@ class Replicas:
 
     async def start(self) -> None:
         deployments.create(
-            self._registry, MODEL, "root", model=MODEL, version=1, model_path="/m", replicas=SLOTS, request={}
+            self._registry,
+            MODEL,
+            "root",
+            model=MODEL,
+            version=1,
+            model_path="/m",
+            min_replicas=SLOTS,
+            max_replicas=max(SLOTS, 1),
+            request={},
+            by="root",
+            why="served",
         )
         for slot in range(SLOTS):
             await self._start(slot)

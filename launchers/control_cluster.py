@@ -140,8 +140,9 @@ def known_subjects(db: Database) -> dict[str, Subject]:
     }
     service = user_name(os.getuid())
     for replica in deployments.replicas(db):
-        if not replica.state.ended or replica.id in unsettled:
-            found[replica.id] = Subject(replica.id, WHAT["serve"], replica.deployment, replica.owner, service)
+        subject = replica.job_subject
+        if not replica.state.ended or subject in unsettled:
+            found[subject] = Subject(subject, WHAT["serve"], replica.deployment, replica.owner, service)
     return found
 
 

@@ -86,8 +86,11 @@ async def create_deployment(request: web.Request) -> web.Response:
             model=model.name,
             version=model.version,
             model_path=model.path,
-            replicas=replicas,
+            min_replicas=replicas,
+            max_replicas=max(replicas, 1),
             request=wanted,
+            by=principal.name,
+            why="served",
         )
         return _described(controller, made)
 

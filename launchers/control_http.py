@@ -26,14 +26,20 @@ def reading(request: web.Request, kind: str) -> Controller:
     return request.app[CONTROLLER]
 
 
-async def body_of(request: web.Request, required: dict[str, type], optional: dict[str, type]) -> dict[str, Any]:
-    """The request's JSON object with just these fields. Raises ValueError naming the field and what is allowed."""
+async def object_of(request: web.Request) -> dict[str, Any]:
+    """The request's JSON object. Raises ValueError."""
     try:
-        body = await request.json() if required or request.can_read_body else {}
+        body = await request.json()
     except json.JSONDecodeError as e:
         raise ValueError(f"the body is not JSON: {e}") from e
     if not isinstance(body, dict):
         raise ValueError("the body must be a JSON object")
+    return body
+
+
+async def body_of(request: web.Request, required: dict[str, type], optional: dict[str, type]) -> dict[str, Any]:
+    """The request's JSON object with just these fields. Raises ValueError naming the field and what is allowed."""
+    body = await object_of(request) if required or request.can_read_body else {}
     allowed = required | optional
     for key, value in body.items():
         if key not in allowed:

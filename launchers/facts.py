@@ -16,7 +16,7 @@ from launchers.run_folder import RunFolder
 from launchers.spec import ConvertSpec, ServeSpec, Spec, TrainSpec
 from launchers.untrusted import read_bytes
 from launchers.vllm import certificate
-from registry import accounting, attempts, checkpoints, clock, deployments, models, runs
+from registry import accounting, aliases, attempts, checkpoints, clock, deployments, models, runs
 from registry.db import Database, RegistryError, StorageError
 from registry.deployments import ReplicaState
 from registry.steps import PLATFORM, Attempt, Hold, Outcome, Step, UsageEvent
@@ -84,7 +84,7 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
     match said.kind:
         case "attempt-started":
             if isinstance(spec, ServeSpec):
-                deployments.replica_is_starting(db, spec.id)
+                deployments.replica_is_starting(db, spec.id, clock.text(_moment(said)))
             else:
                 runs.started(db, spec.id)
                 _attempt_started(db, spec, said)
@@ -129,7 +129,7 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
                 max_logit_difference=float(facts["max_logit_difference"]),
             )
             if spec.alias:
-                models.set_alias(db, spec.model, spec.alias, version.version, owner)
+                aliases.move(db, spec.model, spec.alias, version.version, owner, f"published by {spec.id}")
         case "attempt-ended":
             if not facts.get("judged"):
                 _ended(db, spec, int(facts["exit_code"]), str(facts["cause"]))

@@ -62,13 +62,13 @@ def plan(deployment: Deployment, replicas: Sequence[Replica], *, awake: bool = F
 
     current = [r for r in replicas if is_current(deployment, r)]
     ready = [r for r in current if r.state is ReplicaState.READY]
-    hopeless = _hopeless(current, MAX_LOST * max(deployment.replicas, 1))
+    hopeless = _hopeless(current, MAX_LOST * max(deployment.min_replicas, 1))
     if hopeless and not ready:
         return [SetState(deployment.name, DeploymentState.FAILED, hopeless), *_wind_down(live)]
 
     actions = _wind_down([r for r in live if r not in current])
-    wanted = deployment.replicas or int(awake)
-    if deployment.replicas == 0:
+    wanted = deployment.min_replicas or int(awake)
+    if deployment.min_replicas == 0:
         # What still comes up when nobody calls any more goes on: it is not asked to queue a second time.
         over = [] if awake else ready
         actions += _wind_down([r for r in current if r in over or r.state is ReplicaState.DRAINING])

@@ -168,7 +168,7 @@ class Scheduler(Protocol):
         """Give a job that waits a shorter time limit. Raises SchedulerError when it began meanwhile or is not ours."""
 
     def outlook(self) -> Outlook:
-        """Nodes that leave, and maintenance. Raises SchedulerUnavailable. Empty where there are no nodes to speak of."""
+        """Nodes that leave, and maintenance. Raises SchedulerUnavailable. Empty where there are no nodes."""
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         """The scheduler's books for these jobs; jobs it has no record of yet are absent."""

@@ -1,16 +1,34 @@
-"""Deployments (what is wanted) and replicas (one running engine each). The only module that changes their states."""
+"""Deployments: what is wanted. The only module that changes their states.
+
+What they wanted before is in registry.revisions; their replicas, by which they are had, are found here too.
+"""
 
 from __future__ import annotations
 
 import enum
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from registry import clock
 from registry.db import Conflict, Database, NotFound, row, rows, transaction
+from registry.replicas import Replica as Replica
+from registry.replicas import ReplicaState as ReplicaState
+from registry.replicas import add_replica as add_replica
+from registry.replicas import drain_replica as drain_replica
+from registry.replicas import note_adapters as note_adapters
+from registry.replicas import note_job as note_job
+from registry.replicas import recent_replicas as recent_replicas
+from registry.replicas import replica_is_ready as replica_is_ready
+from registry.replicas import replica_is_restarting as replica_is_restarting
+from registry.replicas import replica_is_starting as replica_is_starting
+from registry.replicas import replicas as replicas
+from registry.replicas import set_replica_state as set_replica_state
+from registry.replicas import shown_replicas as shown_replicas
+from registry.replicas import unended_replicas
 from registry.tenants import checked_name
 
 
@@ -27,20 +45,6 @@ class DeploymentState(enum.StrEnum):
         return self in (DeploymentState.STOPPED, DeploymentState.FAILED)
 
 
-class ReplicaState(enum.StrEnum):
-    PENDING = "pending"  # its job waits in Slurm's queue
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    STOPPED = "stopped"  # as it was asked to be: by us, by scancel, by its time limit
-    FAILED = "failed"  # of its own making: its supervisor said why
-    LOST = "lost"  # its job is gone without a word: node failure, preemption, a kill
-
-    @property
-    def ended(self) -> bool:
-        return self in (ReplicaState.STOPPED, ReplicaState.FAILED, ReplicaState.LOST)
-
-
 # Whatever else is asked of a deployment does not happen: it was decided before somebody stopped it.
 _AWAKE_OR_NOT = frozenset({DeploymentState.STARTING, DeploymentState.READY, DeploymentState.ASLEEP})
 BECOMES = {
@@ -49,13 +53,6 @@ BECOMES = {
     DeploymentState.STOPPED: frozenset[DeploymentState](),
     DeploymentState.FAILED: frozenset[DeploymentState](),
 }
-
-
-class RevisionState(enum.StrEnum):
-    ROLLING = "rolling"  # wanted, and not proven yet
-    GOOD = "good"  # its replicas got ready, and its canary was no worse
-    BAD = "bad"  # it was rolled back; its cause says why
-    SUPERSEDED = "superseded"  # another one was wanted before it was proven
 
 
 ROUTING = ("least-work", "least-outstanding", "round-robin")  # how the gateway may choose a replica; the default first
@@ -91,63 +88,6 @@ class Deployment:
         return str(self.request.get("routing") or ROUTING[0])
 
 
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """What a deployment served, or was to serve, from some time on."""
-
-    deployment: str
-    revision: int
-    model: str
-    version: int
-    model_path: str
-    request: dict[str, Any]
-    state: RevisionState
-    cause: str | None
-    created_at: str
-    created_by: str
-    why: str
-    decided_at: str | None  # when it was found good or bad
-
-
-@dataclass(frozen=True, slots=True)
-class Replica:
-    id: str
-    deployment: str
-    owner: str
-    state: ReplicaState
-    folder: str
-    host: str | None
-    port: int | None
-    upstream_key: str | None  # the engine's own API key; never shown
-    context_tokens: int | None  # the longest prompt and completion together, where the engine says so
-    cause: str | None
-    created_at: str
-    ready_at: str | None
-    ended_at: str | None
-    job_id: str | None = None  # its newest job's
-    waiting_reason: str | None = None  # why that job is pending, in the scheduler's words
-    expected_start_at: str | None = None  # and when the scheduler expects it to start
-    ends_at: str | None = None  # when its time limit ends the job, once that runs
-    certificate: str | None = None  # PEM: the only one that the engine may show; None: it speaks plain HTTP
-    revision: int = 1
-    reason: str | None = None  # why it was started, in words
-    replaces: str | None = None  # the replica that it is to succeed
-    overflow: bool = False  # preemptible, beyond what is guaranteed
-    pack: str | None = None  # the subject of the job that it shares with others; None: it has one of its own
-    nodes: str = ""  # of its job, with commas
-    started_at: str | None = None  # its supervisor's beginning
-    draining_at: str | None = None
-    drain_why: str | None = None
-    failure: str | None = None  # launchers.vllm.failures.Kind, where it failed of itself
-    restarts: int = 0  # of its engine, in place
-    adapters: tuple[str, ...] = ()  # LoRA adapters that it has loaded
-
-    @property
-    def job_subject(self) -> str:
-        """What its job is known by in registry.accounting, and its idempotency key."""
-        return self.pack or self.id
-
-
 def create(
     db: Database,
     name: str,
@@ -156,10 +96,14 @@ def create(
     model: str,
     version: int,
     model_path: str,
-    replicas: int,
+    min_replicas: int,
+    max_replicas: int,
     request: dict[str, Any],
+    follows: str | None = None,
+    by: str,
+    why: str,
 ) -> Deployment:
-    """A deployment that ended is replaced by one of the same name.
+    """A deployment that ended is replaced by one of the same name, whose revisions are counted on.
 
     Raises Conflict when an endpoint, a deployment still wanted, or such a one's LoRA adapter has this name or that of
     an adapter in `request`; and when calls would come to it that were meant for somebody else's (see _sent_by).
@@ -172,26 +116,30 @@ def create(
         if old and not DeploymentState(old["state"]).ended:
             raise Conflict(f"deployment {name} exists already and is {old['state']}; stop it first")
         refuse_adapters_name(db, name, "deployment")
-        for adapter in adapters(request):
-            _refuse_adapter(db, adapter, name)
+        refuse_adapters(db, request, name)
         if (old is None or old["owner"] != owner) and (sender := _sent_by(db, name, owner)):
             raise Conflict(f"endpoint {sender} sends calls to {name}, and is not {owner}'s; choose another name")
+        last = row(db, "SELECT max(revision) AS n FROM revisions WHERE deployment = ?", name)
+        revision = 1 + ((last and last["n"]) or 0)
+        now = max(clock.now(), _after_all(db, name))
+        wanted = (model, version, model_path, json.dumps(request))
+        columns = (
+            "owner, state, model, version, model_path, request, min_replicas, max_replicas, follows, revision, "
+            "rollout_at, created_at, ended_at, cause, paused, stable, canary, desired, scaled_at, low_since"
+        )
         c.execute(
-            """INSERT INTO deployments VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, NULL)
-               ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, state = excluded.state, model = excluded.model,
-               version = excluded.version, model_path = excluded.model_path, replicas = excluded.replicas,
-               request = excluded.request, cause = NULL, created_at = excluded.created_at, ended_at = NULL""",
+            f"""INSERT INTO deployments (name, {columns})
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL)
+               ON CONFLICT (name) DO UPDATE SET
+               ({columns}) = ({", ".join(f"excluded.{column}" for column in columns.split(", "))})""",
             (
-                name,
-                owner,
-                DeploymentState.STARTING,
-                model,
-                version,
-                model_path,
-                replicas,
-                json.dumps(request),
-                clock.now(),
+                *(name, owner, DeploymentState.STARTING, *wanted),
+                *(min_replicas, max_replicas, follows, revision, now, now),
             ),
+        )
+        c.execute(  # on trial as every new one is: registry.revisions.RevisionState
+            "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?, 'rolling', NULL, ?, ?, ?, NULL)",
+            (name, revision, *wanted, now, by, why),
         )
     return get(db, name)
 
@@ -199,23 +147,35 @@ def create(
 def adapters(request: Mapping[str, Any]) -> list[str]:
     """The LoRA adapters that a deployment's engines load, by the names under which they answer.
 
-    As vLLM reads `--lora-modules`: NAME=PATH or a JSON object each; of a repeated option the last counts. Only what the
-    deployment itself was asked for is seen: adapters among the site's engine arguments answer under no name here.
+    Those that it names itself, then those in its engine's arguments, as vLLM reads `--lora-modules`: NAME=PATH or a
+    JSON object each; of a repeated option the last counts. Adapters among the site's engine arguments answer under no
+    name here.
     """
+    own = [str(name) for name in request.get("adapters") or ()]
     words = [str(word) for word in request.get("engine_args") or ()]
     given = [n for n, word in enumerate(words) if word.partition("=")[0].replace("_", "-") == "--lora-modules"]
     if not given:
-        return []
+        return own
     _, joined, first = words[given[-1]].partition("=")
     apart = itertools.takewhile(lambda word: not word.startswith("-"), words[given[-1] + 1 :])
-    return [name for word in ([first] if joined else apart) if (name := _adapter(word))]
+    return own + [name for word in ([first] if joined else apart) if (name := _adapter(word))]
 
 
-def refuse_adapters_name(db: Database, name: str, what: str) -> None:
-    """Raises Conflict when a live deployment's LoRA adapter has this name, which `what` is to have."""
+def refuse_adapters_name(db: Database, name: str, what: str, but: str | None = None) -> None:
+    """Raises Conflict when a live deployment's (not `but`'s) LoRA adapter has this name, which `what` is to have."""
     for other in everything(db):
-        if not other.state.ended and name in adapters(other.request):
+        if not other.state.ended and other.name != but and name in adapters(other.request):
             raise Conflict(f"{name} is a LoRA adapter of deployment {other.name}; the {what} needs a name of its own")
+
+
+def refuse_adapters(db: Database, request: Mapping[str, Any], deployment: str) -> None:
+    """Raises Conflict when clients who call an adapter of this request could mean something else."""
+    for adapter in adapters(request):
+        if row(db, "SELECT 1 FROM endpoints WHERE name = ?", adapter):
+            raise Conflict(f"{adapter} is an endpoint; the LoRA adapter needs a name of its own")
+        if adapter == deployment or any(d.name == adapter and not d.state.ended for d in everything(db)):
+            raise Conflict(f"{adapter} is a deployment; the LoRA adapter needs a name of its own")
+        refuse_adapters_name(db, adapter, "LoRA adapter", deployment)
 
 
 def get(db: Database, name: str) -> Deployment:
@@ -230,12 +190,6 @@ def everything(db: Database) -> list[Deployment]:
     return [_deployment(r) for r in rows(db, "SELECT * FROM deployments ORDER BY name")]
 
 
-def of_models(db: Database, served: Iterable[tuple[str, int]]) -> list[Deployment]:
-    """Those of any of these models (name, version), the ended ones too."""
-    asked = "SELECT * FROM deployments WHERE model = ? AND version = ? ORDER BY name"
-    return [_deployment(r) for model in sorted(served) for r in rows(db, asked, *model)]
-
-
 def set_state(db: Database, name: str, state: DeploymentState, cause: str | None = None) -> bool:
     """Whether the deployment took the state: only a move that BECOMES allows is made."""
     with transaction(db) as c:
@@ -248,14 +202,56 @@ def set_state(db: Database, name: str, state: DeploymentState, cause: str | None
         return True
 
 
-def add_replica(db: Database, replica_id: str, deployment: str, owner: str, folder: str) -> None:
+def set_scale(db: Database, name: str, desired: int, low_since: str | None) -> None:
+    """How many replicas are wanted now, and since when the load has asked for fewer (as registry.clock writes it)."""
     with transaction(db) as c:
-        # Never older than its deployment, even when the clock was set back: see `is_current`.
-        created_at = max(clock.now(), get(db, deployment).created_at)
+        scaled_at = clock.now() if get(db, name).desired != desired else None
         c.execute(
-            "INSERT INTO replicas (id, deployment, owner, state, folder, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-            (replica_id, deployment, owner, ReplicaState.PENDING, folder, created_at),
+            "UPDATE deployments SET desired = ?, low_since = ?, scaled_at = coalesce(?, scaled_at) WHERE name = ?",
+            (desired, low_since, scaled_at, name),
         )
+
+
+def change(
+    db: Database,
+    name: str,
+    *,
+    min_replicas: int | None = None,
+    max_replicas: int | None = None,
+    paused: bool | None = None,
+) -> Deployment:
+    """What needs no new revision; None leaves it as it is. Raises ValueError; Conflict for a deployment that ends or has ended."""
+    with transaction(db) as c:
+        old = require_wanted(db, name)
+        least = old.min_replicas if min_replicas is None else min_replicas
+        most = old.max_replicas if max_replicas is None else max_replicas
+        if not 0 <= least <= most or most < 1:
+            raise ValueError(f"'min' must be 0 ... 'max', and 'max' at least 1, not {least} and {most}")
+        c.execute(
+            "UPDATE deployments SET min_replicas = ?, max_replicas = ?, paused = ? WHERE name = ?",
+            (least, most, old.paused if paused is None else paused, name),
+        )
+    return get(db, name)
+
+
+def set_canary(db: Database, name: str, canary: int | None) -> None:
+    """Percent of the calls that a revision on trial gets; None: its share of the replicas."""
+    with transaction(db) as c:
+        c.execute("UPDATE deployments SET canary = ? WHERE name = ?", (canary, name))
+
+
+def follow(db: Database, name: str, follows: str | None) -> None:
+    """Whose moves become revisions from now on: NAME@ALIAS; None: nobody's."""
+    with transaction(db) as c:
+        c.execute("UPDATE deployments SET follows = ? WHERE name = ?", (follows, name))
+
+
+def require_wanted(db: Database, name: str) -> Deployment:
+    """Raises Conflict when it has ended, or somebody stopped it."""
+    found = get(db, name)
+    if found.state.ended or found.state is DeploymentState.STOPPING:
+        raise Conflict(f"deployment {name} is {found.state}; serve it again first")
+    return found
 
 
 def is_current(deployment: Deployment, replica: Replica) -> bool:
@@ -263,81 +259,13 @@ def is_current(deployment: Deployment, replica: Replica) -> bool:
     return replica.deployment == deployment.name and replica.created_at >= deployment.created_at
 
 
-def set_replica_state(db: Database, replica_id: str, state: ReplicaState, cause: str | None = None) -> None:
-    with transaction(db) as c:
-        c.execute(
-            "UPDATE replicas SET state = ?, cause = coalesce(?, cause), ended_at = ? WHERE id = ? AND ended_at IS NULL",
-            (state, cause, clock.now() if state.ended else None, replica_id),
-        )
-
-
-def note_job(
-    db: Database,
-    replica_id: str,
-    *,
-    job_id: str,
-    waiting_reason: str | None = None,
-    expected_start_at: str | None = None,
-    ends_at: str | None = None,
-) -> None:
-    """What the scheduler says of a replica's job. Writes nothing when it says what it said before."""
-    says = (job_id, waiting_reason, expected_start_at, ends_at)
-    columns = "(job_id, waiting_reason, expected_start_at, ends_at)"
-    if row(db, f"SELECT 1 FROM replicas WHERE id = ? AND {columns} IS NOT (?, ?, ?, ?)", replica_id, *says):
-        with transaction(db) as c:
-            c.execute(f"UPDATE replicas SET {columns} = (?, ?, ?, ?) WHERE id = ?", (*says, replica_id))
-
-
-def replica_is_starting(db: Database, replica_id: str) -> None:
-    with transaction(db) as c:
-        c.execute(
-            "UPDATE replicas SET state = ? WHERE id = ? AND state = ?",
-            (ReplicaState.STARTING, replica_id, ReplicaState.PENDING),
-        )
-
-
-def replica_is_ready(
-    db: Database,
-    replica_id: str,
-    host: str,
-    port: int,
-    upstream_key: str,
-    context_tokens: int | None = None,
-    certificate: str | None = None,
-) -> None:
-    """From pending or starting to ready; a replica that is draining or gone stays so."""
-    with transaction(db) as c:
-        c.execute(
-            """UPDATE replicas SET state = ?, host = ?, port = ?, upstream_key = ?, context_tokens = ?,
-               certificate = ?, ready_at = ?
-               WHERE id = ? AND state IN (?, ?)""",
-            (
-                ReplicaState.READY,
-                host,
-                port,
-                upstream_key,
-                context_tokens,
-                certificate,
-                clock.now(),
-                replica_id,
-                ReplicaState.PENDING,
-                ReplicaState.STARTING,
-            ),
-        )
-
-
-def replicas(db: Database, deployment: str | None = None) -> list[Replica]:
-    where, args = ("WHERE deployment = ?", (deployment,)) if deployment else ("", ())
-    return [_replica(r) for r in rows(db, f"SELECT * FROM replicas {where} ORDER BY created_at, id", *args)]
-
-
 def live_replicas(db: Database) -> dict[str, list[Replica]]:
     """Each live deployment's name -> its own replicas that have not ended (perhaps none), ready or not."""
     live = {d.name: d for d in everything(db) if not d.state.ended}
     found: dict[str, list[Replica]] = {name: [] for name in live}
-    for r in rows(db, "SELECT * FROM replicas WHERE ended_at IS NULL ORDER BY created_at, id"):
-        deployment = live.get(r["deployment"])
-        if deployment and is_current(deployment, replica := _replica(r)):
+    for replica in unended_replicas(db):
+        deployment = live.get(replica.deployment)
+        if deployment and is_current(deployment, replica):
             found[deployment.name].append(replica)
     return found
 
@@ -345,6 +273,20 @@ def live_replicas(db: Database) -> dict[str, list[Replica]]:
 def ready_replicas(db: Database) -> dict[str, list[Replica]]:
     """What the gateway routes to: each live deployment's name -> its ready replicas (perhaps none)."""
     return {name: [r for r in found if r.state is ReplicaState.READY] for name, found in live_replicas(db).items()}
+
+
+def _after_all(db: Database, name: str) -> str:
+    """Later than all that ever had this deployment's name, even when the clock was set back: see `is_current`."""
+    seen = row(
+        db,
+        """SELECT max(at) AS at FROM (SELECT created_at AS at FROM replicas WHERE deployment = ?
+           UNION ALL SELECT created_at FROM revisions WHERE deployment = ?)""",
+        name,
+        name,
+    )
+    if seen is None or seen["at"] is None:
+        return ""
+    return clock.text(clock.parse(seen["at"]) + timedelta(microseconds=1))
 
 
 def _adapter(word: str) -> str | None:
@@ -356,15 +298,6 @@ def _adapter(word: str) -> str | None:
     except json.JSONDecodeError:
         return None
     return name if isinstance(name, str) else None
-
-
-def _refuse_adapter(db: Database, adapter: str, deployment: str) -> None:
-    """Raises Conflict when clients who call `adapter` could mean something else."""
-    if row(db, "SELECT 1 FROM endpoints WHERE name = ?", adapter):
-        raise Conflict(f"{adapter} is an endpoint; the LoRA adapter needs a name of its own")
-    if adapter == deployment or any(d.name == adapter and not d.state.ended for d in everything(db)):
-        raise Conflict(f"{adapter} is a deployment; the LoRA adapter needs a name of its own")
-    refuse_adapters_name(db, adapter, "LoRA adapter")
 
 
 def _sent_by(db: Database, name: str, owner: str) -> str | None:
@@ -379,12 +312,3 @@ def _sent_by(db: Database, name: str, owner: str) -> str | None:
 def _deployment(r: Any) -> Deployment:
     parsed = {"state": DeploymentState(r["state"]), "request": json.loads(r["request"]), "paused": bool(r["paused"])}
     return Deployment(**{**dict(r), **parsed})
-
-
-def _replica(r: Any) -> Replica:
-    parsed = {
-        "state": ReplicaState(r["state"]),
-        "overflow": bool(r["overflow"]),
-        "adapters": tuple(json.loads(r["adapters"])),
-    }
-    return Replica(**{**dict(r), **parsed})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from registry import attempts, checkpoints, deployments, models, runs
+from registry import attempts, checkpoints, models, revisions, runs
 from registry.attempts import Attempt
 from registry.checkpoints import Checkpoint
 from registry.db import Database
-from registry.deployments import Deployment
 from registry.models import ModelVersion
 
 
@@ -21,7 +20,7 @@ class Descendant:
     state: str  # registry.models.ModelState
     path: str
     aliases: tuple[str, ...]
-    deployments: tuple[str, ...]  # those that have not ended
+    deployments: tuple[str, ...]  # registry.revisions.users_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +42,22 @@ def of_run(db: Database, run: str) -> Lineage:
     """Raises NotFound for a run that is not known."""
     run = runs.get(db, run).id
     made = models.of_run(db, run)
-    serving = deployments.of_models(db, {(m.name, m.version) for m in made})
-    stems = branches(checkpoints.of_run(db, run), made, serving)
+    users = {(m.name, m.version): revisions.users_of(db, m.name, m.version) for m in made}
+    stems = branches(checkpoints.of_run(db, run), made, users)
     return Lineage(tuple(attempts.of_run(db, run)), stems)
 
 
 def branches(
-    of: Iterable[Checkpoint], known_models: Iterable[ModelVersion], known_deployments: Iterable[Deployment]
+    of: Iterable[Checkpoint], known_models: Iterable[ModelVersion], users: Mapping[tuple[str, int], Sequence[str]]
 ) -> tuple[Branch, ...]:
-    """Pure. A checkpoint is used where a model made of it carries an alias, or where a deployment still serves one."""
-    live = [d for d in known_deployments if not d.state.ended]
+    """Pure. A checkpoint is used where a model made of it carries an alias, or where a deployment needs one.
+
+    `users`: the names of these deployments, by the model's name and version.
+    """
     made: dict[str, list[Descendant]] = {}
     for m in known_models:
         if m.checkpoint is not None:
-            theirs = tuple(d.name for d in live if (d.model, d.version) == (m.name, m.version))
+            theirs = tuple(users.get((m.name, m.version), ()))
             found = Descendant(f"{m.name}@{m.version}", m.state, m.path, m.aliases, theirs)
             made.setdefault(m.checkpoint, []).append(found)
     stems = []

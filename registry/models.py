@@ -1,4 +1,4 @@
-"""Models: named, versioned Hugging Face directories; aliases that move between versions.
+"""Models: named, versioned Hugging Face directories. What moves between versions is registry.aliases'.
 
 A version is `converted` when its files are whole, `servable` once an engine has loaded it and generated a token.
 The only module that changes a version's state.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import clock
-from registry.db import Conflict, Database, NotFound, RegistryError, row, rows, transaction
+from registry.db import Conflict, Database, NotFound, row, rows, transaction
 from registry.tenants import checked_name
 
 
@@ -73,20 +73,7 @@ def register(
             )
         else:
             version = old["version"]
-    return _get(db, name, version)
-
-
-def set_alias(db: Database, name: str, alias: str, version: int, owner: str) -> None:
-    checked_name("alias", alias)
-    if alias.isdigit():
-        raise RegistryError(f"alias {alias!r} is not allowed: a number after '@' names a version")
-    with transaction(db) as c:
-        _get(db, name, version)
-        c.execute(
-            "INSERT INTO aliases VALUES (?, ?, ?, ?, ?) ON CONFLICT (model, alias) DO UPDATE SET "
-            "version = excluded.version, owner = excluded.owner, moved_at = excluded.moved_at",
-            (name, alias, version, owner, clock.now()),
-        )
+    return get(db, name, version)
 
 
 def mark_servable(db: Database, name: str, version: int) -> None:
@@ -98,10 +85,10 @@ def resolve(db: Database, ref: str) -> ModelVersion:
     """`name`, `name@alias` or `name@version`. A bare name means its alias `latest`, else its newest version."""
     name, _, which = ref.partition("@")
     if which.isdigit():
-        return _get(db, name, int(which))
+        return get(db, name, int(which))
     found = row(db, "SELECT version FROM aliases WHERE model = ? AND alias = ?", name, which or "latest")
     if found:
-        return _get(db, name, found["version"])
+        return get(db, name, found["version"])
     newest = row(db, "SELECT max(version) AS v FROM models WHERE name = ?", name)
     if newest is None or newest["v"] is None:
         known = ", ".join(sorted({m.name for m in everything(db)})) or "none yet"
@@ -109,7 +96,14 @@ def resolve(db: Database, ref: str) -> ModelVersion:
     if which:
         aliases = [r["alias"] for r in rows(db, "SELECT alias FROM aliases WHERE model = ?", name)]
         raise NotFound(f"model {name} has no alias {which!r}; it has: {', '.join(aliases) or 'none'}")
-    return _get(db, name, newest["v"])
+    return get(db, name, newest["v"])
+
+
+def get(db: Database, name: str, version: int) -> ModelVersion:
+    found = row(db, "SELECT * FROM models WHERE name = ? AND version = ?", name, version)
+    if found is None:
+        raise NotFound(f"model {name} has no version {version}")
+    return _version(db, found)
 
 
 def everything(db: Database) -> list[ModelVersion]:
@@ -120,13 +114,6 @@ def of_run(db: Database, run: str) -> list[ModelVersion]:
     """Those that were made of its checkpoints."""
     made = "SELECT m.* FROM models m JOIN checkpoints c ON c.id = m.checkpoint WHERE c.run = ? ORDER BY name, version"
     return [_version(db, r) for r in rows(db, made, run)]
-
-
-def _get(db: Database, name: str, version: int) -> ModelVersion:
-    found = row(db, "SELECT * FROM models WHERE name = ? AND version = ?", name, version)
-    if found is None:
-        raise NotFound(f"model {name} has no version {version}")
-    return _version(db, found)
 
 
 def _version(db: Database, r: Any) -> ModelVersion:

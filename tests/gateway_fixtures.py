@@ -65,7 +65,17 @@ class Platform:
     def deploy(self, name: str = "tiny") -> None:
         request: dict[str, Any] = {}
         deployments.create(
-            self.registry, name, "root", model=name, version=1, model_path="/m", replicas=1, request=request
+            self.registry,
+            name,
+            "root",
+            model=name,
+            version=1,
+            model_path="/m",
+            min_replicas=1,
+            max_replicas=1,
+            request=request,
+            by="root",
+            why="served",
         )
 
     def ready(self, engine: Engine, replica: str = "replica-1", deployment: str = "tiny") -> None:

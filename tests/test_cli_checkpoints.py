@@ -21,7 +21,7 @@ from launchers import announce, facts
 from launchers.megatron.stop import Switches
 from launchers.run_folder import RunFolder
 from launchers.scheduler import SchedulerError, SchedulerUnavailable
-from registry import checkpoints, deployments, lineage, models, runs
+from registry import aliases, checkpoints, deployments, lineage, models, runs
 from registry.db import Database, NotFound
 from registry.deployments import DeploymentState
 from registry.site import Site
@@ -392,8 +392,20 @@ def test_a_run_leads_to_its_checkpoints_models_aliases_and_deployments(registry:
         )
     for path in ("/m1", "/m2"):
         models.register(registry, "demo", "ada", path, checkpoint="r-1/100")
-    models.set_alias(registry, "demo", "latest", 2, "ada")
-    deployments.create(registry, "chat", "ada", model="demo", version=1, model_path="/m1", replicas=1, request={})
+    aliases.move(registry, "demo", "latest", 2, "ada", "")
+    deployments.create(
+        registry,
+        "chat",
+        "ada",
+        model="demo",
+        version=1,
+        model_path="/m1",
+        min_replicas=1,
+        max_replicas=1,
+        request={},
+        by="ada",
+        why="served",
+    )
 
     def branches() -> tuple[lineage.Branch, ...]:
         return lineage.of_run(registry, "r-1").checkpoints

@@ -182,8 +182,11 @@ async def test_a_list_names_endpoints_without_their_targets_and_adapters_without
             model="base",
             version=1,
             model_path="/m",
-            replicas=1,
+            min_replicas=1,
+            max_replicas=1,
             request={"engine_args": ["--lora-modules", "poet=/poet"]},
+            by="root",
+            why="served",
         )
         endpoints.put(platform.registry, "chat", "root", targets=[("tiny", 1)], external=external)
         key = platform.new_key(models=["chat", "poet", "gone"])

@@ -416,7 +416,17 @@ async def test_an_adapters_name_reaches_the_engine_that_has_it(tmp_path: Path) -
     async with gateway(tmp_path) as platform, running(Engine()) as engine:
         arguments = {"engine_args": ["--enable-lora", "--lora-modules", "poet=/m/poet", "--max-loras", "2"]}
         deployments.create(
-            platform.registry, "base", "root", model="base", version=1, model_path="/m", replicas=1, request=arguments
+            platform.registry,
+            "base",
+            "root",
+            model="base",
+            version=1,
+            model_path="/m",
+            min_replicas=1,
+            max_replicas=1,
+            request=arguments,
+            by="root",
+            why="served",
         )
         platform.ready(engine, "base-1", "base")
         assert await ask(platform, model="poet") == "Gravity is round."

@@ -453,7 +453,19 @@ async def test_an_endpoint_that_a_real_slurms_limit_will_stop_is_named_with_the_
     hook = Webhook()
     async with listening(hook) as url, house(tmp_path, SlurmScheduler(client), webhook=url) as h:
         db = h.controller.db
-        deployments.create(db, "chat-v1", "root", model="m", version=1, model_path="/m", replicas=1, request={})
+        deployments.create(
+            db,
+            "chat-v1",
+            "root",
+            model="m",
+            version=1,
+            model_path="/m",
+            min_replicas=1,
+            max_replicas=1,
+            request={},
+            by="root",
+            why="served",
+        )
         deployments.add_replica(db, "r1", "chat-v1", "root", "/runs/r1")
         endpoints.put(db, "chat", "root", targets=[("chat-v1", 1)])
         before = datetime.now(UTC)

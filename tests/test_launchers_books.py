@@ -214,7 +214,19 @@ def attributed(scene: Scene, registry: Database, ledger_db: Database) -> Attribu
         )
     tenants.create(registry, "physics", "root", account="research")
     tenants.create(registry, "school", "root", account="teaching")
-    deployments.create(registry, "chat", "ada", model="m", version=1, model_path="/m", replicas=1, request={})
+    deployments.create(
+        registry,
+        "chat",
+        "ada",
+        model="m",
+        version=1,
+        model_path="/m",
+        min_replicas=1,
+        max_replicas=1,
+        request={},
+        by="ada",
+        why="served",
+    )
     deployments.add_replica(registry, "r1", "chat", "ada", "/runs/r1")
     began = attempt.started_at
     assert began is not None

@@ -230,7 +230,19 @@ async def test_runs_and_replicas_are_told_from_other_jobs(control: Asking, jobs:
 
     def deploy() -> None:
         models.register(db, "chat", "ada", "/m")
-        deployments.create(db, "chat", "ada", model="chat", version=1, model_path="/m", replicas=0, request={})
+        deployments.create(
+            db,
+            "chat",
+            "ada",
+            model="chat",
+            version=1,
+            model_path="/m",
+            min_replicas=0,
+            max_replicas=1,
+            request={},
+            by="ada",
+            why="served",
+        )
         deployments.add_replica(db, replica, "chat", "ada", "/f")
 
     await control.controller.write(deploy)

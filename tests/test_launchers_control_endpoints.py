@@ -42,7 +42,17 @@ class Api:
     def deploy(self, *names: str) -> None:
         for name in names:
             deployments.create(
-                self.registry, name, "root", model=name, version=1, model_path="/m", replicas=0, request={}
+                self.registry,
+                name,
+                "root",
+                model=name,
+                version=1,
+                model_path="/m",
+                min_replicas=0,
+                max_replicas=1,
+                request={},
+                by="root",
+                why="served",
             )
 
     async def cli(self, *words: str) -> Any:

@@ -80,7 +80,17 @@ def conversion(registry: Database, tmp_path: Path, run: Subject) -> Subject:
 def replica(registry: Database, tmp_path: Path) -> Subject:
     models.register(registry, "tiny", "ada", "/models/tiny")
     deployments.create(
-        registry, "chat", "ada", model="tiny", version=1, model_path="/models/tiny", replicas=1, request={}
+        registry,
+        "chat",
+        "ada",
+        model="tiny",
+        version=1,
+        model_path="/models/tiny",
+        min_replicas=1,
+        max_replicas=1,
+        request={},
+        by="ada",
+        why="served",
     )
     made = Subject(registry, serve(), tmp_path)
     deployments.add_replica(registry, made.spec.id, "chat", "ada", str(made.folder.root))

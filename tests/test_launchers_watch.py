@@ -207,9 +207,18 @@ class Running:
 
         def create() -> None:
             deployments.create(
-                self.controller.db, name, "root", model=name, version=1, model_path=str(model), replicas=replicas,
+                self.controller.db,
+                name,
+                "root",
+                model=name,
+                version=1,
+                model_path=str(model),
+                min_replicas=replicas,
+                max_replicas=max(replicas, 1),
                 request={"resources": {}, "engine_args": []},
-            )  # fmt: skip
+                by="root",
+                why="served",
+            )
 
         await self.controller.write(create)
         self.controller.poke()

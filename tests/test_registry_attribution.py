@@ -303,8 +303,8 @@ def ended(number: int, tenant: str, started: datetime, ended: datetime, replica:
 
 
 def replica(registry: Database, name: str = "r1") -> None:
-    wanted: dict[str, Any] = dict(model="m", version=1, model_path="/m", replicas=1, request={})
-    deployments.create(registry, "chat", "ada", **wanted)
+    wanted: dict[str, Any] = dict(model="m", version=1, model_path="/m", request={}, by="ada", why="")
+    deployments.create(registry, "chat", "ada", min_replicas=1, max_replicas=1, **wanted)
     deployments.add_replica(registry, name, "chat", "ada", f"/runs/{name}")
 
 

@@ -16,7 +16,19 @@ from registry.deployments import DeploymentState
 
 def deploy(registry: Database, *names: str) -> None:
     for name in names:
-        deployments.create(registry, name, "ada", model=name, version=1, model_path="/m", replicas=1, request={})
+        deployments.create(
+            registry,
+            name,
+            "ada",
+            model=name,
+            version=1,
+            model_path="/m",
+            min_replicas=1,
+            max_replicas=1,
+            request={},
+            by="ada",
+            why="served",
+        )
 
 
 def end(registry: Database, name: str) -> None:
@@ -74,7 +86,19 @@ def test_the_name_of_a_deployment_that_ended_is_free(registry: Database) -> None
 def lora(registry: Database, name: str, *adapters: str) -> None:
     words = ["--enable-lora", "--lora-modules", *(f"{adapter}=/m/{adapter}" for adapter in adapters)]
     request = {"engine_args": words}
-    deployments.create(registry, name, "ada", model=name, version=1, model_path="/m", replicas=1, request=request)
+    deployments.create(
+        registry,
+        name,
+        "ada",
+        model=name,
+        version=1,
+        model_path="/m",
+        min_replicas=1,
+        max_replicas=1,
+        request=request,
+        by="ada",
+        why="served",
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +155,15 @@ def test_calls_to_an_endpoint_are_not_caught_by_taking_the_name_of_what_ended_be
 ) -> None:
     deploy(registry, "v1", "v2", "other")
     endpoints.put(registry, "chat", "ada", **asked)
-    again: dict[str, Any] = {"model": "m", "version": 1, "model_path": "/m", "replicas": 1, "request": {}}
+    again: dict[str, Any] = {
+        "model": "m",
+        "version": 1,
+        "model_path": "/m",
+        "request": {},
+        "by": "eve",
+        "why": "served",
+    }
+    again |= {"min_replicas": 1, "max_replicas": 1}
     for name in ("v2", "other"):
         end(registry, name)
     with pytest.raises(Conflict, match="endpoint chat sends calls to v2, and is not eve's"):
@@ -197,7 +229,17 @@ def test_deleting_what_is_not_there_says_what_is(registry: Database) -> None:
 def test_a_deployment_says_how_its_replicas_are_chosen(registry: Database) -> None:
     deploy(registry, "v1")
     made = deployments.create(
-        registry, "v2", "ada", model="m", version=1, model_path="/m", replicas=1, request={"routing": "round-robin"}
+        registry,
+        "v2",
+        "ada",
+        model="m",
+        version=1,
+        model_path="/m",
+        min_replicas=1,
+        max_replicas=1,
+        request={"routing": "round-robin"},
+        by="ada",
+        why="served",
     )
     assert (deployments.get(registry, "v1").routing, made.routing) == ("least-work", "round-robin")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry import checkpoints, models, runs
+from registry import aliases, checkpoints, models, runs
 from registry.db import Conflict, Database, NotFound, RegistryError
 from registry.models import ModelState
 
@@ -43,32 +43,9 @@ def test_a_bare_name_means_latest_by_alias_and_else_the_newest(registry: Databas
     for path in ("/m/1", "/m/2"):
         models.register(registry, "tiny", "ada", path)
     assert models.resolve(registry, "tiny").version == 2
-    models.set_alias(registry, "tiny", "latest", 1, "ada")
+    aliases.move(registry, "tiny", "latest", 1, "ada", "")
     assert models.resolve(registry, "tiny").version == models.resolve(registry, "tiny@").version == 1
     assert models.resolve(registry, "tiny@2").version == 2
-
-
-def test_an_alias_moves_between_versions(registry: Database) -> None:
-    for path in ("/m/1", "/m/2"):
-        models.register(registry, "tiny", "ada", path)
-    models.set_alias(registry, "tiny", "prod", 1, "ada")
-    assert models.resolve(registry, "tiny@prod").aliases == ("prod",)
-    models.set_alias(registry, "tiny", "prod", 2, "ada")
-    assert models.resolve(registry, "tiny@prod").version == 2
-    assert [m.aliases for m in models.everything(registry)] == [(), ("prod",)]
-
-
-@pytest.mark.parametrize("alias", ["1", "42", "Prod", "a b", ""])
-def test_an_alias_that_could_be_a_version_or_is_not_safe_is_refused(registry: Database, alias: str) -> None:
-    models.register(registry, "tiny", "ada", "/m/1")
-    with pytest.raises(RegistryError, match="is not allowed"):
-        models.set_alias(registry, "tiny", alias, 1, "ada")
-
-
-def test_an_alias_of_a_version_that_does_not_exist_is_refused(registry: Database) -> None:
-    models.register(registry, "tiny", "ada", "/m/1")
-    with pytest.raises(NotFound, match="model tiny has no version 2"):
-        models.set_alias(registry, "tiny", "prod", 2, "ada")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +59,7 @@ def test_an_alias_of_a_version_that_does_not_exist_is_refused(registry: Database
 )
 def test_what_cannot_be_resolved_is_answered_with_what_there_is(registry: Database, ref: str, problem: str) -> None:
     models.register(registry, "tiny", "ada", "/m/1")
-    models.set_alias(registry, "tiny", "prod", 1, "ada")
+    aliases.move(registry, "tiny", "prod", 1, "ada", "")
     with pytest.raises(NotFound, match=problem):
         models.resolve(registry, ref)
 

@@ -230,8 +230,11 @@ def serve(registry: Database) -> None:
         model="chat",
         version=1,
         model_path="/",
-        replicas=1,
+        min_replicas=1,
+        max_replicas=1,
         request={"engine_args": ["--lora-modules", "adapter=/adapter"]},
+        by="root",
+        why="served",
     )
     deployments.add_replica(registry, "replica-1", "chat", "root", "/replica-1")
     registry.conn.execute("UPDATE replicas SET ready_at = ?", ((FIRST + timedelta(minutes=10)).isoformat(),))

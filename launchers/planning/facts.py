@@ -55,7 +55,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Had:
-    """A replica of the deployment's, live or ended. The ended ones: those of the last day, and the last that was ready."""
+    """A replica of the deployment's, live or ended. The ended: those of the last day, and the last that was ready."""
 
     id: str
     state: ReplicaState

@@ -1,0 +1,46 @@
+"""Whether a site's scheduler and engines can do what is asked of a deployment, and whether its asker may ask for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launchers.deployment_spec import DeploymentSpec
+from launchers.resources import REPLICA_OPTIONS, resources_from
+from launchers.vllm import adapters, multi_node, pack
+from launchers.vllm.arguments import refuse_unlisted
+from registry.access import Object, Principal, Verb, require
+from registry.site import Site
+
+
+def check(site: Site, principal: Principal, spec: DeploymentSpec) -> None:
+    """Raises ValueError, naming the field and what is allowed; Forbidden."""
+    site.environment("engine")
+    if not principal.admin:
+        refuse_unlisted(spec.engine_args)
+    asks = resources_from(site.defaults.serve, spec.resources, REPLICA_OPTIONS)
+    shapes = [asks]
+    if spec.overflow is not None:
+        try:
+            shapes.append(resources_from(site.defaults.serve, {**spec.resources, **spec.overflow}, REPLICA_OPTIONS))
+        except ValueError as e:
+            raise ValueError(f"overflow: {e}") from e
+    for shape in shapes:
+        multi_node.check(shape, spec.engine_args, site.replicas)
+        pack.check(shape, spec.engine_args, spec.pack)
+    if spec.pack > spec.most:
+        raise ValueError(f"'pack' must be at most 'max' ({spec.most}), not {spec.pack}: so many share one job")
+    if spec.stage and site.replicas.stage_dir is None:
+        raise ValueError("'stage' needs a node-local directory, and this site names none (replicas.stage_dir)")
+    if spec.adapters:
+        _check_adapters(principal, spec)
+
+
+def _check_adapters(principal: Principal, spec: DeploymentSpec) -> None:
+    # Engines read them with the service's eyes, not their owners'.
+    require(principal, Verb.ADMINISTER, Object("adapter directory", principal.name))
+    if spec.runner != "generate":
+        raise ValueError(f"'adapters' are for runner generate, not {spec.runner}")
+    if len(spec.adapters) > adapters.MAX_ADAPTERS:
+        raise ValueError(f"'adapters' may be at most {adapters.MAX_ADAPTERS}, not {len(spec.adapters)}")
+    for directory in spec.adapters.values():
+        adapters.rank_of(Path(directory))
