@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import PrivateCluster
-from specs import folder_of, serve
+from specs import serve
 from waiting import wait_for
 
 from launchers import announce
 from launchers.announce import Announcement
-from launchers.launch import freeze, request_for
+from launchers.launch import read_job
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState
 from launchers.slurm_scheduler import SlurmScheduler
@@ -52,11 +52,9 @@ def packed(slurm_cluster: PrivateCluster, tmp_path: Path) -> Iterator[Pack]:
     asked = Resources(partition="gpu", gpus_per_node=4, cpus_per_task=1, mem_gb=0.5, time_limit_s=600)
     ids = ("chat-1", "chat-2")
     specs = [serve(i, name="chat", environment=environment, resources=asked, pack=ids) for i in ids]
-    folders = tuple(folder_of(spec, tmp_path) for spec in specs)
-    for folder in folders:
-        freeze(folder.code)
     scheduler = SlurmScheduler(CommandClient(environment=slurm_cluster.env))
-    made = Pack(folders, scheduler, scheduler.submit(pack.request(request_for(specs[0], folders[0]), folders)))
+    launched = pack.launch(specs, tmp_path, scheduler)
+    made = Pack(tuple(member.folder for member in launched), scheduler, launched[0].job)
     yield made
     scheduler.cancel(made.job)
     wait_for(lambda: made.state.ended, timeout=60)
@@ -80,6 +78,7 @@ def gpus_of(supervisor: int) -> set[str]:
 
 def test_members_of_a_pack_serve_and_end_each_by_itself(packed: Pack) -> None:
     first, second = packed.folders
+    assert [read_job(folder) for folder in packed.folders] == [packed.job] * 2
     wait_for(lambda: all(said(f, "replica-ready") for f in packed.folders) or packed.state.ended, timeout=90)
     one, other = map(endpoint_of, packed.folders)
     assert one.port != other.port
