@@ -12,6 +12,7 @@ from launchers.spec import ScriptSpec, ServeSpec
 from registry import accounting, attempts, clock, deployments, runs
 from registry.db import Database
 from registry.deployments import ReplicaState
+from registry.replicas import replicas_of_job
 
 
 def observe(db: Database, statuses: Mapping[JobRef, JobStatus]) -> None:
@@ -35,19 +36,25 @@ def observe(db: Database, statuses: Mapping[JobRef, JobStatus]) -> None:
 
 def _waits_or_runs(db: Database, job: accounting.Job, status: JobStatus) -> None:
     """What the gateway tells those who wait for a replica, and when the replica's time is up."""
-    match status.state:
-        case JobState.PENDING:
-            start = status.expected_start_at
-            deployments.note_job(
-                db,
-                job.subject,
-                job_id=job.job_id,
-                waiting_reason=None if status.reason == "None" else status.reason,
-                expected_start_at=clock.text(_next_minute(start)) if start else None,
-            )
-        case JobState.RUNNING:
-            ends_at = clock.text(status.ends_at) if status.ends_at else None
-            deployments.note_job(db, job.subject, job_id=job.job_id, ends_at=ends_at)
+    start, ends_at = status.expected_start_at, status.ends_at
+    for replica in replicas_of_job(db, job.subject):
+        match status.state:
+            case JobState.PENDING:
+                deployments.note_job(
+                    db,
+                    replica.id,
+                    job_id=job.job_id,
+                    waiting_reason=None if status.reason == "None" else status.reason,
+                    expected_start_at=clock.text(_next_minute(start)) if start else None,
+                )
+            case JobState.RUNNING:
+                deployments.note_job(
+                    db,
+                    replica.id,
+                    job_id=job.job_id,
+                    ends_at=clock.text(ends_at) if ends_at else None,
+                    nodes=",".join(status.nodes),
+                )
 
 
 def _next_minute(at: datetime) -> datetime:
@@ -67,7 +74,8 @@ def is_over(db: Database, job: accounting.Job, state: JobState, reason: str | No
     stopped, done = state is JobState.CANCELLED, state is JobState.COMPLETED
     if job.purpose == ServeSpec.kind:
         end = ReplicaState.STOPPED if stopped else ReplicaState.LOST
-        deployments.set_replica_state(db, job.subject, end, None if stopped else cause)
+        for replica in replicas_of_job(db, job.subject):
+            deployments.set_replica_state(db, replica.id, end, None if stopped else cause)
     elif stopped:
         runs.ended(db, job.subject, runs.RunState.STOPPED, None)
     elif done:

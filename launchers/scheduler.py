@@ -73,6 +73,7 @@ class JobRequest:
     resources: Resources
     batch: tuple[str, ...] | None = None
     modules: tuple[str, ...] = ()  # loaded before anything is started
+    apart: bool = False  # its tasks have nothing to do with each other: when one ends, the others go on
     after: tuple[JobRef, ...] = ()  # jobs that must have ended well before this one starts (Slurm: afterok)
 
 

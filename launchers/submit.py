@@ -28,7 +28,7 @@ from launchers import sbatch
 from launchers.local_job import LocalJob
 from launchers.scheduler import JobRequest, SchedulerError
 from launchers.spec import Resources
-from launchers.task import END_TOGETHER
+from launchers.task import END_APART, END_TOGETHER
 from slurm.client import SlurmClient
 from slurm.process import clean_environment
 
@@ -75,7 +75,7 @@ def slurm_parameters(request: JobRequest) -> dict[str, Any]:
             *([FIND_MODULES, f"module load {shlex.join(request.modules)} || exit 1"] if request.modules else []),
         ],
         "use_srun": request.batch is None,
-        "srun_args": list(END_TOGETHER),
+        "srun_args": list(END_APART if request.apart else END_TOGETHER),
         # submitit's default, "submitit", is refused by clusters that enforce wckeys; elsewhere a wckey means nothing.
         "wckey": None,
     }
@@ -123,7 +123,8 @@ class _ScriptExecutor(SlurmExecutor):  # type: ignore[misc]  # submitit ships no
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "submission.sh"
         path.write_text(self._text(command), encoding="utf-8")
-        job_id = self._client.submit(path, comment=self._request.key)
+        after = ":".join(["afterok", *(ref.job_id for ref in self._request.after)]) if self._request.after else None
+        job_id = self._client.submit(path, comment=self._request.key, dependency=after)
         return SlurmJob(folder=self.folder, job_id=job_id, tasks=list(range(self._num_tasks())))
 
 

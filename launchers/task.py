@@ -21,6 +21,7 @@ from launchers.untrusted import read_object
 # others must not wait for it until the time limit; but longer than a supervisor's own grace. Not at once, as
 # --kill-on-bad-exit does it: the supervisors end each other and say why.
 END_TOGETHER = ("--kill-on-bad-exit=0", "--wait=120")
+END_APART = ("--kill-on-bad-exit=0", "--wait=0")  # and for tasks of which each has an end of its own
 MAX_CAUSE, MAX_TAIL, MAX_MARKER_BYTES = 2000, 6000, 1 << 17  # characters; a marker's bytes, escapes and all
 
 

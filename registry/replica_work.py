@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from registry import accounting, clock, deployments, tenants
+from registry import accounting, clock, replicas, tenants
 from registry.accounting import Job
 from registry.attribution import Allocation, Attributed, Books, Busy, Payers, ReplicaWork, Share, attribute
 from registry.db import Database, rows
+from registry.replicas import Replica
 from registry.settings import Attribution
 
 
@@ -38,8 +39,10 @@ def attributed(
 def read(
     registry: Database, ledger: Database, start: datetime, end: datetime, *, by_user: bool = True
 ) -> dict[str, ReplicaWork]:
-    """Every replica's work by its id. Tokens are known by the day on which their request ended: of each day that the
-    window touches, all count."""
+    """The work of each job of replicas by its subject: of those that share one, together.
+
+    Tokens are known by the day on which their request ended: of each day that the window touches, all count.
+    """
     busy: dict[str, dict[int, int]] = {}
     for r in rows(ledger, "SELECT * FROM busy WHERE hour >= ? AND hour <= ?", _hour(start), _hour(end)):
         hour = int(datetime.fromisoformat(f"{r['hour']}:00:00+00:00").timestamp())
@@ -55,15 +58,27 @@ def read(
               WHERE substr(at, 1, 10) BETWEEN ? AND ?) GROUP BY 1, 2, 3, 4"""
     for replica, *share in rows(ledger, summed, *days, *days):
         shares.setdefault(replica, []).append(Share(*share))
+    jobs: dict[str, list[Replica]] = {}
+    for replica in replicas.replicas(registry):
+        jobs.setdefault(replica.job_subject, []).append(replica)
     return {
-        replica.id: ReplicaWork(
-            replica.deployment,
-            int(clock.parse(replica.ready_at).timestamp()) if replica.ready_at else None,
-            Busy(busy.get(replica.id, {})),
-            tuple(shares.get(replica.id, ())),
+        subject: ReplicaWork(
+            members[0].deployment,
+            min((int(clock.parse(r.ready_at).timestamp()) for r in members if r.ready_at), default=None),
+            _together(busy.get(r.id, {}) for r in members),
+            tuple(share for r in members for share in shares.get(r.id, ())),
         )
-        for replica in deployments.replicas(registry)
+        for subject, members in jobs.items()
     }
+
+
+def _together(members: Iterable[Mapping[int, int]]) -> Busy:
+    """The seconds in which any of them had a request: the GPUs are the job's, and its members share them."""
+    hours: dict[int, int] = {}
+    for member in members:
+        for hour, seconds in member.items():
+            hours[hour] = hours.get(hour, 0) | seconds
+    return Busy(hours)
 
 
 def payers(everyone: Iterable[tenants.Tenant], members: Iterable[tenants.Member]) -> Payers:

@@ -311,7 +311,8 @@ def _served(of: Asked, s: Sources, window: Window, time: GpuTime) -> dict[str, i
     """Tokens by model, of the replicas that held GPUs. None for a tenant, which pays for other GPU time."""
     if of.tenants is not None:
         return None
-    held = {line.subject for line in time.lines if line.what in models.SERVED and line.gpu_s}
+    jobs = {line.subject for line in time.lines if line.what in models.SERVED and line.gpu_s}
+    held = {replica.id for replica in deployments.replicas(s.registry) if replica.job_subject in jobs}
     return ledger_sums.tokens_of(s.ledger, window, held)
 
 

@@ -382,3 +382,28 @@ def test_a_job_is_named_by_its_attempts_and_not_by_a_recycled_id() -> None:
     assert purpose(minutes[3]) is None  # after its end
     assert purpose(minutes[0], job="12_1") is None
     assert purpose(minutes[0], cluster="small") is None
+
+
+def test_replicas_that_share_a_job_are_charged_for_it_together(registry: Database, ledger_db: Database) -> None:
+    replica(registry)
+    deployments.add_replica(registry, "r2", "chat", "ada", "/runs/r2", pack="r1")
+    deployments.replica_is_ready(registry, "r1", "g1", 8000, "secret")  # the other one never is
+    (first, _) = deployments.replicas(registry)
+    ready = clock.parse(first.ready_at or "").replace(microsecond=0)
+    # Nine seconds and a tenth one in which they are busy, five of them both.
+    at_first = ended(1, "school", ready, ready + timedelta(seconds=9))
+    at_second = ended(2, "physics", ready + timedelta(seconds=5), ready + timedelta(seconds=14), replica="r2")
+    ledger.record(ledger_db, [*at_first, *at_second])
+    tenants.create(registry, "physics", "root", account="research")
+    accounting.record(
+        registry, cluster="big", job_id="12", submitted_at=AT, key="r1", subject="r1", purpose="serve", owner="ada"
+    )
+    began = int(ready.timestamp()) - HOUR
+    window = ready - timedelta(hours=1), ready + timedelta(hours=1)
+    found = replica_work.attributed(registry, ledger_db, books(job(began, began + 100)), *window, Attribution())
+    assert found.adds_up
+    assert gpu_s(found, "what", "tenant") == {
+        ("idle", "physics"): 2 * (100 - 15),
+        ("serving", "school"): 15,
+        ("serving", "physics"): 15,
+    }

@@ -11,14 +11,15 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from launchers.environment import GPU_LISTS
 from launchers.launch import program
 from launchers.run_folder import RunFolder
+from launchers.scheduler import JobRequest
 from launchers.spec import Resources
 from launchers.vllm.arguments import last, ranks
 
 MODULE = "launchers.vllm.pack"
 MOST = 64  # replicas in one job
-GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
 def check(resources: Resources, engine_args: Sequence[str], members: int) -> None:
@@ -67,6 +68,17 @@ def resources(of_the_job: Resources, members: int) -> Resources:
 def command(folders: Sequence[RunFolder]) -> tuple[str, ...]:
     """The job's command: of each of its tasks, in the order of the folders. The code is the first one's."""
     return (*program(folders[0], MODULE), *(str(folder.root) for folder in folders[1:]))
+
+
+def request(first: JobRequest, folders: Sequence[RunFolder]) -> JobRequest:
+    """The job of all members, from what the first one alone would ask for (its key is theirs, and its log directory).
+
+    One replica is no pack: its request stays as it is.
+    """
+    if len(folders) == 1:
+        return first
+    asked = resources(first.resources, len(folders))
+    return dataclasses.replace(first, command=command(folders), resources=asked, apart=True)
 
 
 def member_env(environ: Mapping[str, str], number: int, members: int) -> dict[str, str]:
