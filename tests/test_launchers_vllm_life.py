@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -36,7 +38,7 @@ ENGINE = str(Path(__file__).with_name("stand_in_engine.py"))
 class Living:
     """One engine's life, in a thread."""
 
-    def __init__(self, runs: Path, words: tuple[str, ...], rank: int, changed: dict[str, Any]) -> None:
+    def __init__(self, runs: Path, words: tuple[str, ...], changed: dict[str, Any]) -> None:
         environment = Environment(kind="venv", python=sys.executable, command=("{python}", ENGINE))
         spec = serve(**{"shutdown_timeout_s": 1, "environment": environment, "engine_args": words, **changed})
         self.folder: RunFolder = folder_of(spec, runs)
@@ -44,7 +46,7 @@ class Living:
         self.folder.rendezvous.mkdir()
         self.told = Told()
         self.voice = Voice(self.folder.announcements)
-        self.life = Life(self.folder, spec, Task(rank, 1, 0, "7", 0, "c1"), self.voice, self.told)
+        self.life = Life(self.folder, spec, Task(0, 1, 0, "7", 0, "c1"), self.voice, self.told)
         self.ending: Ending | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -79,8 +81,8 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         monkeypatch.setattr(watch, name, seconds)
     begun: list[Living] = []
 
-    def live(*words: str, rank: int = 0, **changed: Any) -> Living:
-        begun.append(Living(tmp_path, words, rank, changed))
+    def live(*words: str, runs: Path = tmp_path, **changed: Any) -> Living:
+        begun.append(Living(runs, words, changed))
         return begun[-1]
 
     yield live
@@ -222,6 +224,40 @@ def test_a_disk_that_takes_nothing_does_not_end_an_engine(live: Callable[..., Li
         elsewhere.rename(place)
     one.ready(2)
     assert [a.facts["restarts"] for a in one.said("engine-restarting")] == [1] and "done here" in log.read_text()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    place = tmp_path / "small"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"no file system of our own to fill (needs root): {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_does_not_end_an_engine_and_what_happened_is_said_later(
+    small_disk: Path, live: Callable[..., Living], tmp_path: Path
+) -> None:
+    one = live("--leave-once", str(tmp_path / "leave"), runs=small_disk)
+    one.ready()
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as f:
+        while True:
+            f.write(bytes(4096))
+    (tmp_path / "leave").touch()
+    wait_for(lambda: one.life.restarts == 1 and one.life.ready)
+    assert probes.proven(one.endpoint(), "generate", "chat") is not None
+    assert len(one.said("replica-ready")) == 1
+    filler.unlink()
+    one.ready(2)
+    one.told.stop("cancelled", "cancelled")
+    assert one.end() == Ending(0, "cancelled", Cause.CANCELLED)
+    assert [a.facts["restarts"] for a in one.said("engine-restarting")] == [1]
 
 
 @pytest.mark.parametrize("runner", ["embed", "score"])

@@ -33,7 +33,7 @@ from launchers.voice import Voice
 POLL_S = 0.2
 LOOK_S = 1.0  # between two looks into the run folder, which is on a shared file system
 LOAD_S = 10.0  # between two reports of load
-PROBES_S = 3600.0  # between two reports of what probes took
+PROBES_S = 600.0  # between two reports of what probes took
 BACK_OFF_S = (1.0, 5.0, 20.0)  # before the first, second, ... restart of late
 LATE_S = 600.0  # of late: in these last seconds
 GRACE_S = 10.0  # beyond the engine's own shutdown timeout, before it is killed
