@@ -43,13 +43,13 @@ KILL_AFTER_S = 60.0  # what a training child gets to save after SIGTERM, before 
 HEAR_S = 5.0  # from the first to the last of a job's nodes that hears a signal
 STACKS_S = 3.0  # for a child that hangs to print where
 REFUSED = 78  # the exit code (EX_CONFIG) of a program whose input a person must change
+Finite = TrainSpec | ConvertSpec | SmokeSpec | EvaluateSpec  # what comes to an end of its own
 WORK = {
     TrainSpec: "training",
     ConvertSpec: "the conversion",
     SmokeSpec: "the smoke test",
     EvaluateSpec: "the evaluation",
 }
-Work = TrainSpec | ConvertSpec | SmokeSpec | EvaluateSpec  # what is not an engine
 ENDED_AS_ASKED = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGUSR2)  # a child that does not listen yet dies of it
 
 
@@ -131,17 +131,17 @@ class Supervisor:
         except OSError:
             return mine  # the shared file system takes nothing now
 
-    def _start(self, spec: Work) -> subprocess.Popen[bytes]:
+    def _start(self, spec: Finite) -> subprocess.Popen[bytes]:
         task = self.task
         if isinstance(spec, SmokeSpec | EvaluateSpec):
-            return child.start(step.child_argv(spec, self.folder), dict(os.environ), self.log)
+            return child.start(step.child_argv(spec, self.folder), os.environ, self.log)
         address, port = tasks.meet(self.folder.rendezvous, task)
         attempt = sum(name.endswith("-attempt-started.json") for name in names(self.folder.announcements))
         rank = megatron.Rank(task.rank, task.tasks, task.local_rank, address, port, attempt, task.attempt)
         env = megatron.child_env(spec, self.folder.root, rank, os.environ)
         return child.start(megatron.child_argv(spec, self.folder.root, task.node), env, self.log)
 
-    def _watch(self, process: subprocess.Popen[bytes], spec: Work) -> Ending:
+    def _watch(self, process: subprocess.Popen[bytes], spec: Finite) -> Ending:
         beat = looked = -math.inf
         while True:
             self.voice.retry()
@@ -207,7 +207,7 @@ class Supervisor:
         self.told.stop(asked, why)
 
 
-def ending_of(spec: Work, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
+def ending_of(spec: Finite, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
     """What a child's exit means. `code` is Popen's: negative for a signal.
 
     `asked`: what it was asked to end for. `stage`: its training's last word; it may have come to its end all the same.
