@@ -22,14 +22,16 @@ from typing import TypeVar
 from launchers import facts, job_facts, plan
 from launchers.array_task import NAME as SWEEP
 from launchers.ended_runs import EndedRuns
+from launchers.evaluation import adoption
 from launchers.job_array import array_of
 from launchers.job_facts import ref_of
 from launchers.launch import launch, new_id, read_job, write_job
+from launchers.planning.facts import Plan
 from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_from
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.spec import ServeSpec, Spec, SpecError, TrainSpec, load
-from registry import accounting, clock, deployments, keys, own_steps, runs
+from registry import accounting, clock, deployments, keys, own_steps, promotions, runs
 from registry.db import Database, RegistryError
 from registry.demand import DemandReader
 from registry.deployments import Deployment, DeploymentState, ReplicaState
@@ -65,6 +67,8 @@ class Controller:
         self._unrecorded: dict[str, str] = {}  # runs that were submitted again by hand, by id: the job's id
         self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
         self.cluster: str | None = None  # the scheduler's, once it was heard of: nobody who asks us waits for that
+        self.plans: dict[str, Plan] = {}  # the last one of each deployment, by its name
+        self.planned_at: str | None = None  # when these were made
         self.scheduler_error: str | None = None  # why the last question to the scheduler went unanswered
 
     async def write(self, function: Callable[..., T], *args: object) -> T:
@@ -108,6 +112,7 @@ class Controller:
         except SchedulerError as e:
             self.scheduler_error = str(e)
             log.warning("the scheduler gave no answer, so nothing changes: %s", e)
+        await self.write(promotions.advance, self.db)
         for action in await self.write(self._plan):
             await self._act(action)
         self._turns += 1
@@ -172,6 +177,7 @@ class Controller:
                 folder=str(folder.root),
                 created_at=spec.created_at,
             )
+        adoption.take_up(self.db, spec, owner)
         self._specs[spec.id] = spec
         if not accounting.of_subject(self.db, spec.id):
             self._jobless.setdefault(spec.id, time.monotonic())

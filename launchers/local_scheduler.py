@@ -11,7 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,7 +49,8 @@ class LocalScheduler:
         self._spool = spool.absolute()
 
     def submit(self, request: JobRequest) -> JobRef:
-        return self._ref(submit.submit_locally(request, self._spool))
+        """It starts at once: what it comes after, it has to wait for itself."""
+        return self._ref(submit.submit_locally(replace(request, after=()), self._spool))
 
     def submit_again(self, request: JobRequest, script: Path) -> JobRef:
         return self.submit(request)
