@@ -29,6 +29,7 @@ from benchmarks.figures import show
 
 LONG_S = DRAIN_S + SHUTDOWN_S + 25.0  # of a stream that no drain waits for
 SECOND_S = 1.0
+KILLED_S = 2.0  # until all clients of a killed gateway have noticed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,9 @@ def cleared(on: Platform, part: Part) -> str:
 
 
 def excused(seen: Seen, faults: Sequence[Fault]) -> bool:
-    """Whether it is a killed gateway's doing: the connection was cut or refused then. Nobody else can retry."""
+    """Whether it is a killed gateway's doing: the connection was cut at that moment. Nobody else can retry."""
     killed = [f for f in faults if "gateway" in f.what]
-    return bool(seen.text) and any(
-        seen.began - 0.5 <= f.began + (f.settled_s or 0) and f.began <= seen.ended + 0.5 for f in killed
-    )
+    return seen.saw is Saw.CUT and any(f.began <= seen.ended <= f.began + KILLED_S for f in killed)
 
 
 def shown(part: Part) -> bool:

@@ -24,7 +24,7 @@ class Saw(enum.StrEnum):
     """How a request ended for its client."""
 
     WHOLE = "whole"
-    REFUSED = "refused"  # another status than 200, or no connection
+    REFUSED = "refused"  # another status than 200
     CUT = "cut"  # an error, or the end of the connection, before the end of the answer
     WRONG = "wrong"  # a token missing, doubled, or of another request
     WAITED = "waited"  # longer than anything may take
@@ -76,21 +76,17 @@ class Clients:
         headers = {"Authorization": f"Bearer {self._key}"}
         timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
         try:
-            async with (
-                aiohttp.ClientSession(self._url, timeout=timeout, headers=headers) as session,
-                session.post("/v1/chat/completions", json=body) as response,
-            ):
-                if response.status == 200:
-                    seen.saw, seen.text = await _streamed(response, seen)
-                else:
-                    seen.saw, seen.text = Saw.REFUSED, f"{response.status}: {(await response.text())[:300]}"
+            async with aiohttp.ClientSession(self._url, timeout=timeout, headers=headers) as session:
+                while not seen.ended:
+                    try:
+                        async with session.post("/v1/chat/completions", json=body) as response:
+                            await _answered(response, seen)
+                    except aiohttp.ClientConnectorError:  # nobody was asked yet: no gateway is up
+                        await asyncio.sleep(0.1)
         except TimeoutError:
-            seen.saw = Saw.WAITED
-        except aiohttp.ClientConnectorError as e:
-            seen.saw, seen.text = Saw.REFUSED, str(e)
+            seen.saw, seen.ended = Saw.WAITED, time.time()
         except (aiohttp.ClientError, ConnectionError) as e:
-            seen.text = f"{type(e).__name__}: {e}"
-        seen.ended = time.time()
+            seen.text, seen.ended = f"{type(e).__name__}: {e}", time.time()
         return seen
 
     async def _one_by_one(self, client: int) -> None:
@@ -104,6 +100,14 @@ class Clients:
             self.seen.append(seen)
             if seen.saw is Saw.REFUSED:
                 await asyncio.sleep(0.2)
+
+
+async def _answered(response: aiohttp.ClientResponse, seen: Seen) -> None:
+    if response.status == 200:
+        seen.saw, seen.text = await _streamed(response, seen)
+    else:
+        seen.saw, seen.text = Saw.REFUSED, f"{response.status}: {(await response.text())[:300]}"
+    seen.ended = time.time()
 
 
 async def _streamed(response: aiohttp.ClientResponse, seen: Seen) -> tuple[Saw, str]:
