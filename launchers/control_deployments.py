@@ -68,7 +68,7 @@ async def explain_deployment(request: web.Request) -> web.Response:
     controller = reading(request, "deployment")
     described = await _looked_at(controller, request.match_info["name"])
     deployment: Deployment = described["deployment"]
-    plan = controller.plans.get(deployment.name)
+    plan = controller.plans.latest.get(deployment.name)
     if plan is not None:
         why, coming = list(plan.why), [{"at": _moment(at), "words": words} for at, words in plan.next]
     elif deployment.state.ended:
@@ -79,7 +79,7 @@ async def explain_deployment(request: web.Request) -> web.Response:
     told = {
         "why": why,
         "next": coming,
-        "planned_at": controller.planned_at,
+        "planned_at": controller.plans.made_at,
         "scheduler": {"cluster": controller.cluster, "error": controller.scheduler_error},
     }
     return answer(described | told)
