@@ -117,6 +117,11 @@ class RunFolder:
         return self.root / "evaluation.json"
 
     @property
+    def load(self) -> Path:
+        """What a replica has to do now, in one JSON object of numbers, replaced every few seconds."""
+        return self.root / "load.json"
+
+    @property
     def secret(self) -> Path:
         """0600: the replica's own API key."""
         return self.root / "replica-key"
