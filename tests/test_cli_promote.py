@@ -77,7 +77,7 @@ def test_a_promotion_in_the_list_names_both_ends() -> None:
 )
 def test_a_mistake_ends_the_command_with_what_is_wrong(tmp_path: Path, words: tuple[str, ...], why: str) -> None:
     site = [w for s in (f"state_dir={tmp_path}", f"shared_dir={tmp_path}") for w in ("--set", s)]
-    done = CliRunner(env={"HEADGATE_CREDENTIALS": str(tmp_path / "none"), "HOME": str(tmp_path)}).invoke(
+    done = CliRunner(env={"HEADGATE_URL": None, "HEADGATE_KEY": None, "XDG_CONFIG_HOME": str(tmp_path)}).invoke(
         main, [*site, "promote", *words]
     )
     assert done.exit_code != 0
