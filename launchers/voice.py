@@ -5,7 +5,6 @@ What could not be written is kept, with the time at which it was said, and writt
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -53,8 +52,13 @@ class Voice:
 
     def _write(self) -> None:
         self._tried_at = self._clock()
-        with contextlib.suppress(OSError):
+        try:
             while self._waiting:
                 at_ns, kind, facts = self._waiting[0]
                 announce_later(self._directory, at_ns, kind, facts)
                 self._waiting.popleft()
+        except FileNotFoundError:
+            if self._directory.parent.exists():
+                self._waiting.clear()  # the run folder was emptied: nobody is left to be told
+        except OSError:
+            pass
