@@ -570,3 +570,12 @@ def test_without_words_the_actions_are_the_same() -> None:
     quick = plan(situation, KNOWN, words=False)
     assert quick.actions == plan(situation, KNOWN).actions != ()
     assert quick.why == quick.next == ()
+
+
+def test_a_job_that_may_run_in_several_partitions_is_stopped_by_maintenance_of_all_their_nodes_only() -> None:
+    wanted = deployment("starting", rules={"partition": "a,b"})
+    nodes = {"a": frozenset({"n1"}), "b": frozenset({"n2"})}
+    for reserved, limit in ((ALL, 7140), (frozenset({"n1"}), None)):
+        cluster = replace(maintained(7200, reserved), partition_nodes=nodes)
+        found = plan(Situation(wanted=wanted, timings=Timings(0.0, 60.0), now=NOW), cluster).actions
+        assert [a.time_limit_s for a in found if isinstance(a, StartReplica)] == [limit]
