@@ -525,7 +525,6 @@ async def test_it_is_explained_as_it_was_last_planned(api: Api) -> None:
         {"at": "2026-01-02T14:05:00.000000Z", "words": "r-2 starts"},
         {"at": None, "words": "its revision proves itself"},
     ]
-    del api.controller.plans.latest["chat"]
     deployments.set_state(api.db, "chat", DeploymentState.FAILED, "out of memory")
     assert (await api.get("deployments/chat/explain"))["why"] == ["chat has failed: out of memory"]
 
