@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from platform_fixtures import ROOT
-from specs import serve
+from specs import folder_of, serve
 from waiting import wait_for
 
 from launchers import announce
 from launchers.announce import Announcement
+from launchers.launch import freeze, request_for
 from launchers.local_scheduler import LocalScheduler
 from launchers.resources import engine_environment
 from launchers.run_folder import RunFolder
@@ -61,8 +62,11 @@ def launched(
     scheduler: LocalScheduler | SlurmScheduler, runs: Path, *specs: ServeSpec
 ) -> Iterator[tuple[Replica, ...]]:
     """Several specs share a job. It is over when this is."""
-    made: Any = scheduler
-    replicas = tuple(Replica(one.folder, scheduler, one.job) for one in pack.launch(specs, runs, made))
+    folders = [folder_of(spec, runs) for spec in specs]
+    for folder in folders:
+        freeze(folder.code)
+    job = scheduler.submit(pack.request(request_for(specs[0], folders[0]), folders))
+    replicas = tuple(Replica(folder, scheduler, job) for folder in folders)
     try:
         yield replicas
     finally:
