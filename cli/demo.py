@@ -26,6 +26,7 @@ from cli.progress import Display, display
 from cli.render import render
 from cli.report import fetch
 from cli.services import start_services, stop_local_jobs, stop_services, url
+from cli.settling import wait_settled, waiting_for
 from cli.train import publish_spec, submit, train_spec
 from launchers import spec as specs
 from launchers.launch import Launched, read_job
@@ -204,10 +205,11 @@ class Demo:
                     break
                 stop_deployment(self.site, NAME)
         else:
-            serve.create(self.site, f"{NAME}@latest")
+            # By its version: one that followed the alias would roll the next one out beside it, and take its time.
+            serve.apply(self.control, serve.spec_of({"name": NAME, "model": f"{NAME}@{wanted['version']}"}))
         self.started.deployment = NAME
         began = time.monotonic()
-        described = serve.wait_ready(self.site, NAME, lambda d: self.display.update(serve.waiting_for(d)))
+        described = wait_settled(self.control, NAME, None, lambda d: self.display.update(waiting_for(d)))
         replica = next(r["replica"] for r in described["replicas"] if r["replica"]["state"] == "ready")
         self.ours.add(replica["id"])
         took = time.monotonic() - began
@@ -304,7 +306,7 @@ def stop_deployment(site: Site, name: str) -> None:
     """Stop it and wait until its jobs are gone from the scheduler and in the books."""
     control = Control(site.control_socket)
     described = control.post("/v1/deployments/{}/stop", name)
-    deadline = time.monotonic() + site.replicas.shutdown_timeout_s + 60
+    deadline = time.monotonic() + site.replicas.drain_timeout_s + site.replicas.shutdown_timeout_s + 60
     while time.monotonic() < deadline:
         jobs = [j for r in described["replicas"] for j in r["jobs"]]
         if described["deployment"]["state"] in ("stopped", "failed") and all(j["settled"] for j in jobs):

@@ -1,4 +1,7 @@
-"""`headgate diff RUN RUN`: what was asked differently, and which code. Reads run folders; needs no control plane."""
+"""`headgate diff RUN RUN`: what was asked differently, and which code. Reads run folders; needs no control plane.
+
+`headgate diff -f FILE` is another question, which the control plane answers: what `headgate apply` would change.
+"""
 
 from __future__ import annotations
 
@@ -54,31 +57,58 @@ class File:
 
 
 @click.command()
-@click.argument("old", metavar="RUN")
-@click.argument("new", metavar="RUN")
+@click.argument("runs", nargs=-1, metavar="[RUN RUN]")
+@click.option(
+    "-f", "--file", "path", type=click.Path(path_type=Path), help="What `headgate apply` of this file would change."
+)
 @click.option("--stat", is_flag=True, help="Of changed files only how many lines were added and removed.")
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
-def diff(context: Context, /, old: str, new: str, stat: bool, as_json: bool) -> None:
-    """How a run differs from another: recipe, resources, environment, frozen code.
+def diff(context: Context, /, runs: tuple[str, ...], path: Path | None, stat: bool, as_json: bool) -> None:
+    """How a run differs from another: recipe, resources, environment, frozen code. Or deployments from a FILE.
 
     The exit status is diff(1)'s: 0 when nothing differs, 1 when something does, 2 for trouble.
     """
-    site = context.site()
+    if len(runs) != (0 if path else 2):
+        raise click.UsageError("two runs are compared (RUN RUN), or the deployments with a file (-f FILE)")
     try:
-        a, b = run_folder(site, old), run_folder(site, new)
-        changed = settings(_spec(a), _spec(b))
-        files = list(code(a, b))
+        differs = (
+            of_deployments(context, path, as_json) if path else of_runs(context, *runs, stat=stat, as_json=as_json)
+        )
     except click.ClickException as e:
         raise Trouble(e.message) from e
     except (OSError, SpecError) as e:
         raise Trouble(str(e)) from e
+    raise SystemExit(1 if differs else 0)
+
+
+def of_runs(context: Context, old: str, new: str, *, stat: bool, as_json: bool) -> bool:
+    """Print what differs, and whether anything does. Raises ClickException, OSError, SpecError."""
+    site = context.site()
+    a, b = run_folder(site, old), run_folder(site, new)
+    changed = settings(_spec(a), _spec(b))
+    files = list(code(a, b))
     if as_json:
         facts = [{"path": f.path, "added": f.added, "removed": f.removed} for f in files]
         click.echo(json.dumps({"settings": [dataclasses.asdict(s) for s in changed], "files": facts}, indent=2))
     elif changed or files:
         click.echo(printable(render(a.id, b.id, changed, files, stat)))
-    raise SystemExit(1 if changed or files else 0)
+    return bool(changed or files)
+
+
+def of_deployments(context: Context, path: Path, as_json: bool) -> bool:
+    """The same of the deployments and a file of them. Raises ClickException."""
+    from cli import apply
+    from cli.client import Control
+
+    found = apply.differences(Control(context.site().control_socket), path)
+    differ = [(spec, said) for spec, said in found if said["done"] != "unchanged"]
+    if as_json:
+        told = [{"name": spec.name, "done": said["done"], "changes": said["changes"]} for spec, said in differ]
+        click.echo(json.dumps(told, indent=2))
+    elif differ:
+        click.echo(apply.render(path, differ))
+    return bool(differ)
 
 
 def settings(old: dict[str, Any], new: dict[str, Any]) -> list[Setting]:

@@ -9,6 +9,7 @@ import click
 
 from cli.client import Control, Unreachable
 from cli.context import Context
+from cli.deployments import live, ready_of_wanted
 from cli.runs import first_line
 from cli.services import gateway_answers, url
 from cli.table import ago, json_option, show, table
@@ -39,7 +40,7 @@ def status(context: Context, /, as_json: bool) -> None:
         if runs:
             click.echo("\n" + table([_run(r) for r in runs[-10:]], ("run", "kind", "state", "age", "cause")))
         if deployments:
-            columns = ("deployment", "state", "model", "replica", "replica_state", "endpoint", "job", "cause")
+            columns = ("deployment", "state", "model", "ready", "replica", "replica_state", "endpoint", "job", "cause")
             click.echo("\n" + table([row for d in deployments for row in _deployment(d)], columns))
     if not (said and gateway_up):
         raise SystemExit(1)
@@ -65,10 +66,11 @@ def _deployment(d: dict[str, Any]) -> list[dict[str, Any]]:
         "deployment": whole["name"],
         "state": whole["state"],
         "model": f"{whole['model']}@{whole['version']}",
+        "ready": ready_of_wanted(d),
         "cause": first_line(whole["cause"]),
     }
     rows = []
-    for r in d["replicas"]:
+    for r in live(d) or d["replicas"][-1:]:
         replica, jobs = r["replica"], r["jobs"]
         job = jobs[-1] if jobs else None
         rows.append(

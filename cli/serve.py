@@ -1,37 +1,86 @@
-"""`headgate serve` and `headgate stop`."""
+"""`headgate serve`: one deployment, asked for in options."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.client import Control
 from cli.context import Context
-from cli.logs import newest_log
+from cli.moments import Duration
 from cli.resources import WithSbatchOptions, asked, resource_options
-from launchers.run_folder import RunFolder
-from registry.site import Site
+from cli.settling import Changes, wait_settled
+
+if TYPE_CHECKING:
+    from launchers.deployment_spec import DeploymentSpec
+
+# As launchers.deployment_spec has them, whose import --help need not wait for; a test holds them equal.
+ROUTING = ("least-work", "least-outstanding", "round-robin")
+RUNNERS = ("generate", "embed", "score")
+
+
+class Adapter(click.ParamType[tuple[str, str]]):
+    """NAME=DIRECTORY."""
+
+    name = "adapter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        adapter, equals, directory = str(value).partition("=")
+        if not (adapter and equals and directory):
+            self.fail(f"{value!r} is not NAME=DIRECTORY", param, ctx)
+        return adapter, str(Path(directory).expanduser().absolute())
+
+
+class Words(click.ParamType[tuple[str, ...]]):
+    """Several words in one, quoted as in a shell."""
+
+    name = "words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        try:
+            return tuple(shlex.split(str(value)))
+        except ValueError as e:
+            self.fail(f"{value!r} cannot be split into words: {e}", param, ctx)
 
 
 @click.command(cls=WithSbatchOptions)
 @click.argument("model")
 @click.option("--name", help="What clients call it; default: the model's name.")
 @click.option(
-    "--replicas", type=click.IntRange(0), default=1, show_default=True, help="0: one, and only while it is called."
+    "--min", "least", type=click.IntRange(0), help="Replicas at least; 0: none while nobody calls.  [default: 1]"
 )
-@click.option("--engine-arg", "engine_args", multiple=True, help="One more argument for the engine; repeatable.")
+@click.option("--max", "most", type=click.IntRange(1), help="Replicas at most.  [default: --min, or 1]")
+@click.option("--replicas", type=click.IntRange(0), help="Short for --min N --max N.")
 @click.option(
-    "--routing",
-    # registry.deployments.ROUTING, whose import takes a tenth of a second; a test holds them equal
-    type=click.Choice(["least-work", "least-outstanding", "round-robin"]),
-    help="How the gateway chooses a replica.  [default: least-work]",
+    "--target-tokens",
+    type=click.IntRange(1),
+    help="Queued and running tokens that one replica is to have: more start another, up to --max.",
 )
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Until a replica has generated a token.")
+@click.option("--idle", type=Duration(), help="Without a call, until one with --min 0 sleeps: 15m.")
+@click.option("--engine-args", type=Words(), default="", metavar="'WORD ...'", help="Arguments for the engine.")
+@click.option("--engine-arg", "engine_words", multiple=True, metavar="WORD", help="One more of them; repeatable.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=Adapter(),
+    metavar="NAME=DIRECTORY",
+    help="A LoRA adapter, which clients call by NAME; repeatable.",
+)
+@click.option("--runner", type=click.Choice(RUNNERS), default="generate", show_default=True, help="What it is for.")
+@click.option("--routing", type=click.Choice(ROUTING), help="How a replica is chosen.  [default: least-work]")
+@click.option("--pack", type=click.IntRange(1), default=1, show_default=True, help="Replicas that share one job.")
+@click.option("--stage", is_flag=True, help="Copy the weights to the node's own disk first.")
+@click.option("--overflow-qos", metavar="QOS", help="Of replicas above --min, which may be preempted.")
+@click.option("--overflow-partition", metavar="PARTITION", help="Where those run.")
+@click.option(
+    "--canary", type=click.IntRange(1, 99), metavar="PERCENT", help="Of the calls, for a new revision on trial."
+)
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Until it serves what was asked for.")
 @resource_options
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
@@ -40,92 +89,106 @@ def serve(
     /,
     model: str,
     name: str | None,
-    replicas: int,
+    least: int | None,
+    most: int | None,
+    replicas: int | None,
     engine_args: tuple[str, ...],
-    routing: str | None,
+    engine_words: tuple[str, ...],
+    overflow_qos: str | None,
+    overflow_partition: str | None,
+    adapters: tuple[tuple[str, str], ...],
+    idle: int | None,
     wait: bool,
     as_json: bool,
+    target_tokens: int | None,
+    runner: str,
+    routing: str | None,
+    pack: int,
+    stage: bool,
+    canary: int | None,
     **options: Any,
 ) -> None:
-    """Deploy MODEL: NAME, NAME@ALIAS, NAME@VERSION, or a model directory with --name."""
-    site = context.site()
-    if "/" in model:
-        model = str(Path(model).absolute())
-    made = create(site, model, name, replicas, asked(options), list(engine_args), routing)
+    """Deploy MODEL: NAME, NAME@VERSION, NAME@ALIAS (whose moves it follows), RUN[/ITERATION], or a model directory.
+
+    A deployment of that name is changed to what is asked for, without a gap: new replicas prove themselves before
+    they take the place of the old ones. No job's time limit ends it, but `headgate delete`.
+
+    sbatch's options say what each replica's job asks for; with --time-min beside -t Slurm may give it less time where
+    that starts it sooner.
+    """
+    if replicas is not None and (least, most) != (None, None):
+        raise click.UsageError("--replicas is short for --min and --max: say it, or them")
+    if len(dict(adapters)) < len(adapters):
+        raise click.UsageError("--adapter names an adapter twice")
+    least = replicas if least is None else least
+    other = {"qos": overflow_qos, "partition": overflow_partition}
+    overflow = {key: value for key, value in other.items() if value is not None}
+    wanted = {
+        "name": name or default_name(model),
+        "model": reference(model),
+        "min": 1 if least is None else least,
+        "max": most if replicas is None else max(replicas, 1),
+        "resources": asked(options),
+        "overflow": overflow or None,
+        "engine_args": [*engine_args, *engine_words],
+        "adapters": dict(adapters),
+        "idle_timeout_s": idle,
+        "target_tokens": target_tokens,
+        "runner": runner,
+        "routing": routing,
+        "pack": pack,
+        "stage": stage,
+        "canary": canary,
+    }
+    control = Control(context.site().control_socket)
+    made = apply(control, spec_of(wanted))
     deployment = made["deployment"]["name"]
+    if made["done"] != "created":
+        click.echo(f"deployment {deployment}: {changes_in_words(made['changes'])}", err=True)
     if wait:
-        made = wait_ready(site, deployment, Changes())
+        made = wait_settled(control, deployment, made["deployment"]["revision"], Changes())
     if as_json:
         click.echo(json.dumps(made, indent=2))
     else:
         click.echo(f"deployment {deployment} is {made['deployment']['state']}")
 
 
-class Changes:
-    """Says on stderr what a deployment waits for, each time that changes."""
-
-    def __init__(self) -> None:
-        self.said = ""
-
-    def __call__(self, described: dict[str, Any]) -> None:
-        waits = waiting_for(described)
-        if waits != self.said:
-            self.said = waits
-            click.echo(waits, err=True)
+def reference(model: str) -> str:
+    """The model as the control API takes it: a directory by its absolute path, the rest as it was typed."""
+    if model.startswith(("/", ".", "~")) or Path(model, "config.json").is_file():
+        return str(Path(model).expanduser().absolute())
+    return model
 
 
-def waiting_for(described: dict[str, Any]) -> str:
-    """Each replica's state and, while its job is in the queue, the scheduler's reason."""
-    parts = []
-    for r in described["replicas"]:
-        job = r["jobs"][-1] if r["jobs"] else None
-        reason = f" ({job['reason']})" if job and job["state"] == "PENDING" and job["reason"] else ""
-        parts.append(f"{r['replica']['id']} {r['replica']['state']}{reason}")
-    return f"waiting for a generated token: {', '.join(parts) or 'no replica yet'}"
+def default_name(model: str) -> str:
+    """The model's own. Raises click.UsageError for what has none."""
+    if "/" in model or model.startswith((".", "~")):
+        raise click.UsageError(f"{model} is no model's name: say under which one clients are to call it (--name)")
+    return model.partition("@")[0]
 
 
-def create(
-    site: Site,
-    model: str,
-    name: str | None = None,
-    replicas: int = 1,
-    resources: dict[str, Any] | None = None,
-    engine_args: list[str] | None = None,
-    routing: str | None = None,
-) -> dict[str, Any]:
-    made: dict[str, Any] = Control(site.control_socket).post(
-        "/v1/deployments",
-        model=model,
-        name=name,
-        replicas=replicas,
-        resources=resources,
-        engine_args=engine_args,
-        routing=routing,
-    )
-    return made
+def spec_of(wanted: dict[str, Any]) -> DeploymentSpec:
+    """What is wrong in it ends the command."""
+    from launchers.deployment_spec import from_document
+
+    try:
+        return from_document(wanted)
+    except ValueError as e:
+        raise click.ClickException(str(e)) from e
 
 
-def wait_ready(site: Site, name: str, progress: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
-    """Wait until the deployment is ready. One that fails ends the command with its cause and its last lines."""
-    control = Control(site.control_socket)
-    while True:
-        described: dict[str, Any] = control.get("/v1/deployments/{}", name)
-        state, cause = described["deployment"]["state"], described["deployment"]["cause"]
-        if state in ("ready", "asleep"):
-            return described
-        if state in ("failed", "stopped", "stopping"):
-            words = last_lines(described)
-            raise click.ClickException(f"deployment {name} {state}: {cause or 'no cause was given'}{words}")
-        progress(described)
-        time.sleep(0.5)
+def apply(control: Control, spec: DeploymentSpec, dry_run: bool = False) -> dict[str, Any]:
+    """Have a deployment as this says; what changed, and the deployment."""
+    from launchers.deployment_spec import to_document
+
+    said: dict[str, Any] = control.post("/v1/deployments/{}/apply", spec.name, spec=to_document(spec), dry_run=dry_run)
+    return said
 
 
-def last_lines(described: dict[str, Any]) -> str:
-    """What the last replica's engine printed last."""
-    from launchers.supervisor import tail
+def changes_in_words(changes: list[dict[str, Any]]) -> str:
+    """Each field with what it was and what it is: `min: 1 -> 2, model: llama@3 -> llama@4`."""
+    return ", ".join(f"{c['field']}: {value(c['from'])} -> {value(c['to'])}" for c in changes) or "nothing changes"
 
-    if not described["replicas"]:
-        return ""
-    log = newest_log(RunFolder(Path(described["replicas"][-1]["replica"]["folder"])))
-    text = tail(log) if log else ""
-    return f"\nits last lines ({log}):\n{text}" if text else ""
+
+def value(of: Any) -> str:
+    return "-" if of is None else of if isinstance(of, str) else json.dumps(of)

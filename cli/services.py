@@ -232,7 +232,7 @@ def wind_down_deployments(site: Site) -> list[str]:
         return []
     for name in live:
         control.post("/v1/deployments/{}/stop", name)
-    deadline = time.monotonic() + STOP_S + site.replicas.shutdown_timeout_s
+    deadline = time.monotonic() + STOP_S + site.replicas.drain_timeout_s + site.replicas.shutdown_timeout_s
     while not all(_ended(d) and _jobs_ended(d) for d in control.get("/v1/deployments")):
         if time.monotonic() > deadline:
             raise click.ClickException("the deployments did not stop; `headgate status` shows them")

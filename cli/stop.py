@@ -12,6 +12,7 @@ from cli.client import Control
 from cli.context import Context
 from cli.folders import RUNS, find_folder, is_ours, kind_of, run_folder
 from cli.jobs import newest_job, scheduler_answers
+from cli.settling import wait_stopped
 from launchers.run_folder import RunFolder
 from launchers.schedulers import scheduler_for
 from registry.site import Site
@@ -37,8 +38,7 @@ def stop(context: Context, /, name: str, now: bool, wait: bool) -> None:
     goes_on = run is not None and runs_on(site, run)
     if state not in (None, "stopped", "failed"):
         control.post("/v1/deployments/{}/stop", name)
-        while wait and (state := deployment_state(control, name)) == "stopping":
-            time.sleep(0.3)
+        state = wait_stopped(control, name) if wait else "stopping"
         click.echo(f"deployment {name}: {state}")
         if run is not None and goes_on:
             click.echo(f"run {run.id} of the same name goes on; `headgate stop {run.id}` stops it")

@@ -61,7 +61,6 @@ class _Table(Wishes):
 
     def spec(self, name: str, base: Path | None) -> DeploymentSpec:
         wishes = {f.name: getattr(self, f.name) for f in dataclasses.fields(Wishes)}
-        resources = self.resources.asked()
         model = self.model
         if model.startswith((".", "~")):
             model = os.path.abspath((base or Path()) / Path(model).expanduser())
@@ -69,8 +68,8 @@ class _Table(Wishes):
             DeploymentSpec(
                 name=name,
                 model=model,
-                resources=resources,
-                overflow=None if self.overflow is None else {**resources, **self.overflow.asked()},
+                resources=self.resources.asked(),
+                overflow=None if self.overflow is None else self.overflow.asked(),
                 adapters={adapter: str(directory) for adapter, directory in self.adapters.items()},
                 **wishes,
             )

@@ -67,7 +67,9 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentSpec(Wishes):
-    """`resources` and `overflow` are what launchers.resources.resources_from takes, over the site's defaults.serve."""
+    """`resources` is what launchers.resources.resources_from takes, over the site's defaults.serve; `overflow` the
+    same, over `resources`.
+    """
 
     name: str
     model: str  # NAME, NAME@VERSION, NAME@ALIAS (whose moves it follows), RUN/ITERATION or an absolute directory

@@ -25,11 +25,12 @@ from launchers import task as tasks
 from launchers.announce import names
 from launchers.child import Ending, last_words
 from launchers.child import tail as tail
+from launchers.evaluation import step
 from launchers.megatron import command as megatron
 from launchers.megatron.recipe import Restart
 from launchers.restart import Cause
 from launchers.run_folder import RunFolder
-from launchers.spec import ConvertSpec, ScriptSpec, ServeSpec, SupervisedSpec, TrainSpec, load
+from launchers.spec import ConvertSpec, EvaluateSpec, ScriptSpec, ServeSpec, SmokeSpec, SupervisedSpec, TrainSpec, load
 from launchers.task import Task
 from launchers.told import Told
 from launchers.vllm.life import Life
@@ -42,6 +43,13 @@ KILL_AFTER_S = 60.0  # what a training child gets to save after SIGTERM, before 
 HEAR_S = 5.0  # from the first to the last of a job's nodes that hears a signal
 STACKS_S = 3.0  # for a child that hangs to print where
 REFUSED = 78  # the exit code (EX_CONFIG) of a program whose input a person must change
+Finite = TrainSpec | ConvertSpec | SmokeSpec | EvaluateSpec  # what comes to an end of its own
+WORK = {
+    TrainSpec: "training",
+    ConvertSpec: "the conversion",
+    SmokeSpec: "the smoke test",
+    EvaluateSpec: "the evaluation",
+}
 ENDED_AS_ASKED = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGUSR2)  # a child that does not listen yet dies of it
 
 
@@ -123,15 +131,17 @@ class Supervisor:
         except OSError:
             return mine  # the shared file system takes nothing now
 
-    def _start(self, spec: TrainSpec | ConvertSpec) -> subprocess.Popen[bytes]:
+    def _start(self, spec: Finite) -> subprocess.Popen[bytes]:
         task = self.task
+        if isinstance(spec, SmokeSpec | EvaluateSpec):
+            return child.start(step.child_argv(spec, self.folder), os.environ, self.log)
         address, port = tasks.meet(self.folder.rendezvous, task)
         attempt = sum(name.endswith("-attempt-started.json") for name in names(self.folder.announcements))
         rank = megatron.Rank(task.rank, task.tasks, task.local_rank, address, port, attempt, task.attempt)
         env = megatron.child_env(spec, self.folder.root, rank, os.environ)
         return child.start(megatron.child_argv(spec, self.folder.root, task.node), env, self.log)
 
-    def _watch(self, process: subprocess.Popen[bytes], spec: TrainSpec | ConvertSpec) -> Ending:
+    def _watch(self, process: subprocess.Popen[bytes], spec: Finite) -> Ending:
         beat = looked = -math.inf
         while True:
             self.voice.retry()
@@ -197,7 +207,7 @@ class Supervisor:
         self.told.stop(asked, why)
 
 
-def ending_of(spec: TrainSpec | ConvertSpec, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
+def ending_of(spec: Finite, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
     """What a child's exit means. `code` is Popen's: negative for a signal.
 
     `asked`: what it was asked to end for. `stage`: its training's last word; it may have come to its end all the same.
@@ -208,10 +218,9 @@ def ending_of(spec: TrainSpec | ConvertSpec, code: int, *, asked: str | None, st
         return Ending(0, "cancelled", Cause.CANCELLED)  # somebody made the run's switch `stop` or `kill`
     if code == 0:
         return Ending(0, "completed", Cause.COMPLETED)
-    what = "training" if isinstance(spec, TrainSpec) else "the conversion"
     last = last_words(log)
     kind = Cause.REFUSED if code == REFUSED else Cause.CRASHED
-    words = f"{what} {child.how_it_ended(code)}" + (f": {last}" if last else "")
+    words = f"{WORK[type(spec)]} {child.how_it_ended(code)}" + (f": {last}" if last else "")
     return Ending(child.exit_code(code), words, kind)
 
 

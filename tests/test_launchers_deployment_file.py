@@ -28,7 +28,7 @@ def test_the_example_says_what_its_comments_say() -> None:
         "time_limit_s": 8 * 3600,
         "options": ["--time-min=2:00:00"],
     }
-    assert chat.overflow == {**chat.resources, "qos": "preemptible"}
+    assert chat.overflow == {"qos": "preemptible"}
     assert chat.adapters == {"support": str(EXAMPLE.parent / "adapters/support")}
     assert (embeddings.runner, embeddings.min, embeddings.idle_timeout_s, embeddings.pack) == ("embed", 0, 900, 4)
 

@@ -20,7 +20,7 @@ FULL = DeploymentSpec(
     routing="round-robin",
     runner="embed",
     resources={"partition": "gpu", "time_limit_s": 3600, "options": ["--time-min=30"]},
-    overflow={"partition": "gpu", "time_limit_s": 3600, "options": ["--nice"], "qos": "preemptible"},
+    overflow={"qos": "preemptible"},
     engine_args=("--max-model-len=8192",),
     adapters={"support": "/adapters/support"},
     stage=True,

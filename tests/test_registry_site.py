@@ -109,6 +109,12 @@ def test_the_example_prices_models_and_names_others_without_their_keys():
     assert site.replicas.listen == "0.0.0.0" and site.replicas.start_timeout_s == 1800
 
 
+def test_the_example_shows_every_setting_of_replicas_and_deployments():
+    site = load_site(SITE_CONFIGS / "slurm-example.toml", {})
+    silent = [key for key, _, origin in show(site) if origin == "default"]
+    assert [key for key in silent if key.startswith(("replicas.", "deployments."))] == []
+
+
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 

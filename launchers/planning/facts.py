@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from registry.deployments import DeploymentState, ReplicaState
+from registry.deployments import DeploymentState
+from registry.replicas import ReplicaState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

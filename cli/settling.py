@@ -1,0 +1,98 @@
+"""Waiting for what was asked of a deployment, and saying meanwhile what it waits for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.client import Control
+from cli.logs import newest_log
+from launchers.run_folder import RunFolder
+
+LIVE = ("pending", "starting", "ready", "draining")
+
+
+class Changes:
+    """Says on stderr what a deployment waits for, each time that changes."""
+
+    def __init__(self) -> None:
+        self.said = ""
+
+    def __call__(self, described: dict[str, Any]) -> None:
+        waits = waiting_for(described)
+        if waits != self.said:
+            self.said = waits
+            click.echo(waits, err=True)
+
+
+def waiting_for(described: dict[str, Any]) -> str:
+    """Each live replica's state and, while its job is in the queue, the scheduler's reason."""
+    parts = []
+    for r in described["replicas"]:
+        if r["replica"]["state"] not in LIVE:
+            continue
+        job = r["jobs"][-1] if r["jobs"] else None
+        reason = f" ({job['reason']})" if job and job["state"] == "PENDING" and job["reason"] else ""
+        parts.append(f"{r['replica']['id']} {r['replica']['state']}{reason}")
+    deployment = described["deployment"]
+    what = "a generated token"
+    if deployment["stable"] is not None and deployment["stable"] != deployment["revision"]:
+        what = f"revision {deployment['revision']} to prove itself"
+    return f"waiting for {what}: {', '.join(parts) or 'no replica yet'}"
+
+
+def wait_settled(
+    control: Control,
+    name: str,
+    revision: int | None = None,
+    progress: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Wait until a revision of the deployment is what is served (None: the one that is wanted now).
+
+    The first is when a replica of it is ready, another one when it has proven itself. One that sleeps waits for a
+    call. What fails, or is given up, ends the command with its cause.
+    """
+    while True:
+        described: dict[str, Any] = control.get("/v1/deployments/{}", name)
+        deployment = described["deployment"]
+        revision = revision or deployment["revision"]
+        if deployment["state"] in ("failed", "stopped", "stopping"):
+            cause = deployment["cause"] or "no cause was given"
+            raise click.ClickException(f"deployment {name} {deployment['state']}: {cause}{last_lines(described)}")
+        if deployment["revision"] != revision:
+            raise click.ClickException(_given_up(control, name, revision, deployment["revision"]))
+        if deployment["state"] == "asleep" or (deployment["state"] == "ready" and deployment["stable"] == revision):
+            return described
+        progress(described)
+        time.sleep(0.5)
+
+
+def wait_stopped(control: Control, name: str) -> str:
+    """Wait until the deployment that was told to stop has; its state."""
+    while (state := control.get("/v1/deployments/{}", name)["deployment"]["state"]) == "stopping":
+        time.sleep(0.3)
+    return str(state)
+
+
+def last_lines(described: dict[str, Any]) -> str:
+    """What the last replica's engine printed last."""
+    from launchers.supervisor import tail
+
+    if not described["replicas"]:
+        return ""
+    log = newest_log(RunFolder(Path(described["replicas"][-1]["replica"]["folder"])))
+    text = tail(log) if log else ""
+    return f"\nits last lines ({log}):\n{text}" if text else ""
+
+
+def _given_up(control: Control, name: str, revision: int, wanted: int) -> str:
+    """Why a revision is not the wanted one any more, in words."""
+    revisions = control.get("/v1/deployments/{}/revisions", name)
+    state, cause = next(((r["state"], r["cause"]) for r in revisions if r["revision"] == revision), ("gone", None))
+    if state == "bad":
+        return f"deployment {name}: revision {revision} was given up, and {wanted} is served again: {cause}"
+    return f"deployment {name}: revision {revision} is {state}; {wanted} is the one that is wanted now"

@@ -1,0 +1,86 @@
+"""Replicas that were lost before they were of use: how long to wait for the next try, and when to give up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launchers.planning.facts import Cluster, Had, Situation
+from launchers.planning.fleet import DRAINING, READY, Fleet
+from registry.replicas import ReplicaState
+
+HOPELESS = frozenset({"bad-model", "bad-argument", "out-of-memory"})  # the same arguments fail the same way
+OF_THE_NODE = frozenset({"node", "cuda"})  # another node may do
+MAX_LOST = 3  # losses in a row for each wanted replica, of a revision that never served; of another, twice as many
+SERVED_S = 300.0  # a replica that served for less before it crashed was as good as lost
+FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0
+AVOIDED_S = 3600.0  # for how long a node is not used on which a replica failed because of the node
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Of one revision, in a row."""
+
+    count: int = 0
+    retry_at: float = 0.0  # nothing is started before
+    cause: str = ""  # of the last one
+    given_up: str | None = None  # why starting another would only burn the allocation, if it would
+    too_many: bool = False  # yet another replica serves
+
+
+NONE = Losses()
+
+
+def losses(s: Situation, fleet: Fleet, revision: int, count: int) -> Losses:
+    """`count`: the replicas that are wanted."""
+    if not fleet.ended:
+        return NONE
+    ended = [r for r in fleet.ended if r.revision == revision]
+    succeeded_at = max(
+        (at for r in (*fleet.ready, *fleet.draining, *ended) if (at := _proof(r, revision))), default=0.0
+    )
+    lost = [r for r in ended if _lost(r) and (r.ended_at or 0.0) >= succeeded_at]
+    if not lost:
+        return NONE
+    last = max(lost, key=lambda r: r.ended_at or 0.0)
+    cause = last.cause or "stopped before it was ready"
+    serves = any(r.revision == revision for r in fleet.ready)
+    proven = revision == s.wanted.stable
+    if not (
+        proven or serves or any(r.ready_at is not None for r in (*fleet.draining, *ended) if r.revision == revision)
+    ):
+        for r in lost:
+            if r.failure in HOPELESS or (r.state is ReplicaState.FAILED and r.failure is None):
+                return Losses(len(lost), 0.0, r.cause or cause, r.cause or "its replica failed before it was ready")
+    counted = sum(r.failure not in OF_THE_NODE for r in lost)
+    too_many = counted > MAX_LOST * (2 if proven else 1) * max(count, 1)
+    wait_s = LONGEST_WAIT_S if too_many else min(FIRST_WAIT_S * 2 ** min(len(lost) - 1, 10), LONGEST_WAIT_S)
+    given_up = f"{counted} replicas were lost, the last one: {cause}" if too_many and not serves else None
+    return Losses(len(lost), (last.ended_at or 0.0) + wait_s, cause, given_up, too_many)
+
+
+def avoided(s: Situation, fleet: Fleet, cluster: Cluster) -> tuple[str, ...]:
+    """Nodes on which a replica failed because of the node, lately; none when there are no others."""
+    since = s.now - AVOIDED_S
+    bad = {node for r in fleet.ended if r.failure in OF_THE_NODE and (r.ended_at or 0.0) > since for node in r.nodes}
+    nodes = cluster.partition_nodes.get(s.wanted.rules.partition)
+    return () if nodes and nodes <= bad else tuple(sorted(bad))
+
+
+def _proof(r: Had, revision: int) -> float | None:
+    """When this replica showed that the revision's replicas work, if it did."""
+    if r.revision != revision or r.ready_at is None:
+        return None
+    if r.state is READY or r.state is DRAINING:
+        return r.ready_at
+    return r.ended_at if (r.ended_at or 0.0) - r.ready_at >= SERVED_S else None
+
+
+def _lost(r: Had) -> bool:
+    """Whether it ended before it was of use, and not because we had it end. After it was ready only what its
+    supervisor blames on it counts: preemption and scancel say nothing of the next one."""
+    if r.draining_at is not None:
+        return False
+    if r.ready_at is None:
+        return True
+    crashed = r.state is not ReplicaState.STOPPED and r.failure is not None
+    return crashed and (r.ended_at or 0.0) - r.ready_at < SERVED_S

@@ -1,0 +1,62 @@
+"""Replicas that will end, and when: each gets one successor in time, and drains when that one serves."""
+
+from __future__ import annotations
+
+from launchers.planning.facts import Cluster, Had, Situation
+from launchers.planning.fleet import READY, STARTING
+
+HEARD_S = 3.0  # until every gateway has heard that a replica drains, and has said what it still has there
+SIGNAL_S = 5.0  # a job is asked to end so long before its shutdown time would be cut by its time limit
+
+
+def drain_s(s: Situation) -> float:
+    """How long a replica may drain: never a large part of a short job."""
+    return min(s.wanted.rules.drain_s, s.wanted.rules.time_limit_s / 4)
+
+
+def lead_s(s: Situation, r: Had) -> float:
+    """How long before a replica's end its successor is submitted."""
+    rules = s.wanted.rules
+    overlap = s.timings.start_s + drain_s(s) + rules.margin_s
+    # A job so short that start-up and drain fill it would otherwise have its successor run beside it all the time.
+    return s.timings.queue_s + min(overlap, (r.time_limit_s or rules.time_limit_s) / 2)
+
+
+def soon(s: Situation) -> float:
+    """No replica that ends later than this needs anything now."""
+    rules = s.wanted.rules
+    return s.now + s.timings.queue_s + s.timings.start_s + rules.drain_s + 2 * rules.margin_s + rules.shutdown_s
+
+
+def last_moment(s: Situation, r: Had) -> float | None:
+    """When it drains, whether or not another one is ready: what it has in flight must end before its job does."""
+    rules = s.wanted.rules
+    limit = r.time_limit_s or rules.time_limit_s
+    return None if r.ends_at is None else r.ends_at - rules.shutdown_s - min(rules.margin_s, limit / 8)
+
+
+def ending(s: Situation, cluster: Cluster, r: Had) -> str | None:
+    """Why a replica needs a successor now, if it does."""
+    if r.ends_at is not None:
+        # One that is not ready yet gets its successor when it will not serve any more.
+        lead = lead_s(s, r) if r.state is READY else s.wanted.rules.shutdown_s + s.wanted.rules.margin_s
+        if s.now >= r.ends_at - lead and (r.state is READY or r.state is STARTING):
+            return "its job ends"
+    if cluster.leaving and r.state is READY:
+        for node in r.nodes:
+            if node in cluster.leaving:
+                return f"node {node} is to be left: {cluster.leaving[node]}"
+    return None
+
+
+def drained(s: Situation, r: Had) -> str | None:
+    """Why a replica that drains is to be stopped now, if it is."""
+    rules = s.wanted.rules
+    since = s.now - rules.drain_s if r.draining_at is None else r.draining_at
+    if r.ends_at is not None and s.now >= r.ends_at - rules.shutdown_s - SIGNAL_S:
+        return "its job ends"
+    if r.outstanding is None:
+        return "no gateway says that it has requests there" if s.now >= since + rules.shutdown_s else None
+    if r.outstanding == 0:
+        return "nothing is outstanding" if s.now >= since + HEARD_S else None
+    return "its time to drain is over" if s.now >= since + rules.drain_s else None

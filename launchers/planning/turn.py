@@ -1,0 +1,258 @@
+"""One decision in the making: what is left of the replicas as actions are decided on, one concern after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from launchers.planning import crashes, maintenance, rollover, scale
+from launchers.planning.crashes import Losses
+from launchers.planning.explain import whole_outage
+from launchers.planning.facts import (
+    Action,
+    Cluster,
+    Drain,
+    Had,
+    Scale,
+    SetState,
+    Settle,
+    Shorten,
+    Situation,
+    StartReplica,
+    Stop,
+    Warn,
+)
+from launchers.planning.fleet import DRAINING, PENDING, READY, Fleet
+from launchers.planning.rollout import Course
+from launchers.planning.scale import Size
+from registry.deployments import DeploymentState
+
+
+class Turn:
+    """`slots` are the replicas that come or serve and are to stay, each with its successor as one."""
+
+    def __init__(
+        self, s: Situation, cluster: Cluster, fleet: Fleet, size: Size, course: Course, newest: Losses, base: Losses
+    ) -> None:
+        self.s, self.cluster, self.fleet = s, cluster, fleet
+        self.size, self.course = size, course
+        self.newest, self.base = newest, base  # losses of the revision wanted, and of the one that fills up
+        self.actions: list[Action] = []
+        self.slots = fleet.slots
+        self.ready = len(fleet.ready)
+        self.windows = maintenance.ahead(s, cluster)
+        self.ending: list[tuple[Had, str]] = []  # replicas that need a successor, and why
+        self.missing = 0  # replicas that are wanted and not started now
+        self.started = 0
+        self.stopped: set[str] = set()
+
+    @property
+    def waits(self) -> Had | None:
+        """A replica that Slurm cannot start now, and says why: it would not start another one either."""
+        return next((r for r in self.fleet.pending if r.waiting_reason and r.id not in self.stopped), None)
+
+    def note_size(self) -> None:
+        w, size = self.s.wanted, self.size
+        if size.count != (w.least if w.desired is None else w.desired):
+            self.actions.append(Scale(w.name, size.count, size.low_since, scale.words(self.s, size)))
+        elif size.low_since != w.low_since:
+            self.actions.append(Scale(w.name, size.count, size.low_since, ""))
+
+    def wind_down(self) -> None:
+        """What belongs to a former deployment, drains already, or would serve a revision that nobody wants."""
+        s, fleet = self.s, self.fleet
+        if fleet.former or fleet.draining:
+            self.actions += wind_down(s, fleet.former, "it is a former deployment's")
+            self.actions += wind_down(s, fleet.draining, "")
+        if self._outdated():
+            for r in [r for r in self._outdated() if r.state is not READY]:
+                self._take_away(r, f"revision {r.revision} is not wanted any more")
+
+    def hand_over(self) -> None:
+        """A replica whose successor serves drains; one whose job ends drains in any case while there is time."""
+        s, successors, soon = self.s, self.fleet.successors, rollover.soon(self.s)
+        if not (successors or self.cluster.leaving or any(r.ends_at and r.ends_at < soon for r in self.slots)):
+            return
+        for r in list(self.slots):
+            successor = successors.get(r.id)
+            if successor is not None and successor.state is READY:
+                self._take_away(r, f"succeeded by {successor.id}")
+                continue
+            if r.ends_at is not None and r.state is READY and s.now >= (rollover.last_moment(s, r) or 0.0):
+                self._take_away(r, "its job ends before another replica is ready", keep_successor=True)
+            elif successor is None and (why := rollover.ending(s, self.cluster, r)):
+                self.ending.append((r, why))
+
+    def let_go(self) -> None:
+        """What is more than wanted: old revisions first, then preemptible ones, and never below what is wanted."""
+        count = self.size.count
+        if count == 0:
+            # What still comes up when nobody calls any more goes on: it is not asked to queue a second time.
+            for r in [r for r in self.slots if r.state is READY]:
+                self._take_away(r, scale.words(self.s, self.size))
+            return
+        allowed = count + self._trial_place()
+        if len(self.slots) <= allowed:
+            return
+        outdated = self._outdated()
+        for r in sorted(outdated, key=_expendable)[: len(self.slots) - allowed]:
+            if self.ready > count:
+                self._take_away(r, f"revision {self.course.base} serves in its place")
+        kept = [r for r in self.slots if r.revision in self.course.kept or self.s.wanted.paused]
+        for r in sorted(kept, key=_expendable):
+            if len(kept) <= allowed:
+                return
+            if (r.state is not READY or self.ready > count) and self._may_go(r):
+                self._take_away(r, f"{count} {_are(count)} wanted")
+                kept.remove(r)
+
+    def fill_up(self) -> None:
+        """What is missing, and one beyond while a revision takes over or a guaranteed replica is to replace another."""
+        w, count = self.s.wanted, self.size.count
+        missing = count - len(self.slots)
+        if missing > 0:
+            self.missing = missing
+            may = missing if self.waits is None else min(missing, max(w.least, 1) - len(self.slots))
+            if self.s.now < self.base.retry_at:
+                may = 0
+            elif self.base.too_many:
+                may = min(may, 1)
+            for _ in range(may):
+                self._start(self.course.base, f"{count} {_are(count)} wanted", self._guaranteed(self.slots))
+            self.missing = missing - max(may, 0)
+        elif count and len(self.slots) == count and self.waits is None:
+            self._surge()
+
+    def replace_in_time(self) -> None:
+        """Successors of what ends or must leave, one each, in the queue early enough to serve by then."""
+        if not self.size.count or self.s.now < self.base.retry_at:
+            return
+        stays = {r.id for r in self.slots}
+        for r, why in self.ending:
+            if r.id in stays:
+                revision = r.revision if r.revision in self.course.kept else self.course.base
+                self._start(revision, f"{r.id} is succeeded: {why}", not r.overflow, replaces=r.id)
+
+    def make_way(self) -> None:
+        """Jobs that wait get shorter where that lets them start before maintenance; tenants are told of an outage."""
+        s = self.s
+        for window in self.windows:
+            if self.size.count and s.now < window.starts_at:
+                self.actions.append(Warn(s.wanted.name, whole_outage(s, window)))
+        if self.windows:
+            for r in self.fleet.pending:
+                if limit := maintenance.shorter_s(s, self.windows, r):
+                    why = f"it starts before maintenance {self.windows[0].name} if it ends before it"
+                    self.actions.append(Shorten(r.id, limit, why))
+
+    def conclude(self) -> None:
+        """Whether the revision has proven itself, and what the deployment is now."""
+        s, w = self.s, self.s.wanted
+        serves = w.revision != w.stable and any(r.revision == w.revision for r in self.fleet.ready)
+        if serves and w.stable is None:
+            self.actions.append(Settle(w.name, w.revision, True, "its first replica is ready"))
+        elif serves and not (self.course.trial or w.paused or self._outdated()):
+            self.actions.append(Settle(w.name, w.revision, True, "its replicas serve, and it is no worse"))
+        if self.ready:
+            state = DeploymentState.READY
+        elif self.size.count or any(r.id not in self.stopped for r in self.fleet.coming):
+            state = DeploymentState.STARTING
+        else:
+            state = DeploymentState.ASLEEP
+        if state is not w.state:
+            self.actions.append(SetState(s.wanted.name, state))
+
+    def _surge(self) -> None:
+        w, course = self.s.wanted, self.course
+        if self._trial_place():
+            if self.s.now >= self.newest.retry_at and not any(r.revision == w.revision for r in self.slots):
+                self._start(w.revision, f"revision {w.revision} is tried beside revision {w.stable}", w.least > 0)
+        elif self.s.now < self.base.retry_at:
+            return
+        elif self._outdated():
+            kept = [r for r in self.slots if r.revision in course.kept]
+            if all(r.state is READY for r in kept):
+                self._start(course.base, f"revision {course.base} takes over", self._guaranteed(kept))
+        elif w.rules.overflow and sum(not r.overflow for r in self.slots) < min(w.least, self.size.count):
+            why = f"{w.least} that {_are(w.least)} not preemptible {_are(w.least)} wanted"
+            if (early := next((r for r in self.slots if r.overflow and r.state is not READY), None)) is not None:
+                self._take_away(early, why)
+            self._start(course.base, why, True)
+
+    def _start(self, revision: int, why: str, guaranteed: bool, replaces: str | None = None) -> None:
+        """Its place counts among the slots from the next plan on; `started` tells this one."""
+        s, rules = self.s, self.s.wanted.rules
+        self.started += 1
+        self.actions.append(
+            StartReplica(
+                deployment=s.wanted.name,
+                revision=revision,
+                why=why,
+                replaces=replaces,
+                overflow=rules.overflow and not guaranteed,
+                time_limit_s=maintenance.fitting_s(s, self.windows) if self.windows else None,
+                exclude=crashes.avoided(s, self.fleet, self.cluster) if self.fleet.ended else (),
+            )
+        )
+
+    def _take_away(self, r: Had, why: str, *, keep_successor: bool = False) -> None:
+        """Its successor takes its place if that serves or is to come all the same; otherwise it goes, too."""
+        self.slots = [one for one in self.slots if one is not r]
+        if r.state is READY:
+            self.ready -= 1
+            self.actions.append(Drain(r.id, why))
+        else:
+            self._stop(r, why)
+        if (successor := self.fleet.successors.get(r.id)) is None:
+            return
+        if keep_successor or successor.state is READY:
+            self.slots.append(successor)
+        else:
+            self._stop(successor, why)
+
+    def _stop(self, r: Had, why: str) -> None:
+        self.stopped.add(r.id)
+        self.actions.append(Stop(r.id, why))
+
+    def _outdated(self) -> list[Had]:
+        """Nothing is, while the deployment is paused."""
+        kept = self.course.kept
+        return [] if self.s.wanted.paused else [r for r in self.slots if r.revision not in kept]
+
+    def _trial_place(self) -> int:
+        """Whether there is one more than wanted for the revision on trial: not before what is older has gone."""
+        course = self.course
+        return int(course.trial and not self.s.wanted.paused and not self._outdated())
+
+    def _guaranteed(self, among: Iterable[Had]) -> bool:
+        """Whether the next one is to be guaranteed. Those that this plan starts count."""
+        return sum(not r.overflow for r in among) + self.started < self.s.wanted.least
+
+    def _may_go(self, r: Had) -> bool:
+        """Not the one on trial, and not a guaranteed one that the least consists of."""
+        w = self.s.wanted
+        if self.course.trial and r.revision == w.revision:
+            return False
+        guaranteed = sum(not one.overflow for one in self.slots)
+        return r.overflow or not w.rules.overflow or guaranteed > w.least
+
+
+def wind_down(s: Situation, live: Iterable[Had], why: str) -> list[Action]:
+    """Drain what serves; stop what never served, and what has drained."""
+    actions: list[Action] = []
+    for r in live:
+        if r.state is READY:
+            actions.append(Drain(r.id, why))
+        elif r.state is not DRAINING:
+            actions.append(Stop(r.id, why))
+        elif drained := rollover.drained(s, r):
+            actions.append(Stop(r.id, drained))
+    return actions
+
+
+def _expendable(r: Had) -> tuple[bool, int, float]:
+    """Preemptible ones first, then what has come the least far, then the newest."""
+    return (not r.overflow, 0 if r.state is PENDING else 2 if r.state is READY else 1, -r.created_at)
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
