@@ -12,19 +12,17 @@ from typing import Any
 
 import pytest
 from platform_fixtures import ROOT
-from specs import folder_of, serve
+from specs import serve
 from waiting import wait_for
 
-from launchers import announce
+from launchers import announce, replica_launch
 from launchers.announce import Announcement
-from launchers.launch import freeze, request_for
 from launchers.local_scheduler import LocalScheduler
 from launchers.resources import engine_environment
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState
 from launchers.slurm_scheduler import SlurmScheduler
 from launchers.spec import ServeSpec
-from launchers.vllm import pack
 from launchers.vllm.endpoint import Endpoint, call
 from registry.site import load_site
 
@@ -62,11 +60,8 @@ def launched(
     scheduler: LocalScheduler | SlurmScheduler, runs: Path, *specs: ServeSpec
 ) -> Iterator[tuple[Replica, ...]]:
     """Several specs share a job. It is over when this is."""
-    folders = [folder_of(spec, runs) for spec in specs]
-    for folder in folders:
-        freeze(folder.code)
-    job = scheduler.submit(pack.request(request_for(specs[0], folders[0]), folders))
-    replicas = tuple(Replica(folder, scheduler, job) for folder in folders)
+    job = replica_launch.launch(specs, runs, scheduler).job
+    replicas = tuple(Replica(RunFolder(runs / spec.id), scheduler, job) for spec in specs)
     try:
         yield replicas
     finally:
