@@ -134,6 +134,7 @@ class Life:
                 watch.stop()
             child.kill_group(engine)
             if watch is not None:
+                watch.join()  # the next engine is forked with no thread about
                 self._tell_probes(watch)
 
     def _start(self, spec: ServeSpec) -> subprocess.Popen[bytes]:
