@@ -12,7 +12,7 @@ from launchers.run_folder import RunFolder
 from launchers.spec import SpecError, load
 from registry.site import Site
 
-RUNS = ("train", "convert", "script")  # a spec's kind; a replica's is "serve"
+RUNS = ("train", "convert", "smoke", "evaluate", "script")  # a spec's kind; a replica's is "serve"
 KINDS = (*RUNS, "serve")
 ID = re.compile(r"(?P<name>.+)-\d{8}-\d{6}-[0-9a-f]{4}")
 

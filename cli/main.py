@@ -19,6 +19,8 @@ COMMANDS = {
     "submit": ("cli.submit", "submit", "Submit a script as sbatch does, with all of its options."),
     "train": ("cli.train", "train", "Submit a training run: RECIPE.toml becomes a job."),
     "publish": ("cli.train", "publish", "Convert a checkpoint and register it as a model."),
+    "promote": ("cli.promote", "promote", "From a run's checkpoint to an alias: converted, tried, evaluated."),
+    "promotions": ("cli.promote", "promotions", "Promotions: how far they are, and what they measured."),
     "serve": ("cli.serve", "serve", "Deploy a model on replicas of the engine, or change how."),
     "apply": ("cli.apply", "apply", "Have deployments as a file says."),
     "get": ("cli.deployments", "get", "Deployments: what is wanted of each, and what there is."),

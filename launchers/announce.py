@@ -31,6 +31,8 @@ KINDS = (
     "checkpoint",  # iteration, path (relative), bytes, manifest_sha256
     "checkpoint-pruned",  # iteration, path (relative): it was not wanted any more
     "model-converted",  # path (relative), max_logit_difference, parameters, bytes
+    "model-generated",  # start_s, prompts, completion_tokens: an engine served the model
+    "model-evaluated",  # results (launchers.evaluation.results.Result, each), unmet (words, each), tasks_sha256
     "attempt-ended",  # attempt, exit_code, cause (words), end (launchers.restart.Cause), failed_task, tail, ...
     # of an engine's also failure (launchers.vllm.failures.Kind)
     "attempt-judged",  # attempt, cause (launchers.restart.Cause), saved, action, why, successor: by the batch script

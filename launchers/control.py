@@ -28,6 +28,7 @@ from launchers import (
     control_limits,
     control_login,
     control_prices,
+    control_promotions,
     control_reports,
     control_runs,
     control_tenants,
@@ -82,6 +83,7 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             *control_limits.routes(),
             *control_prices.routes(),
             *control_ledger.routes(),
+            *control_promotions.routes(),
             *control_reports.routes(),
             web.get("/v1/queue", control_cluster.queue),
             web.get("/v1/nodes", control_cluster.nodes),
@@ -96,7 +98,9 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
 async def turning(app: web.Application) -> Any:
     """The controller's loop, and the watch that it follows, for as long as the API is served."""
     controller = app[CONTROLLER]
-    alerting = Alerting(controller, notify.channels(controller.site.alerts, controller.site.name))
+    channels = notify.channels(controller.site.alerts, controller.site.name)
+    controller.plans.channels = tuple(channels)
+    alerting = Alerting(controller, channels)
     loops = [asyncio.create_task(controller.run()), asyncio.create_task(alerting.run())]
     if controller.watch is not None:
         loops.append(asyncio.create_task(controller.watch.run()))

@@ -66,7 +66,7 @@ async def explain_deployment(request: web.Request) -> web.Response:
     controller = reading(request, "deployment")
     described = await _looked_at(controller, request.match_info["name"])
     deployment: Deployment = described["deployment"]
-    plan = controller.plans.get(deployment.name)
+    plan = controller.plans.latest.get(deployment.name)
     if deployment.state.ended:
         cause = f": {deployment.cause}" if deployment.cause else ""
         why, coming = [f"{deployment.name} has {deployment.state}{cause}"], []
@@ -77,7 +77,7 @@ async def explain_deployment(request: web.Request) -> web.Response:
     told = {
         "why": why,
         "next": coming,
-        "planned_at": controller.planned_at,
+        "planned_at": controller.plans.made_at,
         "scheduler": {"cluster": controller.cluster, "error": controller.scheduler_error},
     }
     return answer(described | told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import pwd
@@ -11,12 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from launchers.announce import Announcement, AnnouncementError, names, read
+from launchers.evaluation.results import believed
 from launchers.restart import Action, Cause
 from launchers.run_folder import RunFolder
-from launchers.spec import ConvertSpec, ServeSpec, Spec, TrainSpec
+from launchers.spec import ConvertSpec, EvaluateSpec, ServeSpec, SmokeSpec, Spec, TrainSpec
 from launchers.untrusted import read_bytes
 from launchers.vllm import certificate
-from registry import accounting, aliases, attempts, checkpoints, clock, deployments, models, runs
+from registry import accounting, aliases, attempts, checkpoints, clock, deployments, models, promotions, runs
 from registry.db import Database, RegistryError, StorageError
 from registry.deployments import ReplicaState
 from registry.steps import PLATFORM, Attempt, Hold, Outcome, Step, UsageEvent
@@ -130,6 +132,21 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
             )
             if spec.alias:
                 aliases.move(db, spec.model, spec.alias, version.version, owner, f"published by {spec.id}")
+        case "model-generated" if isinstance(spec, SmokeSpec):
+            counts = ("prompts", "completion_tokens")
+            promotions.heard(
+                db, spec.id, {"start_s": float(facts["start_s"]), **{name: int(facts[name]) for name in counts}}
+            )
+        case "model-evaluated" if isinstance(spec, EvaluateSpec):
+            promotions.heard(
+                db,
+                spec.id,
+                {
+                    "results": [dataclasses.asdict(result) for result in believed(facts["results"])],
+                    "unmet": [str(why) for why in facts["unmet"]],
+                    "tasks_sha256": str(facts["tasks_sha256"]),
+                },
+            )
         case "attempt-ended":
             if not facts.get("judged"):
                 _ended(db, spec, int(facts["exit_code"]), str(facts["cause"]))

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,8 +39,10 @@ def new_id(name: str, now: datetime | None = None) -> str:
     return f"{name}-{at}-{secrets.token_hex(2)}"
 
 
-def launch(spec: specs.SupervisedSpec, runs_dir: Path, scheduler: Scheduler) -> Launched:
-    """Make the run folder, freeze code and spec into it, submit.
+def launch(
+    spec: specs.SupervisedSpec, runs_dir: Path, scheduler: Scheduler, after: tuple[JobRef, ...] = ()
+) -> Launched:
+    """Make the run folder, freeze code and spec into it, submit. `after`: jobs that must have ended well first.
 
     Raises SchedulerError when the scheduler refuses, OSError when the folder cannot be made: it is then removed, since
     nothing was started. After SchedulerUnavailable it stays: the job may have been submitted, and its key tells.
@@ -50,7 +52,7 @@ def launch(spec: specs.SupervisedSpec, runs_dir: Path, scheduler: Scheduler) -> 
     try:
         freeze(folder.code)
         note_environment(folder.environment, os.environ)
-        request = request_for(spec, folder)
+        request = replace(request_for(spec, folder), after=after)
         folder.script.write_text(scheduler.script(request), encoding="utf-8")
         write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
     except BaseException:

@@ -11,15 +11,25 @@ import logging
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from launchers import announce, submit
 from launchers.announce import Announcement, AnnouncementError
 from launchers.local_job import LocalJob, records
+from launchers.outlook import NOTHING
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobRequest, JobState, JobStatus, JobUsage, SchedulerUnavailable
+from launchers.scheduler import (
+    JobRef,
+    JobRequest,
+    JobState,
+    JobStatus,
+    JobUsage,
+    Outlook,
+    SchedulerError,
+    SchedulerUnavailable,
+)
 from launchers.subjects import user_name
 from registry import clock
 from registry.attribution import Allocation, Books
@@ -49,7 +59,8 @@ class LocalScheduler:
         self._spool = spool.absolute()
 
     def submit(self, request: JobRequest) -> JobRef:
-        return self._ref(submit.submit_locally(request, self._spool))
+        """It starts at once: what it comes after, it has to wait for itself."""
+        return self._ref(submit.submit_locally(replace(request, after=()), self._spool))
 
     def submit_again(self, request: JobRequest, script: Path) -> JobRef:
         return self.submit(request)
@@ -71,6 +82,12 @@ class LocalScheduler:
 
     def drain(self, ref: JobRef) -> None:
         self.cancel(ref)  # nobody here is impatient
+
+    def shorten(self, ref: JobRef, time_limit_s: int) -> None:
+        raise SchedulerError(f"job {ref.job_id} is a process of this machine, which starts at once: it does not wait")
+
+    def outlook(self) -> Outlook:
+        return NOTHING
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         jobs = {ref: self._job(ref) for ref in refs}

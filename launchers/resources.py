@@ -141,6 +141,10 @@ def engine_environment(site: Site) -> Environment:
     return _environment(site.environment("engine"))
 
 
+def evaluation_environment(site: Site) -> Environment:
+    return _environment(site.environment("evaluation"))
+
+
 def _environment(chosen: settings.Environment) -> Environment:
     return Environment(
         kind=chosen.kind,

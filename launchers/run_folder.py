@@ -112,6 +112,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def evaluation(self) -> Path:
+        """What an evaluation measured (JSON: a list of launchers.evaluation.results.Result)."""
+        return self.root / "evaluation.json"
+
+    @property
     def secret(self) -> Path:
         """0600: the replica's own API key."""
         return self.root / "replica-key"

@@ -72,6 +72,18 @@ class TrainSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Promotion:
+    """A checkpoint's way to a model's alias. Each of the runs that are its steps carries it whole."""
+
+    id: str
+    source: str  # the checkpoint's id: RUN/ITERATION
+    model: str
+    alias: str
+    canary: int | None = None  # percent of the calls that deployments which follow the alias give the new version first
+    steps: tuple[str, ...]  # the ids of its runs, in their order: conversion, smoke test and, with tasks, evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSpec:
     kind: ClassVar[str] = "convert"
     id: str
@@ -85,6 +97,53 @@ class ConvertSpec:
     checkpoint_id: str  # from-hf: empty, as there is none yet
     model: str  # the model's name in the registry; from-hf: empty
     alias: str | None = None
+    promotion: Promotion | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmokeSpec:
+    """Whether an engine can serve a model at all: it is started for nobody else, and generates for a few prompts."""
+
+    kind: ClassVar[str] = "smoke"
+    id: str
+    name: str
+    owner: str
+    created_at: str
+    resources: Resources
+    environment: Environment  # the engine's
+    model: str  # its name in the registry
+    model_path: str
+    engine_args: tuple[str, ...] = ()
+    start_timeout_s: int = 900
+    after: str | None = None  # the run folder of the step before, which must have come to its end
+    promotion: Promotion | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateSpec:
+    """What a model is worth, by tasks of its owner's for EleutherAI's harness (lm_eval), against an engine of its own.
+
+    Nothing is fetched from anywhere: the tasks name files.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+    id: str
+    name: str
+    owner: str
+    created_at: str
+    resources: Resources
+    environment: Environment  # the engine's
+    harness: Environment  # where lm_eval is
+    model: str
+    model_path: str
+    tasks_dir: str  # absolute; its YAML files say what the tasks are, and relative paths in them begin there
+    tasks: tuple[str, ...] = ()  # (): all that the directory has
+    limit: int | None = None  # examples of each task, at most
+    require: tuple[str, ...] = ()  # launchers.evaluation.requirement.Requirement, as it is written
+    engine_args: tuple[str, ...] = ()
+    start_timeout_s: int = 900
+    after: str | None = None
+    promotion: Promotion | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +189,11 @@ class ScriptSpec:
     error: str | None = None  # None: the same
 
 
-SupervisedSpec = TrainSpec | ConvertSpec | ServeSpec  # what our supervisor runs
+StepSpec = SmokeSpec | EvaluateSpec
+SupervisedSpec = TrainSpec | ConvertSpec | StepSpec | ServeSpec  # what our supervisor runs
 Spec = SupervisedSpec | ScriptSpec
-_KINDS: dict[str, type[TrainSpec] | type[ConvertSpec] | type[ServeSpec] | type[ScriptSpec]] = {
-    c.kind: c for c in (TrainSpec, ConvertSpec, ServeSpec, ScriptSpec)
+_KINDS: dict[str, type[Spec]] = {
+    c.kind: c for c in (TrainSpec, ConvertSpec, SmokeSpec, EvaluateSpec, ServeSpec, ScriptSpec)
 }
 
 
@@ -153,9 +213,6 @@ def load(path: Path) -> Spec:
             raise ValueError(f"schema {schema!r} is not known here; this Headgate reads schema {SCHEMA}")
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"kind {kind!r} is none of {', '.join(sorted(_KINDS))}")
-        if _KINDS[kind] is not ScriptSpec:
-            data["resources"] = built(Resources, data.get("resources"), "resources.")
-            data["environment"] = built(Environment, data.get("environment"), "environment.")
         spec = built(_KINDS[kind], data)
         if datetime.fromisoformat(spec.created_at).tzinfo is None:
             raise ValueError(f"created_at: {spec.created_at!r} names no time zone")
@@ -182,6 +239,10 @@ def built(cls: type[_Part], data: Any, prefix: str = "") -> _Part:
             hint = did_you_mean(key, fields)
             allowed = ", ".join(sorted(fields)) + (hint and f";{hint}")
             raise ValueError(f"unknown field {prefix + key!r}; allowed: {allowed}")
+        part = next(filter(dataclasses.is_dataclass, (kinds[key], *typing.get_args(kinds[key]))), None)
+        if part is not None and not (value is None and _fits(None, kinds[key])):
+            values[key] = built(typing.cast(type, part), value, f"{prefix}{key}.")
+            continue
         values[key] = tuple(value) if isinstance(value, list) else value
         if not _fits(values[key], kinds[key]):
             raise ValueError(f"{prefix}{key}: {value!r} is not of type {fields[key].type}")

@@ -123,7 +123,8 @@ class _ScriptExecutor(SlurmExecutor):  # type: ignore[misc]  # submitit ships no
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "submission.sh"
         path.write_text(self._text(command), encoding="utf-8")
-        job_id = self._client.submit(path, comment=self._request.key)
+        after = ":".join(["afterok", *(ref.job_id for ref in self._request.after)]) if self._request.after else None
+        job_id = self._client.submit(path, comment=self._request.key, dependency=after)
         return SlurmJob(folder=self.folder, job_id=job_id, tasks=list(range(self._num_tasks())))
 
 

@@ -25,11 +25,12 @@ from launchers import claims, history
 from launchers import task as tasks
 from launchers.announce import announce, names
 from launchers.environment import child_env
+from launchers.evaluation import step
 from launchers.megatron import command as megatron
 from launchers.megatron.recipe import Restart
 from launchers.restart import Cause
 from launchers.run_folder import RunFolder
-from launchers.spec import ConvertSpec, ScriptSpec, ServeSpec, SupervisedSpec, TrainSpec, load
+from launchers.spec import ConvertSpec, EvaluateSpec, ScriptSpec, ServeSpec, SmokeSpec, SupervisedSpec, TrainSpec, load
 from launchers.task import Task
 from launchers.vllm import server
 from launchers.watchdog import Watchdog
@@ -44,6 +45,13 @@ TAIL_LINES = 25
 TAIL_BYTES = 6000
 LIBC = ctypes.CDLL(None)  # loaded before a fork, not after
 PR_SET_PDEATHSIG = 1
+WORK = {
+    TrainSpec: "training",
+    ConvertSpec: "the conversion",
+    SmokeSpec: "the smoke test",
+    EvaluateSpec: "the evaluation",
+    ServeSpec: "the engine",
+}
 ENDED_AS_ASKED = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGUSR2)  # a child that does not listen yet dies of it
 
 
@@ -134,6 +142,8 @@ class Supervisor:
             self.endpoint = server.mint_endpoint(self.folder, spec, task.attempt, port)
             env.update(server.closing_env(self.endpoint.key))
             command = server.argv(spec, port, self.folder, task)
+        elif isinstance(spec, SmokeSpec | EvaluateSpec):
+            env, command = dict(os.environ), step.child_argv(spec, self.folder)
         else:
             address, port = tasks.meet(self.folder.rendezvous, task)
             attempt = sum(name.endswith("-attempt-started.json") for name in names(self.folder.announcements))
@@ -251,7 +261,7 @@ def ending_of(spec: SupervisedSpec, code: int, *, asked: str | None, stage: str 
         return Ending(0, "cancelled", Cause.CANCELLED)  # somebody made the run's switch `stop` or `kill`
     if code == 0 and not isinstance(spec, ServeSpec):
         return Ending(0, "completed", Cause.COMPLETED)
-    what = {TrainSpec: "training", ConvertSpec: "the conversion", ServeSpec: "the engine"}[type(spec)]
+    what = WORK[type(spec)]
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     if code == 0:
         how = "ended by itself with exit code 0"

@@ -21,7 +21,7 @@ class Job:
     submitted_at: str
     key: str
     subject: str  # the run or replica it is an attempt of
-    purpose: str  # train | convert | serve
+    purpose: str  # train | convert | smoke | evaluate | serve | script
     owner: str
     state: str  # the scheduler's word
     reason: str | None

@@ -40,7 +40,7 @@ class Allocation:
     gpus_by_type: tuple[tuple[str, int], ...]  # "" for those without a type; they add up to all its GPUs
     gpu_s: int
     cpu_s: int
-    purpose: str | None  # train | convert | serve | script; None: a job that Headgate did not launch
+    purpose: str | None  # train | convert | smoke | evaluate | serve | script; None: a job that Headgate did not launch
     subject: str | None  # the run, or the replica
 
 
@@ -190,7 +190,7 @@ def _parts(
     weights: WholeWeights,
 ) -> list[_Part]:
     if job.purpose != "serve":
-        what = "training" if job.purpose in ("train", "convert") else "batch"
+        what = "training" if job.purpose in ("train", "convert", "smoke", "evaluate") else "batch"
         return [_Part(what, payers.of(job), job.user, "", 1)]
     work = replicas.get(job.subject or "", ReplicaWork("", None))
     ready = min(max(_ready(job, work), job.start), job.end)

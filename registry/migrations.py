@@ -186,6 +186,19 @@ def m010_deployments(db: Database) -> None:
         db.conn.execute(statement)
 
 
+def m011_promotions(db: Database) -> None:
+    """Of checkpoints to aliases, in steps that are runs."""
+    for statement in (
+        """CREATE TABLE promotions (
+            id TEXT PRIMARY KEY, owner TEXT NOT NULL, source TEXT NOT NULL, model TEXT NOT NULL, alias TEXT NOT NULL,
+            canary INTEGER, steps TEXT NOT NULL, state TEXT NOT NULL, cause TEXT, version INTEGER,
+            created_at TEXT NOT NULL, ended_at TEXT)""",  # steps: a JSON list of runs
+        """CREATE TABLE promotion_steps (
+            run TEXT PRIMARY KEY REFERENCES runs, promotion TEXT NOT NULL REFERENCES promotions, said TEXT)""",
+    ):
+        db.conn.execute(statement)
+
+
 MIGRATIONS = (
     m001_first,
     m002_attempts,
@@ -197,4 +210,5 @@ MIGRATIONS = (
     m008_limits_prices_members,
     m009_alerts,
     m010_deployments,
+    m011_promotions,
 )

@@ -28,7 +28,7 @@ class RunState(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class Run:
     id: str
-    kind: str  # train | convert
+    kind: str  # train | convert | smoke | evaluate | script
     name: str
     owner: str
     state: RunState

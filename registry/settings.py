@@ -117,6 +117,7 @@ class Environment:
 class Environments:
     training: Environment | None = None
     engine: Environment | None = None
+    evaluation: Environment | None = None  # one with lm_eval, for `headgate promote --tasks`; absent: the training one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +140,7 @@ class Defaults:
     train: DefaultResources = DefaultResources()
     serve: DefaultResources = DefaultResources()
     convert: DefaultResources = DefaultResources(time_limit_s=3600)
+    evaluate: DefaultResources | None = None  # of a promotion's smoke test and evaluation; absent: as serve, for 2 h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,9 +123,12 @@ class Site:
     def datasets_dir(self) -> Path:
         return self.shared_dir / "datasets"
 
-    def environment(self, name: Literal["training", "engine"]) -> Environment:
-        """Raises ConfigError when the site has no such environment."""
-        found = self.environments.training if name == "training" else self.environments.engine
+    def environment(self, name: Literal["training", "engine", "evaluation"]) -> Environment:
+        """Raises ConfigError when the site has none. Evaluations without one of their own have the training one."""
+        theirs = self.environments
+        found = theirs.engine if name == "engine" else theirs.training
+        if name == "evaluation":
+            found = theirs.evaluation or found
         if found is None:
             raise ConfigError(f"{self.file or self.name}: has no [environments.{name}], which this needs")
         return found
@@ -184,6 +187,7 @@ def _resolved(site: Site) -> Environments:
     return Environments(
         training=resolve(site.environments.training),
         engine=resolve(site.environments.engine),
+        evaluation=resolve(site.environments.evaluation),
     )
 
 
@@ -216,7 +220,8 @@ def _problems(site: Site) -> Iterator[tuple[str, str]]:
     if site.scheduler.min_poll_s > site.scheduler.max_poll_s:
         lowest = f"{site.scheduler.min_poll_s:g} s (scheduler.min_poll)"
         yield "scheduler.max_poll", f"must be at least {lowest}, not {site.scheduler.max_poll_s:g} s"
-    for name, environment in (("training", site.environments.training), ("engine", site.environments.engine)):
+    for name in ("training", "engine", "evaluation"):
+        environment = getattr(site.environments, name)
         if environment is not None:
             yield from _environment_problems(f"environments.{name}", environment)
             if environment.modules and site.scheduler.kind == "local":

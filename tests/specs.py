@@ -9,7 +9,16 @@ from typing import Any
 
 from launchers import spec as specs
 from launchers.run_folder import RunFolder
-from launchers.spec import ConvertSpec, Environment, Resources, ServeSpec, Spec, TrainSpec
+from launchers.spec import (
+    ConvertSpec,
+    Environment,
+    EvaluateSpec,
+    Resources,
+    ServeSpec,
+    SmokeSpec,
+    Spec,
+    TrainSpec,
+)
 
 CREATED_AT = "2026-01-01T00:00:00.000000Z"
 COMMON: dict[str, Any] = {
@@ -28,6 +37,19 @@ def train(run_id: str = "pretrain-1", **changed: Any) -> TrainSpec:
 def convert(run_id: str = "publish-1", **changed: Any) -> ConvertSpec:
     made = ConvertSpec(
         id=run_id, name="publish", checkpoint="/c/10", checkpoint_id="pretrain-1/10", model="tiny", **COMMON
+    )
+    return dataclasses.replace(made, **changed)
+
+
+def smoke(run_id: str = "smoke-1", **changed: Any) -> SmokeSpec:
+    made = SmokeSpec(id=run_id, name="smoke", model="tiny", model_path="/models/tiny", **COMMON)
+    return dataclasses.replace(made, **changed)
+
+
+def evaluate(run_id: str = "evaluate-1", **changed: Any) -> EvaluateSpec:
+    harness, tasks = COMMON["environment"], "/tasks"
+    made = EvaluateSpec(
+        id=run_id, name="evaluate", model="tiny", model_path="/models/tiny", harness=harness, tasks_dir=tasks, **COMMON
     )
     return dataclasses.replace(made, **changed)
 

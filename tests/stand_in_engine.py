@@ -24,6 +24,7 @@ def main() -> None:
     for name in ("--model", "--served-model-name", "--middleware", "--shutdown-timeout", "--host"):
         parser.add_argument(name, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--load-format", choices=["safetensors"], required=True)
     parser.add_argument("--enable-prompt-tokens-details", action="store_true")
     parser.add_argument("--ssl-keyfile", help="with --ssl-certfile: speak TLS")
     parser.add_argument("--ssl-certfile")

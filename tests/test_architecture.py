@@ -27,6 +27,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "torch": ("launchers/megatron/",),
     "megatron": ("launchers/megatron/",),
     "transformers": ("launchers/megatron/",),
+    "lm_eval": ("launchers/evaluation/harness.py",),
     "pyarrow": ("launchers/megatron/", "registry/ledger_export.py"),
     "matplotlib": ("cli/plot.py",),
     "jinja2": ("cli/render_html.py",),
@@ -35,6 +36,7 @@ HOMES: dict[str, tuple[str, ...]] = {
 # What runs inside a job, in an environment with nothing of the control plane's: standard library only.
 STANDARD_LIBRARY_ONLY = (
     "launchers/announce.py",
+    "launchers/evaluation/results.py",
     "launchers/interval.py",
     "launchers/retention.py",
     "launchers/run_folder.py",

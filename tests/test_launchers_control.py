@@ -956,7 +956,7 @@ async def test_a_replicas_folder_that_somebody_else_made_is_passed_over(
 
         (run,) = await eventually(adopted)
         await platform.turns()
-        assert (run["id"], run["owner"], list(platform.controller._specs)) == ("a-run", "mallory", ["a-run"])
+        assert (run["id"], run["owner"], list(platform.controller.specs)) == ("a-run", "mallory", ["a-run"])
     assert "chat-1: not adopted: a replica's folder is the service's own, and this one is mallory's" in caplog.text
 
 

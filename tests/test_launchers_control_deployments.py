@@ -516,7 +516,7 @@ async def test_it_is_explained_as_it_was_last_planned(api: Api) -> None:
     told = await api.get("deployments/chat/explain")
     assert told["why"] == ["the controller has not planned anything for it since it was started"]
     assert (told["next"], told["planned_at"], told["deployment"]["name"]) == ([], None, "chat")
-    api.controller.plans["chat"] = Plan(
+    api.controller.plans.latest["chat"] = Plan(
         why=("wants 2 replicas", "has 1"), next=((1767362700.0, "r-2 starts"), (None, "its revision proves itself"))
     )
     told = await api.get("deployments/chat/explain")

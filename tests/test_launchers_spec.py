@@ -60,8 +60,8 @@ def put(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
     [
         (put(2, "schema"), "schema 2 is not known here; this Headgate reads schema 1"),
         (drop("schema"), "schema None is not known here"),
-        (put("bake", "kind"), "kind 'bake' is none of convert, script, serve, train"),
-        (put([], "kind"), "kind [] is none of convert, script, serve, train"),
+        (put("bake", "kind"), "kind 'bake' is none of convert, evaluate, script, serve, smoke, train"),
+        (put([], "kind"), "kind [] is none of convert, evaluate, script, serve, smoke, train"),
         (
             put(1, "modle_path"),
             "unknown field 'modle_path'; allowed: adapters, created_at, engine_args, environment, ",
@@ -69,7 +69,7 @@ def put(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
         (put(1, "resources", "gpus"), "unknown field 'resources.gpus'; allowed: account, cpus_per_task, "),
         (put(1, "environment", "pythn"), "unknown field 'environment.pythn'; allowed: command, env, "),
         (drop("model_path"), "model_path is missing"),
-        (drop("environment"), "environment is not an object"),
+        (drop("environment"), "environment is missing"),
         (drop("environment", "python"), "environment.python is missing"),
         (put([], "resources"), "resources is not an object"),
         (put("2", "resources", "nodes"), "resources.nodes: '2' is not of type int"),

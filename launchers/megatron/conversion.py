@@ -198,6 +198,9 @@ def _write(gpt: Any, shape: Model, vocab: int, tokenizer: Path, dtype: torch.dty
     ends = [end for end in (eos, known.token_to_id(TURN_END)) if end is not None]
     GenerationConfig(bos_token_id=bos, eos_token_id=ends or None, pad_token_id=pad).save_pretrained(str(directory))
     _carry_tokenizer(tokenizer, directory)
+    # safetensors' own files are for their owner alone; whoever may read the others serves the model.
+    for path in directory.glob("*.safetensors"):
+        path.chmod((directory / "config.json").stat().st_mode)
 
 
 def _carry_tokenizer(source: Path, target: Path) -> None:

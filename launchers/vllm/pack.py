@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from launchers.environment import GPU_LISTS
 from launchers.launch import program
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRequest
@@ -19,7 +20,6 @@ from launchers.vllm.arguments import last, ranks
 
 MODULE = "launchers.vllm.pack"
 MOST = 64  # replicas in one job
-GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
 def check(resources: Resources, engine_args: Sequence[str], members: int) -> None:

@@ -1,0 +1,212 @@
+"""Promotions: a checkpoint's way to a model's alias, in steps that are runs of its owner's.
+
+The only module that changes a promotion's state. Its steps are submitted all at once, while nothing of ours may be
+running; what becomes of it follows from what is known of its runs whenever somebody looks (`advance`).
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from registry import aliases, clock, models, runs
+from registry.db import Conflict, Database, NotFound, RegistryError, row, rows, transaction
+from registry.runs import Run, RunState
+from registry.tenants import checked_name
+
+
+class PromotionState(enum.StrEnum):
+    CONVERTING = "converting"
+    SMOKING = "smoking"  # an engine tries the model
+    EVALUATING = "evaluating"
+    PROMOTED = "promoted"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (PromotionState.PROMOTED, PromotionState.FAILED, PromotionState.CANCELLED)
+
+
+# What a promotion is at while this step of it has not completed.
+STEPS = (PromotionState.CONVERTING, PromotionState.SMOKING, PromotionState.EVALUATING)
+_WORDS = {
+    PromotionState.CONVERTING: "the conversion",
+    PromotionState.SMOKING: "the smoke test",
+    PromotionState.EVALUATING: "the evaluation",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    run: str
+    state: RunState | None  # None: nobody has heard of it yet
+    cause: str | None
+    said: dict[str, Any]  # the facts that it announced of the model
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    id: str
+    owner: str
+    source: str  # the checkpoint's id: RUN/ITERATION
+    model: str
+    alias: str
+    canary: int | None  # percent
+    state: PromotionState
+    cause: str | None
+    version: int | None  # of the model, once it is converted
+    created_at: str
+    ended_at: str | None
+    steps: tuple[Step, ...]  # in their order
+
+
+def adopt(
+    db: Database,
+    promotion_id: str,
+    *,
+    owner: str,
+    source: str,
+    model: str,
+    alias: str,
+    canary: int | None,
+    steps: Sequence[str],
+    run: str,
+    created_at: str,
+) -> None:
+    """Take up one of a promotion's runs, which says what the whole is. Idempotent.
+
+    Raises Conflict where the promotion is another's or its words differ, RegistryError for names that are none.
+    """
+    checked_name("model", model)
+    checked_name("alias", alias)
+    if alias.isdigit():
+        raise RegistryError(f"alias {alias!r} is not allowed: a number after '@' names a version")
+    if run not in steps or len(set(steps)) != len(steps) or not 2 <= len(steps) <= len(STEPS):
+        raise RegistryError(f"promotion {promotion_id}: {', '.join(steps)} are no steps with {run} among them")
+    if canary is not None and not 1 <= canary <= 100:
+        raise RegistryError(f"promotion {promotion_id}: a canary gets 1 to 100 percent, not {canary}")
+    words = (owner, source, model, alias, canary, json.dumps(list(steps)))
+    with transaction(db) as c:
+        old = row(db, "SELECT * FROM promotions WHERE id = ?", promotion_id)
+        if old is None:
+            c.execute(
+                "INSERT INTO promotions (id, owner, source, model, alias, canary, steps, state, created_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (promotion_id, *words, PromotionState.CONVERTING, created_at),
+            )
+        elif tuple(old[k] for k in ("owner", "source", "model", "alias", "canary", "steps")) != words:
+            raise Conflict(f"run {run} says it is a step of promotion {promotion_id}, which says otherwise")
+        c.execute(
+            "INSERT INTO promotion_steps (promotion, run) VALUES (?, ?) ON CONFLICT DO NOTHING", (promotion_id, run)
+        )
+
+
+def heard(db: Database, run: str, said: dict[str, Any]) -> None:
+    """What one of its runs found out about the model."""
+    with transaction(db) as c:
+        c.execute("UPDATE promotion_steps SET said = ? WHERE run = ?", (json.dumps(said), run))
+
+
+def advance(db: Database) -> list[Promotion]:
+    """Bring every promotion that goes on up to what is known of its runs. Returns those that ended.
+
+    When all have completed, the alias moves. In the name of the owner, who must be the model's.
+    """
+    ended = []
+    for r in rows(db, "SELECT * FROM promotions WHERE ended_at IS NULL ORDER BY created_at"):
+        with transaction(db):
+            promotion = _promotion(db, r)
+            version, cause = _model(db, promotion)
+            state, why = (PromotionState.FAILED, cause) if cause else standing(promotion.steps)
+            if version is not None and version != promotion.version:
+                _set(db, promotion.id, "version", version)
+            if version is not None and _completed(promotion.steps, PromotionState.SMOKING):
+                models.mark_servable(db, promotion.model, version)
+            if state is PromotionState.PROMOTED:
+                assert version is not None
+                reason = f"promoted from {promotion.source} by {promotion.id}"
+                aliases.move(db, promotion.model, promotion.alias, version, promotion.owner, reason, promotion.canary)
+            if state is not promotion.state:
+                _set(db, promotion.id, "state", state)
+                _set(db, promotion.id, "cause", why)
+                if state.ended:
+                    _set(db, promotion.id, "ended_at", clock.now())
+                    ended.append(get(db, promotion.id))
+    return ended
+
+
+def standing(steps: Sequence[Step]) -> tuple[PromotionState, str | None]:
+    """Where a promotion is by its steps' runs, and why it ended without success. Pure.
+
+    The first that has not completed decides: those after it are not started, or are cancelled with it.
+    """
+    for at, step in zip(STEPS, steps, strict=False):
+        match step.state:
+            case RunState.COMPLETED:
+                continue
+            case RunState.FAILED:
+                return PromotionState.FAILED, f"{_WORDS[at]}: {step.cause}"
+            case RunState.STOPPED if step.cause:
+                return PromotionState.FAILED, f"{_WORDS[at]} was stopped: {step.cause}"
+            case RunState.STOPPED:
+                return PromotionState.CANCELLED, f"{_WORDS[at]} was cancelled"
+        return at, None
+    return PromotionState.PROMOTED, None
+
+
+def get(db: Database, promotion_id: str) -> Promotion:
+    found = row(db, "SELECT * FROM promotions WHERE id = ?", promotion_id)
+    if found is None:
+        raise NotFound(f"there is no promotion {promotion_id!r}; `headgate promotions` lists them")
+    return _promotion(db, found)
+
+
+def everything(db: Database) -> list[Promotion]:
+    """Oldest first."""
+    return [_promotion(db, r) for r in rows(db, "SELECT * FROM promotions ORDER BY created_at")]
+
+
+def _completed(steps: Sequence[Step], at: PromotionState) -> bool:
+    return all(step.state is RunState.COMPLETED for step in steps[: STEPS.index(at) + 1])
+
+
+def _model(db: Database, promotion: Promotion) -> tuple[int | None, str | None]:
+    """The version that its conversion made; or why there is none, though it has completed."""
+    if not _completed(promotion.steps, PromotionState.CONVERTING):
+        return None, None
+    path = f"{runs.get(db, promotion.steps[0].run).folder}/model"
+    found = row(db, "SELECT version, owner FROM models WHERE name = ? AND path = ?", promotion.model, path)
+    if found is not None and found["owner"] == promotion.owner:
+        return found["version"], None
+    other = row(db, "SELECT owner FROM models WHERE name = ? AND owner != ?", promotion.model, promotion.owner)
+    if other is not None:
+        return None, f"model {promotion.model} belongs to {other['owner']}; promote to a model of your own"
+    return None, f"what the conversion made is not registered: {path}"
+
+
+def _set(db: Database, promotion_id: str, column: str, value: Any) -> None:
+    db.conn.execute(f"UPDATE promotions SET {column} = ? WHERE id = ?", (value, promotion_id))
+
+
+def _promotion(db: Database, r: Any) -> Promotion:
+    known = {
+        s["run"]: s["said"] for s in rows(db, "SELECT run, said FROM promotion_steps WHERE promotion = ?", r["id"])
+    }
+    steps = []
+    for run_id in json.loads(r["steps"]):
+        run = _run(db, run_id) if run_id in known else None
+        said = json.loads(known[run_id]) if run and known[run_id] else {}
+        steps.append(Step(run_id, run.state if run else None, run.cause if run else None, said))
+    values = {**dict(r), "state": PromotionState(r["state"]), "steps": tuple(steps)}
+    return Promotion(**values)
+
+
+def _run(db: Database, run_id: str) -> Run | None:
+    try:
+        return runs.get(db, run_id)
+    except NotFound:
+        return None
