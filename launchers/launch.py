@@ -110,9 +110,15 @@ def request_for(spec: specs.SupervisedSpec, folder: RunFolder) -> JobRequest:
         command=supervisor_command(folder),
         log_dir=folder.logs,
         resources=spec.resources,
-        modules=spec.environment.modules,
+        modules=_modules(spec),
         batch=program(folder, "launchers.batch") if isinstance(spec, specs.TrainSpec) else None,
     )
+
+
+def _modules(spec: specs.SupervisedSpec) -> tuple[str, ...]:
+    """What is loaded in the batch script: the environment's, and an evaluation's harness's."""
+    more = spec.harness.modules if isinstance(spec, specs.EvaluateSpec) else ()
+    return tuple(dict.fromkeys((*spec.environment.modules, *more)))
 
 
 def supervisor_command(folder: RunFolder) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from conftest import ROOT
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
-from launchers import control_http, ended_runs, plan
+from launchers import control_http, ended_runs
 from launchers import controller as controllers
 from launchers.announce import announce
 from launchers.control import CONTROLLER, make_app, principal_of
