@@ -440,7 +440,7 @@ async def test_a_replicas_row_says_what_it_waits_for_and_until_when_its_job_may_
 
 
 async def test_a_deployment_of_no_replicas_sleeps_is_wakened_by_a_call_and_goes_to_sleep_again(
-    platform: Platform, monkeypatch: pytest.MonkeyPatch
+    platform: Platform,
 ) -> None:
     ledger = open_writer(platform.site.ledger_db, LEDGER_MIGRATIONS)  # the gateway's
     await platform.deploy(replicas=0)
@@ -456,14 +456,19 @@ async def test_a_deployment_of_no_replicas_sleeps_is_wakened_by_a_call_and_goes_
     await platform.turns(4)
     assert len(platform.jobs()) == 1
 
-    monkeypatch.setattr(plan, "KEEP_AWAKE_S", 0.0)  # it is as if nobody had called for that long
+    async def sleeps_after(seconds: float) -> None:
+        spec = {**(await platform.get("deployments/chat"))["spec"], "idle_timeout_s": seconds}
+        applied = await platform.post("deployments/chat/apply", {"spec": spec})
+        assert (applied.status, applied.body["done"]) == (200, "scaled")
+
+    await sleeps_after(0.001)  # it is as if nobody had called for that long
     (same,) = (await platform.reaches("asleep"))["replicas"]
     assert same["replica"]["id"] == first["replica"]["id"]
     await platform.settled()
     assert (await platform.get("deployments/chat"))["replicas"][0]["replica"]["state"] == "stopped"
     assert (await platform.get("deployments/chat"))["deployment"]["state"] == "asleep"
 
-    monkeypatch.undo()
+    await sleeps_after(900)
     note_demand(ledger, [Demand("chat", clock.now(), 1)])
     _, second = (await platform.reaches("ready"))["replicas"]
     assert second["replica"]["state"] == "ready"
