@@ -30,7 +30,7 @@ from conftest import ROOT
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
-from launchers import control_http, ended_runs
+from launchers import control_http, ended_runs, replica_jobs
 from launchers import controller as controllers
 from launchers.announce import announce
 from launchers.control import CONTROLLER, make_app, principal_of
@@ -275,26 +275,29 @@ async def test_what_a_starting_replica_was_asked_is_in_the_platforms_books(platf
 
 
 async def test_an_engine_that_fails_fails_its_deployment_with_its_words(platform: Platform) -> None:
-    await platform.deploy("--die", "no kernel image", replicas=2)
+    await platform.deploy("--die", "size mismatch for lm_head", replicas=2)
     described = await platform.reaches("failed")
-    assert described["deployment"]["cause"] == "the engine ended with exit code 3: RuntimeError: no kernel image"
+    cause = "the engine ended with exit code 3: RuntimeError: size mismatch for lm_head"
+    assert described["deployment"]["cause"] == cause
+    assert {r["replica"]["failure"] for r in described["replicas"]} <= {"bad-model", None}
     jobs = await platform.settled()
     assert "FAILED" in {job["state"] for job in jobs}
     assert len(platform.jobs()) == 2
 
 
-async def test_a_lost_replica_is_replaced(platform: Platform) -> None:
+async def test_an_engine_that_is_killed_is_started_again_in_its_replicas_job(platform: Platform) -> None:
     await platform.deploy()
     (old,) = (await platform.reaches("ready"))["replicas"]
     _kill_engine(platform.site)
 
-    async def another_is_ready() -> Any:
-        replicas = (await platform.get("deployments/chat"))["replicas"]
-        return len(replicas) == 2 and replicas[1]["replica"]["state"] == "ready" and replicas
+    async def ready_again() -> Any:
+        (found,) = (await platform.get("deployments/chat"))["replicas"]
+        replica = found["replica"]
+        return replica["restarts"] == 1 and replica["state"] == "ready" and found
 
-    first, _ = await eventually(another_is_ready)
-    assert first["replica"]["id"] == old["replica"]["id"]
-    assert first["replica"]["cause"].startswith("the engine was killed by SIGKILL")
+    again = await eventually(ready_again)
+    assert again["replica"]["id"] == old["replica"]["id"]
+    assert [job["job_id"] for job in again["jobs"]] == [job["job_id"] for job in old["jobs"]]
     await platform.reaches("ready")  # a turn later
     await platform.stopped()
 
@@ -371,7 +374,7 @@ async def test_books_closed_by_a_report_do_not_hide_that_a_job_is_over(platform:
 async def test_a_drain_that_does_not_end_is_cut_by_a_cancel(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controllers, "CANCEL_AGAIN_S", -0.9)  # a tenth of a second after the first
+    monkeypatch.setattr(replica_jobs, "CANCEL_AGAIN_S", -0.9)  # a tenth of a second after the first
     await platform.deploy("--deaf")
     await platform.reaches("ready")
     assert (await platform.post("deployments/chat/stop")).status == 200
