@@ -65,7 +65,7 @@ def wait_settled(
             raise click.ClickException(f"deployment {name} {deployment['state']}: {cause}{last_lines(described)}")
         if deployment["revision"] != revision:
             raise click.ClickException(_given_up(control, name, revision, deployment["revision"]))
-        if deployment["state"] == "asleep" or (deployment["state"] == "ready" and _serves(described)):
+        if deployment["state"] == "asleep" or (deployment["state"] == "ready" and deployment["stable"] == revision):
             return described
         progress(described)
         time.sleep(0.5)
@@ -87,14 +87,6 @@ def last_lines(described: dict[str, Any]) -> str:
     log = newest_log(RunFolder(Path(described["replicas"][-1]["replica"]["folder"])))
     text = tail(log) if log else ""
     return f"\nits last lines ({log}):\n{text}" if text else ""
-
-
-def _serves(described: dict[str, Any]) -> bool:
-    """Whether the wanted revision has proven itself; the first has with a ready replica."""
-    wanted, stable = described["deployment"]["revision"], described["deployment"]["stable"]
-    if stable is not None:
-        return bool(stable == wanted)
-    return any(r["replica"]["state"] == "ready" and r["replica"]["revision"] == wanted for r in described["replicas"])
 
 
 def _given_up(control: Control, name: str, revision: int, wanted: int) -> str:

@@ -32,7 +32,7 @@ from gateway.projector import end_process
 from gateway.providers import Providers
 from gateway.queues import Queues
 from gateway.relay import SWEEP_S, WHOLE_S, Pool
-from gateway.replica_gauges import watch_replicas
+from gateway.replica_gauges import watch_deployments, watch_replicas
 from gateway.replica_health import Fault, ReplicaHealth
 from gateway.router import Router
 from gateway.shadow import Shadow
@@ -40,6 +40,9 @@ from gateway.surfaces import health, metrics, models, usage
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import Standing, WaitingRoom
 from gateway.windows import Calendar
+from gateway.workload import Workload
+from gateway.workload import write as write_news
+from registry import clock as registry_clock
 from registry.db import StorageError
 from registry.demand import note_demand
 from registry.site import Site
@@ -72,7 +75,7 @@ def make_app(site: Site) -> web.Application:
         ledger = LedgerWriter(site.ledger_db, loop, keep_months=site.ledger.keep_months)
         counted = Metrics()
         pool = Pool(connect_timeout=settings.connect_timeout_s, sweep=min(SWEEP_S, settings.read_timeout_s / 4))
-        called = Called()
+        called, workload = Called(), Workload()
 
         def ejected(replica_id: str, fault: Fault) -> None:
             counted.ejected(fault)
@@ -98,6 +101,7 @@ def make_app(site: Site) -> web.Application:
                 monotonic=loop.time,
             ),
             called=called,
+            workload=workload,
             router=Router(),
             health=replicas,
             pool=pool,
@@ -143,6 +147,15 @@ def make_app(site: Site) -> web.Application:
                     lambda told: ledger.on_projector(lambda db: note_demand(db, told)),
                     gw.queues.in_use,
                     gw.room.waiting,
+                ),
+                workload.tell(
+                    lambda: workload.news(
+                        catalog.view,
+                        {*gw.queues.in_use(), *gw.room.waiting()},
+                        lambda name: dispatch.work(gw, name),
+                        registry_clock.now(),
+                    ),
+                    lambda news: ledger.on_projector(lambda db: write_news(db, ledger.name, news)),
                 ),
             )
         ]
@@ -208,6 +221,7 @@ def stopping(app: web.Application) -> None:
 
 def _show_gauges(gw: Gateway, capture: Capture) -> None:
     """What /metrics reads at each scrape."""
+    watch_deployments(gw.metrics, lambda: gw.catalog.view)
     watch_replicas(gw.metrics, gw.catalog.every_ready, gw.health, gw.router.snapshot, gw.clock)
     deployment = ("deployment",)
     gw.metrics.watch("requests_running", "Requests at a deployment's replicas.", deployment, gw.queues.taken)

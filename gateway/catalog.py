@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from gateway.relay import Address, address_of
+from gateway.trial import Trial, on_trial
 from registry import clock, deployments, endpoints, keys, limits, prices, tenants
 from registry.db import Database, StorageError, data_version, open_reader, snapshot
-from registry.deployments import Deployment, Replica
+from registry.deployments import Deployment, Replica, ReplicaState
 from registry.deployments import adapters as adapters
 from registry.endpoints import Endpoint
 from registry.keys import LiveKey
@@ -44,6 +45,7 @@ class View:
     replicas: Mapping[str, list[Replica]] = field(default_factory=dict)  # of these, the ready ones
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
     adapters: Mapping[str, str] = field(default_factory=dict)  # a LoRA adapter's name -> the deployment that has it
+    trials: Mapping[str, Trial] = field(default_factory=dict)  # of deployments of which two revisions are ready
 
 
 class Catalog:
@@ -132,6 +134,7 @@ def _read(db: Database) -> View:
         known = deployments.everything(db)
         wanted = {d.name: d for d in known if not d.state.ended}
         live = deployments.live_replicas(db)
+        replicas = {name: [r for r in found if r.state is ReplicaState.READY] for name, found in live.items()}
         return View(
             keys=keys.live(db),
             tenants=frozenset(t.name for t in tenants.everyone(db)),
@@ -140,9 +143,10 @@ def _read(db: Database) -> View:
             deployments=wanted,
             ended={d.name: d for d in known if d.state.ended},
             live=live,
-            replicas=deployments.ready_replicas(db),
+            replicas=replicas,
             endpoints={e.name: e for e in endpoints.everything(db)},
             adapters={name: d.name for d in wanted.values() for name in adapters(d.request)},
+            trials={d.name: found for d in wanted.values() if (found := on_trial(d, replicas[d.name]))},
         )
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Container
+import random
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
-from gateway import attempt, calls, delivery, media, replies
+from gateway import attempt, calls, delivery, media, replies, trial
 from gateway.admission import Admission
 from gateway.attempt import Asked, Attempt, Patience
 from gateway.auth import authenticate, may_call
@@ -41,10 +42,12 @@ from gateway.providers import Providers
 from gateway.queues import Queues
 from gateway.relay import Address, Pool
 from gateway.replica_health import Fault, ReplicaHealth
-from gateway.router import Routed, Router
+from gateway.router import LIKELY_OUTPUT_TOKENS, Routed, Router
 from gateway.shadow import Shadow
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import WaitingRoom
+from gateway.workload import Tally, Work, Workload
+from registry.deployments import Replica
 from registry.keys import LiveKey
 from registry.ledger import Outcome
 from registry.site import Site
@@ -67,6 +70,7 @@ class Gateway:
     queues: Queues
     room: WaitingRoom
     called: Called
+    workload: Workload
     router: Router
     health: ReplicaHealth
     pool: Pool
@@ -77,6 +81,7 @@ class Gateway:
     metrics: Metrics
     patience: Patience
     clock: Callable[[], float]
+    draw: Callable[[], float] = random.random
 
 
 def admit(gw: Gateway, request: Request) -> LiveKey:
@@ -152,7 +157,9 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
     if not gw.catalog.ready(name):
         await _wait_for_replica(gw, asked, call)
     queue = gw.queues.of(name)
-    slot = queue.try_enter(tenant, call.tokens, priority) or await queue.enter(tenant, call.tokens, priority)
+    slot = queue.try_enter(tenant, call.tokens, priority)
+    if slot is None:
+        slot = await queue.enter(tenant, call.tokens, priority, likely_tokens(call))
     failed: dict[str, UpstreamFailed] = {}
     said = Said(call) if gw.site.gateway.continue_streams and may_continue(call) else None
     with slot:
@@ -176,7 +183,13 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
                     call = rest
                 gw.metrics.retried(name, e.code or "")
                 gw.catalog.refresh()  # it may be known to be gone
-    raise next(iter(failed.values()), None) or NoReplica(f"no replica of {name} is ready")
+    raise next(iter(failed.values()), None) or _nobody(gw, name, call)
+
+
+def _nobody(gw: Gateway, name: str, call: Call) -> NoReplica:
+    if call.model != name and gw.catalog.ready(name):
+        return NoReplica(f"no replica of {name} has loaded the LoRA adapter {call.model} yet")
+    return NoReplica(f"no replica of {name} is ready")
 
 
 async def _wait_for_replica(gw: Gateway, asked: Asked, call: Call) -> None:
@@ -187,7 +200,11 @@ async def _wait_for_replica(gw: Gateway, asked: Asked, call: Call) -> None:
         heartbeat = delivery.comments(asked.front, replies.headers(gw.site, asked))
     bound = None if call.stream else settings.start_wait_s
     await gw.room.until_ready(
-        asked.served_by, lambda: gw.catalog.ready(asked.served_by), heartbeat=heartbeat, bound_s=bound
+        asked.served_by,
+        lambda: gw.catalog.ready(asked.served_by),
+        heartbeat=heartbeat,
+        bound_s=bound,
+        tokens=likely_tokens(call),
     )
     asked.queued_s += gw.clock() - began
 
@@ -202,12 +219,20 @@ def _route(gw: Gateway, asked: Asked, call: Call, failed: Container[str]) -> Rou
 def route(
     gw: Gateway, deployment: str, call: Call, but: Container[str] = (), session: str | None = None
 ) -> Routed | None:
-    """A place on one of the ready replicas that are healthy; where none is, on the one that failed least recently."""
+    """A place on one of the ready replicas that are healthy; where none is, on the one that failed least recently.
+
+    While two revisions share the calls, a conversation (`session`) stays with its own.
+    """
     ready = [r for r in gw.catalog.ready(deployment) if r.id not in but]
-    healthy = [r for r in ready if gw.health.usable(r.id)]
+    view = gw.catalog.view
+    if call.model != deployment and view.adapters.get(call.model) == deployment:
+        ready = trial.with_adapter(ready, call.model, view.deployments[deployment])
+    healthy: Sequence[Replica] = [r for r in ready if gw.health.usable(r.id)]
     if ready and not healthy:
         last = gw.health.fallback(r.id for r in ready)
         healthy = [r for r in ready if r.id == last]
+    if (shared := view.trials.get(deployment)) is not None:
+        healthy = trial.share(healthy, shared, session, gw.draw)
     return gw.router.route(
         deployment,
         gw.names.policy(deployment),
@@ -225,14 +250,19 @@ async def _on_replica(gw: Gateway, asked: Asked, call: Call, routed: Routed, sai
     replica = routed.replica
     body = calls.upstream_body(call, asked.front.request.body)
     probes = gw.health.started(replica.id)
+    tally = gw.workload.begun(replica.id)
 
     def spoke() -> None:
         routed.first_output()
         gw.health.succeeded(replica.id)
 
     try:
-        await _attempt(gw, asked, call, body, replica.id, gw.catalog.address(replica), spoke, said)
+        await _attempt(gw, asked, call, body, replica.id, gw.catalog.address(replica), spoke, said, tally)
+    except UpstreamFailed:
+        tally.failures += 1
+        raise
     finally:
+        gw.workload.ended(replica.id, tally)
         if probes:
             gw.health.abandoned(replica.id)  # to no effect, unless nothing was heard of it: its client left
 
@@ -254,6 +284,7 @@ async def _attempt(
     address: Address,
     spoke: Callable[[], None] = lambda: None,
     said: Said | None = None,
+    tally: Tally | None = None,
 ) -> None:
     """Hold, relay, settle: one dispatch and its one entry in the ledger. `spoke`: the upstream's own word has come."""
     surface = asked.surface
@@ -265,10 +296,14 @@ async def _attempt(
         meter = surface.stream_meter(call) if call.stream and surface.stream_meter else surface.meter(call)
 
     def begun() -> None:
+        now = gw.clock()
         if asked.first_output is None:
-            asked.first_output = gw.clock()
+            asked.first_output = now
+        if tally is not None and call.stream:
+            tally.first_output(now - began)
         spoke()
 
+    began = gw.clock()
     asked.attempts += 1
     event_id = f"{asked.request_id}:{asked.attempts}"
     with gw.billing.attempt(asked.caller, call, upstream, asked.hold, meter, asked.served_by, event_id) as bill:
@@ -285,6 +320,18 @@ async def _attempt(
             if said is not None:
                 said.over(meter.usage if bill.outcome is not None else None)
                 asked.used = said.used
+
+
+def likely_tokens(call: Call) -> int:
+    return call.prompt_tokens + min(call.completion_tokens, LIKELY_OUTPUT_TOKENS)
+
+
+def work(gw: Gateway, deployment: str) -> Work:
+    """What this gateway has to do for a deployment, now."""
+    running, in_line, tokens, waited_s = gw.queues.work(deployment)
+    waiting, more, longest_s = gw.room.work(deployment)
+    computing = gw.router.queued(gw.catalog.view.live.get(deployment, ()))
+    return Work(running, computing, in_line + waiting, tokens + more, max(waited_s, longest_s))
 
 
 def fault(error: UpstreamFailed) -> Fault:

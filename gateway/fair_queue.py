@@ -84,11 +84,13 @@ class Slot:
 
 
 class _Waiter(Waiter):
-    __slots__ = ("place", "since")
+    __slots__ = ("likely", "place", "since")
 
-    def __init__(self, tenant: str, tokens: int, priority: Priority, since: float, place: asyncio.Future[Slot]) -> None:
+    def __init__(
+        self, tenant: str, tokens: int, priority: Priority, since: float, place: asyncio.Future[Slot], likely: int
+    ) -> None:
         super().__init__(tenant, tokens, priority)
-        self.since, self.place = since, place
+        self.since, self.place, self.likely = since, place, likely
 
 
 class FairQueue:
@@ -99,6 +101,7 @@ class FairQueue:
         self.capacity = 0
         self.taken = 0
         self.waiting = 0
+        self.waiting_tokens = 0  # that they are likely to be, in all
         self._length, self._wait_s, self._clock = length, wait_s, clock
         self._held: set[Slot] = set()
         self._outside: set[Slot] = set()  # those of requests that run on replicas which take no new ones
@@ -118,8 +121,7 @@ class FairQueue:
     def refuse_all(self, error: GatewayError) -> None:
         """Everybody who waits: it is in vain."""
         while self.waiting:
-            self.waiting -= 1
-            self._refuse(self._band.pop(), error)
+            self._refuse(self._next(), error)
 
     def try_enter(self, tenant: str, tokens: int, priority: Priority) -> Slot | None:
         """A free place, when nobody waits for one."""
@@ -128,8 +130,11 @@ class FairQueue:
         self._band.charge(tenant, tokens)
         return self._place(tokens, 0.0)
 
-    async def enter(self, tenant: str, tokens: int, priority: Priority) -> Slot:
-        """Wait for a place. Raises QueueFull."""
+    async def enter(self, tenant: str, tokens: int, priority: Priority, likely: int = 0) -> Slot:
+        """Wait for a place. Tenants take turns by `tokens`, which a request may have; it is `likely` to be so many.
+
+        Raises QueueFull.
+        """
         if (slot := self.try_enter(tenant, tokens, priority)) is not None:
             return slot
         if (
@@ -139,9 +144,10 @@ class FairQueue:
             raise self._full(f"the wait would be {expected:.0f} s", expected)
         self._make_room(tenant, tokens, priority)
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(tenant, tokens, priority, self._clock(), loop.create_future())
+        waiter = _Waiter(tenant, tokens, priority, self._clock(), loop.create_future(), likely)
         self._band.add(waiter)
         self.waiting += 1
+        self.waiting_tokens += likely
         timer = loop.call_later(PATIENCE * self._wait_s, self._give_up, waiter)
         try:
             return await waiter.place
@@ -158,6 +164,12 @@ class FairQueue:
         if not self.waiting and self._has_room():
             return 0.0
         return self._wait_behind(self._band.ahead_of(tenant, priority))
+
+    def longest_wait(self) -> float:
+        """Seconds that the one which waits longest has waited; 0 where nobody waits."""
+        if not self.waiting:
+            return 0.0
+        return self._clock() - min(waiter.since for waiter in self._band.firsts())
 
     def _wait_behind(self, tokens: int) -> float:
         return self._flow.wait_behind(tokens, self.taken, self.capacity, self._clock())
@@ -182,12 +194,17 @@ class FairQueue:
 
     def _hand_out(self) -> None:
         while self.waiting and self._has_room():
-            waiter = self._band.pop()
-            self.waiting -= 1
+            waiter = self._next()
             if waiter.place.done():
                 continue  # cancelled, and about to find out; it costs its tenant nothing
             self._band.charge(waiter.tenant, waiter.tokens)
             waiter.place.set_result(self._place(waiter.tokens, self._clock() - waiter.since))
+
+    def _next(self) -> _Waiter:
+        waiter = self._band.pop()
+        self.waiting -= 1
+        self.waiting_tokens -= waiter.likely
+        return waiter
 
     def _make_room(self, tenant: str, tokens: int, priority: Priority) -> None:
         """Raises QueueFull unless there is room, or somebody with more waiting makes it, or the tenant's own lower one.
@@ -224,7 +241,9 @@ class FairQueue:
 
     def _remove(self, waiter: _Waiter) -> bool:
         was_waiting = self._band.remove(waiter)
-        self.waiting -= was_waiting
+        if was_waiting:
+            self.waiting -= 1
+            self.waiting_tokens -= waiter.likely
         return was_waiting
 
     def _full(self, why: str, wait_s: float) -> QueueFull:

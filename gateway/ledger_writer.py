@@ -61,6 +61,11 @@ class LedgerWriter:
         self._projector.start()
 
     @property
+    def name(self) -> str:
+        """No other gateway's: by it this one's holds are known, and what it says beside the ledger."""
+        return self._journal.name
+
+    @property
     def failure(self) -> str | None:
         """Why nothing can be billed now; None when it can."""
         return self._failure or self._projector.failure

@@ -50,6 +50,11 @@ class Queues:
     def taken(self) -> dict[tuple[str, ...], float]:
         return {(name,): float(queue.taken) for name, queue in self._queues.items()}
 
+    def work(self, deployment: str) -> tuple[int, int, int, float]:
+        """Requests that have places; those that wait, their likely tokens, and how long the first has waited."""
+        queue = self._queues.get(deployment)
+        return (queue.taken, queue.waiting, queue.waiting_tokens, queue.longest_wait()) if queue else (0, 0, 0, 0.0)
+
     def in_use(self) -> list[str]:
         """The deployments that have requests."""
         return [name for name, queue in self._queues.items() if queue.taken or queue.waiting]

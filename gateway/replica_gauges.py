@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+from gateway.catalog import View
 from gateway.metrics import Labels, Metrics
 from gateway.replica_health import Health, ReplicaHealth, Standing
 from gateway.routing import STALE_S, Gauges, ReplicaLoad
-from registry.deployments import Replica
+from registry.deployments import Replica, ReplicaState
 
 REPLICA = ("deployment", "replica")
+LIVE = tuple(state for state in ReplicaState if not state.ended)
 
 
 def watch_replicas(
@@ -44,6 +46,35 @@ def watch_replicas(
         ("engine_kv_cache_usage_ratio", "Part of its KV cache that an engine says is in use.", lambda g: g.kv_usage),
     ):
         metrics.watch(name, text, REPLICA, engine(read))
+
+
+def watch_deployments(metrics: Metrics, view: Callable[[], View]) -> None:
+    metrics.watch(
+        "deployment_replicas_wanted",
+        "Replicas that a deployment is to have now.",
+        ("deployment",),
+        lambda: wanted(view()),
+    )
+    metrics.watch(
+        "deployment_replicas",
+        "Replicas of a deployment that have not ended, by how far they are.",
+        ("deployment", "state"),
+        lambda: had(view()),
+    )
+
+
+def wanted(view: View) -> dict[Labels, float]:
+    """Pure. Until somebody has decided, the least."""
+    return {(d.name,): float(d.min_replicas if d.desired is None else d.desired) for d in view.deployments.values()}
+
+
+def had(view: View) -> dict[Labels, float]:
+    """Pure. Every state, also those that no replica is in."""
+    found: dict[Labels, float] = {(name, str(state)): 0.0 for name in view.live for state in LIVE}
+    for name, replicas in view.live.items():
+        for replica in replicas:
+            found[name, replica.state] += 1
+    return found
 
 
 def by_state(ready: Iterable[Replica], standings: Mapping[str, Standing]) -> dict[Labels, float]:

@@ -148,6 +148,10 @@ class Router:
         load = self._loads.get(replica_id)
         return load.outstanding if load else 0
 
+    def queued(self, replicas: Iterable[Replica]) -> int:
+        """Tokens that these have to compute for us."""
+        return sum(load.queued for replica in replicas if (load := self._loads.get(replica.id)))
+
     def snapshot(self) -> list[ReplicaLoad]:
         """Every replica that is known, for /metrics: to be read, and at once."""
         return list(self._loads.values())

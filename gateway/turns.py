@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 
@@ -113,6 +114,11 @@ class Band(Generic[W]):
             self._heap = [entry for entry in self._heap if entry[2].count]
             heapq.heapify(self._heap)
         return True
+
+    def firsts(self) -> Iterator[W]:
+        """The oldest of each line and rank."""
+        for line in self.lines.values():
+            yield from (next(iter(waiters)) for waiters in line.ranks if waiters)
 
     def ahead_of(self, tenant: str, rank: int) -> int:
         """Tokens that would be served before a request of this tenant and rank that comes now."""

@@ -70,6 +70,12 @@ class WaitingRoom:
         """How many wait for each deployment."""
         return {name: room.waiting for name, room in self._rooms.items()}
 
+    def work(self, name: str) -> tuple[int, int, float]:
+        """Requests that wait for this deployment, their tokens, and how long the first of them has waited."""
+        if (room := self._rooms.get(name)) is None:
+            return 0, 0, 0.0
+        return room.waiting, room.tokens, self._monotonic() - next(iter(room.since.values()))
+
     async def until_ready(
         self,
         name: str,
@@ -77,11 +83,12 @@ class WaitingRoom:
         *,
         heartbeat: Callable[[bytes], None] | None = None,
         bound_s: float | None = None,
+        tokens: int = 0,
     ) -> Sequence[Replica]:
         """What `ready` finds, once it finds any: it may leave out replicas that the caller will not ask again.
 
-        Raises NoReplica after `bound_s` seconds, and at once when the deployment failed, is stopping or is gone; and
-        QueueFull when enough wait already.
+        `tokens`: that the request is likely to be. Raises NoReplica after `bound_s` seconds, and at once when the
+        deployment failed, is stopping or is gone; and QueueFull when enough wait already.
         """
         if found := ready():
             return found
@@ -91,7 +98,7 @@ class WaitingRoom:
         start = self._monotonic()
         end = math.inf if bound_s is None else start + bound_s
         beat = start if heartbeat else math.inf
-        with self._entered(name) as room:
+        with self._entered(name, tokens) as room:
             while True:
                 standing = self._look(name)
                 if (refused := refusal(name, standing)) is not None:
@@ -107,16 +114,19 @@ class WaitingRoom:
                     return found
 
     @contextmanager
-    def _entered(self, name: str) -> Iterator[_Room]:
+    def _entered(self, name: str, tokens: int) -> Iterator[_Room]:
         room = self._rooms.get(name)
         if room is None:
             room = self._rooms[name] = _Room(_ready(self._look(name)))
             self._asked(name)
-        room.waiting += 1
+        came = object()
+        room.since[came] = self._monotonic()
+        room.tokens += tokens
         try:
             yield room
         finally:
-            room.waiting -= 1
+            del room.since[came]
+            room.tokens -= tokens
             if not room.waiting:
                 del self._rooms[name]
 
@@ -126,8 +136,13 @@ class _Room:
 
     def __init__(self, ready: frozenset[str]) -> None:
         self.ready = ready  # when it was last looked at
-        self.waiting = 0
+        self.since: dict[object, float] = {}  # of each, when it came; the first came first
+        self.tokens = 0
         self._changed = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        return len(self.since)
 
     def wake(self) -> None:
         self._changed.set()
@@ -178,7 +193,7 @@ def waits_for(standing: Standing, now: datetime) -> str:
             if replica.expected_start_at:
                 words += f", estimated start {_moment(clock.parse(replica.expected_start_at), now)}"
         case ReplicaState.PENDING | ReplicaState.STARTING:
-            words = f"{job} runs and its engine is starting"
+            words = f"{job} runs and its engine is starting" + (" again" if replica.restarts else "")
         case _:
             words = "a replica is ready"
     return "".join(c if c.isprintable() else " " for c in words)

@@ -19,6 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from launchers import (
+    control_aliases,
     control_cluster,
     control_deployments,
     control_endpoints,
@@ -74,10 +75,8 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
             *control_login.routes(),
             *control_runs.routes(),
             web.get("/v1/models", listing("model", models.everything)),
-            web.get("/v1/deployments", control_deployments.list_deployments),
-            web.post("/v1/deployments", control_deployments.create_deployment),
-            web.get("/v1/deployments/{name}", control_deployments.get_deployment),
-            web.post("/v1/deployments/{name}/stop", control_deployments.stop_deployment),
+            *control_aliases.routes(),
+            *control_deployments.routes(),
             *control_endpoints.routes(),
             *control_tenants.routes(),
             *control_keys.routes(),
@@ -99,7 +98,9 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
 async def turning(app: web.Application) -> Any:
     """The controller's loop, and the watch that it follows, for as long as the API is served."""
     controller = app[CONTROLLER]
-    alerting = Alerting(controller, notify.channels(controller.site.alerts, controller.site.name))
+    channels = notify.channels(controller.site.alerts, controller.site.name)
+    controller.plans.channels = tuple(channels)
+    alerting = Alerting(controller, channels)
     loops = [asyncio.create_task(controller.run()), asyncio.create_task(alerting.run())]
     if controller.watch is not None:
         loops.append(asyncio.create_task(controller.watch.run()))

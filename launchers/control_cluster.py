@@ -142,7 +142,9 @@ def known_subjects(db: Database) -> dict[str, Subject]:
     for replica in deployments.replicas(db):
         subject = replica.job_subject
         if not replica.state.ended or subject in unsettled:
-            found[subject] = Subject(subject, WHAT["serve"], replica.deployment, replica.owner, service)
+            found[subject] = Subject(
+                subject, WHAT["serve"], replica.deployment, replica.owner, service, replica.revision, replica.reason
+            )
     return found
 
 

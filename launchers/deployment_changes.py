@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,9 +38,8 @@ def in_place(after: DeploymentSpec) -> dict[str, Any]:
 
 
 def _flat(spec: DeploymentSpec) -> dict[str, Any]:
-    said = dataclasses.replace(spec, max=spec.most, routing=spec.routing or ROUTING[0])
     flat: dict[str, Any] = {}
-    for field, value in to_document(said).items():
+    for field, value in {**to_document(spec), "max": spec.most, "routing": spec.routing or ROUTING[0]}.items():
         if field == "name":
             continue
         if isinstance(value, dict):

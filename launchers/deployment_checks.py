@@ -6,17 +6,18 @@ from pathlib import Path
 
 from launchers.deployment_spec import DeploymentSpec
 from launchers.resources import REPLICA_OPTIONS, resources_from
-from launchers.vllm import adapters, multi_node, pack
+from launchers.vllm import adapters, multi_node, pack, weights
 from launchers.vllm.arguments import refuse_unlisted
 from registry.access import Object, Principal, Verb, require
 from registry.site import Site
 
 
-def check(site: Site, principal: Principal, spec: DeploymentSpec) -> None:
+def check(site: Site, principal: Principal, spec: DeploymentSpec, model_path: str) -> None:
     """Raises ValueError, naming the field and what is allowed; Forbidden."""
     site.environment("engine")
     if not principal.admin:
         refuse_unlisted(spec.engine_args)
+        weights.check(Path(model_path))
     asks = resources_from(site.defaults.serve, spec.resources, REPLICA_OPTIONS)
     shapes = [asks]
     if spec.overflow is not None:

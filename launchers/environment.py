@@ -7,6 +7,9 @@ from pathlib import Path
 
 from launchers.spec import Environment, Resources, SpecError
 
+# In which the GPUs of a process stand, NVIDIA's and AMD's. Slurm sets them anew in each step.
+GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+
 
 def inside(
     environment: Environment,
@@ -14,11 +17,12 @@ def inside(
     resources: Resources,
     node: str | None = None,
     places: Sequence[str] = (),
+    kept: Mapping[str, str] | None = None,
 ) -> list[str]:
     """The command line that runs `argv` in `environment`; `{python}` stands for the environment's interpreter.
 
-    A container sees `places` (absolute paths) where they are outside, and the site's own mounts. Raises SpecError for
-    an environment that cannot be.
+    A container sees `places` (absolute paths) where they are outside, and the site's own mounts. `kept`: variables that
+    are so inside, too, whatever Slurm sets in a step of its own. Raises SpecError for an environment that cannot be.
     """
     command = [word.replace("{python}", environment.python) for word in argv]
     if environment.kind == "venv":
@@ -35,7 +39,8 @@ def inside(
     where = ["--nodelist", node] if node else []
     seen = ["--container-mounts", ",".join(mounts)] if mounts else []
     step = ["srun", "--overlap", "--nodes=1", "--ntasks=1", *where]
-    return [*step, "--container-image", environment.image, *seen, *command]
+    again = ["env", *(f"{name}={value}" for name, value in kept.items())] if kept else []
+    return [*step, "--container-image", environment.image, *seen, *again, *command]
 
 
 def child_env(inherited: Mapping[str, str], environment: Environment, code: Path, cpus: int) -> dict[str, str]:

@@ -18,8 +18,18 @@ from pathlib import Path
 from launchers import announce, submit
 from launchers.announce import Announcement, AnnouncementError
 from launchers.local_job import LocalJob, records
+from launchers.outlook import NOTHING
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobRequest, JobState, JobStatus, JobUsage, SchedulerUnavailable
+from launchers.scheduler import (
+    JobRef,
+    JobRequest,
+    JobState,
+    JobStatus,
+    JobUsage,
+    Outlook,
+    SchedulerError,
+    SchedulerUnavailable,
+)
 from launchers.subjects import user_name
 from registry import clock
 from registry.attribution import Allocation, Books
@@ -72,6 +82,12 @@ class LocalScheduler:
 
     def drain(self, ref: JobRef) -> None:
         self.cancel(ref)  # nobody here is impatient
+
+    def shorten(self, ref: JobRef, time_limit_s: int) -> None:
+        raise SchedulerError(f"job {ref.job_id} is a process of this machine, which starts at once: it does not wait")
+
+    def outlook(self) -> Outlook:
+        return NOTHING
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         jobs = {ref: self._job(ref) for ref in refs}

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 
 from launchers import job_array, submit
 from launchers.books import books_of
+from launchers.outlook import outlook as looked
 from launchers.scheduler import (
     JobRef,
     JobRequest,
     JobState,
     JobStatus,
     JobUsage,
+    Outlook,
     SchedulerError,
     SchedulerUnavailable,
 )
@@ -156,6 +158,22 @@ class SlurmScheduler:
             return
         with self._acting():
             self.client.signal(ref.job_id, "TERM")
+
+    def shorten(self, ref: JobRef, time_limit_s: int) -> None:
+        state = self._states([ref], None)[ref].state
+        if state is not JobState.PENDING:
+            raise SchedulerError(f"job {ref.job_id} is {state.value}, and only one that waits is given less time")
+        with self._acting():
+            self.client.update(ref.job_id, time_limit_s=time_limit_s)
+
+    def outlook(self) -> Outlook:
+        picture = self._picture()
+        if picture is not None and picture.cluster_at is not None:
+            return looked(picture)
+        with _in_protocol_words():
+            nodes, partitions = self.client.nodes(), self.client.partitions()
+            now = datetime.now(UTC)
+            return looked(Picture(now, (), now, tuple(nodes), tuple(partitions), tuple(self.client.reservations())))
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         """Elapsed time is summed over a job's attempts; the allocation is the largest that any of them had.

@@ -22,6 +22,8 @@ class Subject:
     of: str  # the run's or the deployment's name
     owner: str  # whoever wanted it; a replica's job runs as the service's user
     user: str  # whose jobs may carry its id: anybody can write a comment
+    revision: int | None = None  # of its deployment, which a replica is of,
+    reason: str | None = None  # and why it was started, in words
 
 
 def subject_of(job: Job, subjects: Mapping[str, Subject]) -> Subject | None:

@@ -30,17 +30,7 @@ from launchers.megatron import command as megatron
 from launchers.megatron.recipe import Restart
 from launchers.restart import Cause
 from launchers.run_folder import RunFolder
-from launchers.spec import (
-    ConvertSpec,
-    EvaluateSpec,
-    OfflineSpec,
-    ScriptSpec,
-    ServeSpec,
-    SmokeSpec,
-    SupervisedSpec,
-    TrainSpec,
-    load,
-)
+from launchers.spec import ConvertSpec, EvaluateSpec, ScriptSpec, ServeSpec, SmokeSpec, SupervisedSpec, TrainSpec, load
 from launchers.task import Task
 from launchers.told import Told
 from launchers.vllm.life import Life
@@ -53,6 +43,7 @@ KILL_AFTER_S = 60.0  # what a training child gets to save after SIGTERM, before 
 HEAR_S = 5.0  # from the first to the last of a job's nodes that hears a signal
 STACKS_S = 3.0  # for a child that hangs to print where
 REFUSED = 78  # the exit code (EX_CONFIG) of a program whose input a person must change
+Finite = TrainSpec | ConvertSpec | SmokeSpec | EvaluateSpec  # what comes to an end of its own
 WORK = {
     TrainSpec: "training",
     ConvertSpec: "the conversion",
@@ -140,7 +131,7 @@ class Supervisor:
         except OSError:
             return mine  # the shared file system takes nothing now
 
-    def _start(self, spec: OfflineSpec) -> subprocess.Popen[bytes]:
+    def _start(self, spec: Finite) -> subprocess.Popen[bytes]:
         task = self.task
         if isinstance(spec, SmokeSpec | EvaluateSpec):
             return child.start(step.child_argv(spec, self.folder), os.environ, self.log)
@@ -150,7 +141,7 @@ class Supervisor:
         env = megatron.child_env(spec, self.folder.root, rank, os.environ)
         return child.start(megatron.child_argv(spec, self.folder.root, task.node), env, self.log)
 
-    def _watch(self, process: subprocess.Popen[bytes], spec: OfflineSpec) -> Ending:
+    def _watch(self, process: subprocess.Popen[bytes], spec: Finite) -> Ending:
         beat = looked = -math.inf
         while True:
             self.voice.retry()
@@ -216,7 +207,7 @@ class Supervisor:
         self.told.stop(asked, why)
 
 
-def ending_of(spec: OfflineSpec, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
+def ending_of(spec: Finite, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
     """What a child's exit means. `code` is Popen's: negative for a signal.
 
     `asked`: what it was asked to end for. `stage`: its training's last word; it may have come to its end all the same.

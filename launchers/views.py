@@ -64,6 +64,8 @@ def _job(job: Job, subject: Subject | None, why: str, now: datetime) -> dict[str
         "job": job.id,
         "what": subject.what if subject else "job",
         "of": subject.of if subject else None,
+        "revision": subject.revision if subject else None,
+        "reason": subject.reason if subject else None,
         "name": job.name,
         "user": job.user,
         "account": job.account,

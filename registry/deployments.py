@@ -220,7 +220,7 @@ def change(
     max_replicas: int | None = None,
     paused: bool | None = None,
 ) -> Deployment:
-    """What needs no new revision; None leaves it as it is. Raises ValueError; Conflict for a deployment that ends or has ended."""
+    """What needs no new revision; None leaves it as it is. Raises ValueError; Conflict for what ends or has ended."""
     with transaction(db) as c:
         old = require_wanted(db, name)
         least = old.min_replicas if min_replicas is None else min_replicas

@@ -106,6 +106,11 @@ def get(db: Database, name: str, version: int) -> ModelVersion:
     return _version(db, found)
 
 
+def owner_of(db: Database, name: str) -> str:
+    """Whose all of a model's versions are. Raises NotFound."""
+    return resolve(db, name).owner
+
+
 def everything(db: Database) -> list[ModelVersion]:
     return [_version(db, r) for r in rows(db, "SELECT * FROM models ORDER BY name, version")]
 

@@ -219,12 +219,14 @@ def replicas(db: Database, deployment: str | None = None) -> list[Replica]:
 
 
 def shown_replicas(db: Database, deployment: str, since: str, ended: int) -> list[Replica]:
-    """Of those made since, oldest first: the ones that have not ended, and so many of those that ended last."""
-    found = _read(db, "deployment = ? AND created_at >= ? AND ended_at IS NULL", deployment, since)
-    last = """id IN (SELECT id FROM replicas WHERE deployment = ? AND created_at >= ? AND ended_at IS NOT NULL
-        ORDER BY ended_at DESC, id DESC LIMIT ?)"""
-    found += _read(db, last, deployment, since, ended)
-    return sorted(found, key=lambda r: (r.created_at, r.id))
+    """Of those made since, oldest first: the ones that have not ended, or whose job's accounts are not closed, and so
+    many of those that ended last."""
+    last = """SELECT id FROM replicas WHERE deployment = ? AND created_at >= ? AND ended_at IS NOT NULL
+        ORDER BY ended_at DESC, id DESC LIMIT ?"""
+    open_job = "SELECT 1 FROM jobs WHERE subject = coalesce(replicas.pack, replicas.id) AND settled = 0"
+    where = f"""deployment = ? AND created_at >= ?
+        AND (ended_at IS NULL OR id IN ({last}) OR EXISTS ({open_job}))"""
+    return _read(db, where, deployment, since, deployment, since, ended)
 
 
 def replicas_of_job(db: Database, subject: str) -> list[Replica]:
@@ -234,6 +236,10 @@ def replicas_of_job(db: Database, subject: str) -> list[Replica]:
 
 def unended_replicas(db: Database) -> list[Replica]:
     return _read(db, "ended_at IS NULL")
+
+
+def unended_of(db: Database, deployment: str) -> list[Replica]:
+    return _read(db, "ended_at IS NULL AND deployment = ?", deployment)
 
 
 def recent_replicas(db: Database, deployment: str, since: str) -> list[Replica]:

@@ -79,11 +79,9 @@ def amend(db: Database, name: str, request: Mapping[str, Any]) -> Deployment:
     """Words of a request that need no new replicas: they count for the wanted revision and the stable one at once."""
     with transaction(db) as c:
         deployment = deployments.require_wanted(db, name)
-        for number in {deployment.revision, deployment.stable} - {None}:
+        for number in {deployment.revision, deployment.stable or deployment.revision}:
             told = json.dumps({**get(db, name, number).request, **request})
-            c.execute(
-                "UPDATE revisions SET request = ? WHERE deployment = ? AND revision = ?", (told, name, number)
-            )
+            c.execute("UPDATE revisions SET request = ? WHERE deployment = ? AND revision = ?", (told, name, number))
         told = json.dumps({**deployment.request, **request})
         c.execute("UPDATE deployments SET request = ? WHERE name = ?", (told, name))
     return deployments.get(db, name)

@@ -29,7 +29,8 @@ class Engine:
     key: str = "upstream-secret"
     pieces: list[str] = field(default_factory=lambda: ["Gra", "vity ", "is ", "round."])
     hold_after: int | None = None
-    # "500" | "abort" | "refuse" | "silent" | "unreachable"; after hold_after: "die" | "error event" | "give up"
+    # "500" | "abort" | "refuse" | "silent" | "unreachable"; after hold_after, also when that is said as it holds:
+    # "die" | "error event" | "give up"
     fail: str | None = None
     chunk_id: str = "x"  # of a chat's or a completion's stream
     heeds_max_tokens: bool = False
@@ -136,6 +137,8 @@ class Engine:
                 await send([{"index": 0, "delta": {"role": "assistant", "content": ""}}], 0, continuous)
             for n, piece in enumerate(pieces, start=1):
                 if n - 1 == self.hold_after:
+                    if self.fail is None:
+                        await self.go.wait()
                     if self.fail == "die":
                         assert request.transport is not None
                         request.transport.abort()
@@ -149,7 +152,7 @@ class Engine:
                         await send([], n - 1, True)
                         await response.write(b"data: [DONE]\n\n")
                         return response
-                    await self.go.wait()
+                    await self.go.wait()  # "silent"
                 await send([{"index": 0, **said(piece)}], n, continuous)
             await send([{"index": 0, **said(""), "finish_reason": "stop"}], len(pieces), continuous)
         if options.get("include_usage"):

@@ -7,6 +7,7 @@ python stand_in_engine.py --host H --port P ... [--die WORDS | --no-tokens-until
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ def main() -> None:
     for name in ("--model", "--served-model-name", "--middleware", "--shutdown-timeout", "--host"):
         parser.add_argument(name, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--load-format", choices=["safetensors"], required=True)
     parser.add_argument("--enable-prompt-tokens-details", action="store_true")
     parser.add_argument("--ssl-keyfile", help="with --ssl-certfile: speak TLS")
     parser.add_argument("--ssl-certfile")
@@ -86,7 +88,8 @@ def main() -> None:
                 self.answer(404, b"")
                 return
             mute = asked.no_tokens_until is not None and not asked.no_tokens_until.exists()
-            print("asked for a token", flush=True)
+            with contextlib.suppress(OSError):  # a full disk
+                print("asked for a token", flush=True)
             usage = {"prompt_tokens": 2, "completion_tokens": 0 if mute else body["max_tokens"]}
             self.answer(200, json.dumps({"usage": usage}).encode())
 
@@ -100,7 +103,8 @@ def main() -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    print(f"serving {asked.model}", flush=True)
+    with contextlib.suppress(OSError):
+        print(f"serving {asked.model}", flush=True)
     server = ThreadingHTTPServer((asked.host, asked.port), Handler)
     if asked.ssl_certfile:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -111,7 +115,8 @@ def main() -> None:
 
 
 def leave(words: str) -> None:
-    print(words, flush=True)
+    with contextlib.suppress(OSError):
+        print(words, flush=True)
     os._exit(0)
 
 

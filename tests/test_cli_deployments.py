@@ -163,7 +163,7 @@ def test_a_file_is_applied_once_and_then_says_the_same(laptop: Platform, models:
     )
     refused = invoke(laptop, "apply", "-f", str(file))
     assert refused.exit_code == 1
-    assert f"{file}:11: deployments.fourth.modle: unknown key; did you mean 'model'?" in refused.output
+    assert f"{file}:12: deployments.fourth.modle: unknown key; did you mean 'model'?" in refused.output
     assert "third" not in ok(laptop, "get", "--all")
     for name in ("first", "second"):
         ok(laptop, "delete", name)

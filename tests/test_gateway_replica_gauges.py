@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from gateway.catalog import View
 from gateway.metrics import Metrics
-from gateway.replica_gauges import watch_replicas
+from gateway.replica_gauges import had, wanted, watch_replicas
 from gateway.replica_health import Fault, ReplicaHealth
 from gateway.routing import STALE_S, Gauges, ReplicaLoad
-from registry.deployments import Replica, ReplicaState
+from registry.deployments import Deployment, DeploymentState, Replica, ReplicaState
 
 
 def replica(replica_id: str) -> Replica:
@@ -42,3 +44,14 @@ async def test_ready_replicas_are_shown_with_their_state_and_what_their_engines_
     ]
     ready.clear()
     assert b"headgate_replica_requests_outstanding{" not in await metrics.page()
+
+
+def test_a_deployment_shows_how_many_replicas_it_wants_and_how_far_those_are_that_it_has() -> None:
+    chat = Deployment("chat", "ada", DeploymentState.READY, "m", 1, "/m", 2, {}, None, "", None, max_replicas=4)
+    scaled = replace(chat, name="scaled", desired=3)
+    drains = replace(replica("b"), state=ReplicaState.DRAINING)
+    view = View(deployments={"chat": chat, "scaled": scaled}, live={"chat": [replica("a"), drains], "scaled": []})
+    assert wanted(view) == {("chat",): 2.0, ("scaled",): 3.0}
+    states = ("pending", "starting", "ready", "draining")
+    assert [had(view)["chat", state] for state in states] == [0, 0, 1, 1]
+    assert [had(view)["scaled", state] for state in states] == [0, 0, 0, 0]

@@ -30,7 +30,7 @@ from conftest import ROOT
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
-from launchers import control_http, ended_runs, plan
+from launchers import control_http, ended_runs
 from launchers import controller as controllers
 from launchers.announce import announce
 from launchers.control import CONTROLLER, make_app, principal_of
@@ -141,7 +141,7 @@ class Platform:
         model = self.site.shared_dir / "tiny"
         model.mkdir(exist_ok=True)
         (model / "config.json").write_text("{}")
-        body = {"model": str(model), "name": name, "engine_args": list(engine_args), "replicas": replicas}
+        body = {"model": str(model), "name": name, "engine_args": list(engine_args), "min": replicas}
         body |= {"routing": routing} if routing else {}
         made = await self.post("deployments", body)
         assert made.status == 201, made.body
@@ -956,7 +956,7 @@ async def test_a_replicas_folder_that_somebody_else_made_is_passed_over(
 
         (run,) = await eventually(adopted)
         await platform.turns()
-        assert (run["id"], run["owner"], list(platform.controller._specs)) == ("a-run", "mallory", ["a-run"])
+        assert (run["id"], run["owner"], list(platform.controller.specs)) == ("a-run", "mallory", ["a-run"])
     assert "chat-1: not adopted: a replica's folder is the service's own, and this one is mallory's" in caplog.text
 
 
@@ -986,27 +986,26 @@ async def test_a_run_folder_deleted_while_it_is_watched_disturbs_nothing_else(pl
     [
         ("deployments", {"model": "absent"}, 404, "no model is called 'absent'; there are: none yet"),
         ("deployments", {"model": "/absent", "name": "x"}, 404, "there is no config.json in it"),
-        ("deployments", {}, 400, "'model' is missing"),
-        ("deployments", {"model": 3}, 400, "'model' must be str, not 3"),
+        ("deployments", {}, 400, "model is missing"),
+        ("deployments", {"model": 3}, 400, "model: 3 is not of type str"),
+        ("deployments", {"model": "m", "name": "x", "min": -1}, 400, "min: must be at least 0, not -1"),
+        ("deployments", {"model": "m", "name": "x", "max": 10**9}, 400, "max: must be at most 256"),
+        ("deployments", {"model": "m", "name": "x", "min": True}, 400, "min: True is not of type int"),
+        ("deployments", {"model": "m", "name": "x", "engine_args": [1]}, 400, "engine_args: [1] is not of type"),
         (
             "deployments",
-            {"model": "m", "replicas": -1},
+            {"model": "m", "name": "x", "resources": {"gpus": 1}},
             400,
-            "'replicas' must be 0 (one while it is called) ... 256, not -1",
+            "resources.gpus: unknown; allowed: ",
         ),
+        ("deployments", {"model": "m", "name": "x", "resources": {"partition": "a\nid"}}, 400, "resources.partition: "),
         (
             "deployments",
-            {"model": "m", "replicas": 10**9},
+            {"model": "m", "name": "x", "resources": {"options": ["--uid=0"]}},
             400,
-            "'replicas' must be 0 (one while it is called) ... 256",
+            "--uid is not for a deployment",
         ),
-        ("deployments", {"model": "m", "replicas": True}, 400, "'replicas' must be int, not True"),
-        ("deployments", {"model": "m", "engine_args": [1]}, 400, "'engine_args' must be a list of texts"),
-        ("deployments", {"model": "m", "resources": {"gpus": 1}}, 400, "resources.gpus: unknown; allowed: "),
-        ("deployments", {"model": "m", "resources": {"partition": "a\nid"}}, 400, "resources.partition: "),
-        ("deployments", {"model": "m", "resources": {"tasks_per_node": 2}}, 400, "'tasks_per_node' must be 1"),
-        ("deployments", {"model": "m", "resources": {"options": ["--uid=0"]}}, 400, "--uid is not for a deployment"),
-        ("deployments", {"model": "m", "modle": 1}, 400, "'modle' is unknown; allowed: model, name, replicas, "),
+        ("deployments", {"model": "m", "name": "x", "modle": 1}, 400, "unknown field 'modle'; allowed: "),
         ("deployments", [], 400, "the body must be a JSON object"),
         ("deployments/absent/stop", {}, 404, "no deployment is called 'absent'"),
         ("tenants", {"name": "A B"}, 400, "tenant name 'A B' is not allowed"),

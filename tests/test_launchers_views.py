@@ -70,6 +70,13 @@ def test_mine_are_my_jobs_and_the_replicas_of_my_deployments() -> None:
     assert [r["job"] for r in queue(*jobs, user=None, replica=replica)] == ["1", "2", "3"]
 
 
+def test_a_replica_says_which_revision_it_is_of_and_why_it_was_started() -> None:
+    replica = Subject("chat-1", "replica", "chat", "ada", "service", revision=3, reason="chat-0 ends at 14:05")
+    mine, other = queue(job(1), job(3, user="service", comment="chat-1"), replica=replica)[::-1]
+    assert (mine["revision"], mine["reason"]) == (3, "chat-0 ends at 14:05")
+    assert (other["revision"], other["reason"]) == (None, None)
+
+
 def test_a_comment_alone_does_not_make_a_job_somebodys_replica() -> None:
     """Anybody can write a comment."""
     replica = Subject("chat-1", "replica", "chat", owner="ada", user="service")

@@ -1,4 +1,4 @@
-"""Why an engine failed: vLLM's own last words (recordings/vllm, made with 0.32 on CPU), and those of what is below it."""
+"""Why an engine failed: vLLM's own last words (recordings/vllm: 0.32 on CPU), and those of what is below it."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def test_vllms_own_last_words_are_understood(recording: Path) -> None:
     ("line", "kind"),
     [
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", Kind.OUT_OF_MEMORY),
-        ("RuntimeError: [enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory", Kind.OUT_OF_MEMORY),
+        ("RuntimeError: [enforce fail at alloc_cpu.cpp:117] CPUAllocator: can't allocate memory", Kind.OUT_OF_MEMORY),
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", Kind.OUT_OF_MEMORY),
-        ("ValueError: No available memory for the cache blocks. Try increasing gpu_memory_utilization", Kind.BAD_ARGUMENT),
-        ("ValueError: Free memory on device cuda:0 (2.1/79.1 GiB) on startup is less than desired GPU memory", Kind.NODE),
+        ("ValueError: No available memory for the cache blocks. Increase gpu_memory_utilization", Kind.BAD_ARGUMENT),
+        ("ValueError: Free memory on device cuda:0 (2.1/79.1 GiB) on startup is less than desired", Kind.NODE),
         ("OSError: [Errno 28] No space left on device", Kind.NODE),
         ("RuntimeError: No CUDA GPUs are available", Kind.NODE),
         ("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", Kind.NODE),
         ("RuntimeError: CUDA error: an illegal memory access was encountered", Kind.CUDA),
         ("torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered", Kind.NODE),
-        ("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error", Kind.CUDA),
+        ("torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, system error", Kind.CUDA),
         ("RuntimeError: CUDA error: no kernel image is available for execution on the device", Kind.CUDA),
         ("AssertionError", Kind.CRASHED),
     ],

@@ -61,3 +61,37 @@ def test_a_container_sees_the_certificate_where_it_is_outside(kind: str) -> None
     mount = f"{KEY.parent}:{KEY.parent}"
     assert mount in ",".join(argv(serve(environment=environment), 8000, FOLDER, TASK))
     assert mount not in ",".join(argv(serve(environment=environment, tls=False), 8000, FOLDER, TASK))
+
+
+@pytest.mark.parametrize("kind", ["apptainer", "pyxis"])
+def test_a_container_sees_adapters_and_those_beside_them(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    (tmp_path / "v1" / "adapter_model.safetensors").write_bytes(b"")
+    environment = Environment(kind=kind, python="python3", image="vllm.sif")
+    command = argv(serve(environment=environment, adapters={"a": str(tmp_path / "v1")}), 8000, FOLDER, TASK)
+    assert f"{tmp_path}:{tmp_path}" in ",".join(command)
+    assert "--enable-lora" in command
+
+
+def test_a_member_of_a_pack_keeps_its_gpus_in_a_step_of_slurms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    environment = Environment(kind="pyxis", python="python3", image="vllm.sif")
+    command = argv(serve(environment=environment, pack=("chat-1", "chat-2")), 8000, FOLDER, TASK)
+    assert command[command.index("python3") - 2 : command.index("python3")] == ["env", "CUDA_VISIBLE_DEVICES=2,3"]
+    assert "env" not in argv(serve(environment=environment), 8000, FOLDER, TASK)
+
+
+@pytest.mark.parametrize(
+    ("runner", "words"),
+    [("generate", []), ("embed", ["--runner", "pooling", "--convert", "embed"]), ("score", ["--runner", "pooling"])],
+)
+def test_an_engine_generates_embeds_or_scores_unless_an_argument_says_otherwise(runner: str, words: list[str]) -> None:
+    command = argv(serve(runner=runner, engine_args=("--convert", "none")), 8000, FOLDER, TASK)
+    assert [w for w in command if w in ("--runner", "--convert", "pooling", "embed")] == [*words, "--convert"]
+    assert last(command, "--convert") == "none"
+
+
+def test_weights_are_safetensors_unless_an_administrator_says_otherwise() -> None:
+    assert last(argv(serve(), 8000, FOLDER, TASK), "--load-format") == "safetensors"
+    assert last(argv(serve(engine_args=("--load-format", "auto")), 8000, FOLDER, TASK), "--load-format") == "auto"

@@ -77,7 +77,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, status: int, body: bytes) -> list[tu
     [
         ("generate", "/v1/completions", b'{"usage": {"prompt_tokens": 2, "completion_tokens": 1}}', Probe(2, 1, 0)),
         ("generate", "/v1/completions", b'{"usage": {"prompt_tokens": 2, "completion_tokens": 0}}', None),
-        ("embed", "/v1/embeddings", b'{"data": [{"embedding": [1, 0.5]}], "usage": {"prompt_tokens": 2}}', Probe(2, 0, 0)),
+        ("embed", "/v1/embeddings", b'{"data": [{"embedding": [1]}], "usage": {"prompt_tokens": 2}}', Probe(2, 0, 0)),
         ("embed", "/v1/embeddings", b'{"data": [{"embedding": [1, NaN]}], "usage": {"prompt_tokens": 2}}', None),
         ("embed", "/v1/embeddings", b'{"data": [{"embedding": []}]}', None),
         ("embed", "/v1/embeddings", b'{"data": []}', None),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from registry import clock, deployments
+from registry import accounting, clock, deployments
 from registry.db import Conflict, Database, NotFound
 from registry.deployments import Deployment, DeploymentState, Replica, ReplicaState
 
@@ -336,3 +336,23 @@ def test_recent_replicas_are_the_live_ones_those_that_ended_since_and_the_last_t
     deployments.set_state(registry, "chat", DeploymentState.FAILED)
     deploy(registry)
     assert [r.id for r in deployments.recent_replicas(registry, "chat", since)] == ["live"]  # which is to be wound down
+
+
+def test_of_what_ended_the_last_few_are_shown_and_those_whose_job_is_not_accounted_for(
+    registry: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = iter(range(1, 60))
+    monkeypatch.setattr(clock, "now", lambda: f"2026-01-01T00:{next(at):02}:00.000000Z")
+    since = deploy(registry).created_at
+    for name in ("open", "first", "second", "third"):
+        add(registry, name, ReplicaState.LOST)
+    deployments.add_replica(registry, "packed", "chat", "ada", "/runs/packed", pack="open")
+    deployments.set_replica_state(registry, "packed", ReplicaState.STOPPED)
+    for name in ("fourth", "fifth"):
+        add(registry, name, ReplicaState.LOST)
+    add(registry, "live")
+    job = {"cluster": "c", "job_id": "7", "submitted_at": BEGAN, "key": "k", "purpose": "serve", "owner": "ada"}
+    accounting.record(registry, subject="open", **job)
+    found = [r.id for r in deployments.shown_replicas(registry, "chat", since, 2)]
+    assert found == ["open", "packed", "fourth", "fifth", "live"]
+    assert [r.id for r in deployments.shown_replicas(registry, "chat", clock.now(), 2)] == []

@@ -33,7 +33,7 @@ from launchers.voice import Voice
 POLL_S = 0.2
 LOOK_S = 1.0  # between two looks into the run folder, which is on a shared file system
 LOAD_S = 10.0  # between two reports of load
-PROBES_S = 3600.0  # between two reports of what probes took
+PROBES_S = 600.0  # between two reports of what probes took
 BACK_OFF_S = (1.0, 5.0, 20.0)  # before the first, second, ... restart of late
 LATE_S = 600.0  # of late: in these last seconds
 GRACE_S = 10.0  # beyond the engine's own shutdown timeout, before it is killed
@@ -51,7 +51,7 @@ class Life:
         self.endpoint: Endpoint | None = None
         self.restarts = 0
         self._of_late: deque[float] = deque()
-        self._ready = self._was_ready = self._draining = False
+        self.ready = self._was_ready = self._draining = False
         self._forwarded = False
         self._seen_at = self._beat_at = self._load_at = -math.inf
         self._probes_at = time.monotonic()
@@ -107,6 +107,7 @@ class Life:
     def _restart(self, failure: Failure) -> Ending | None:
         pause_s = BACK_OFF_S[min(len(self._of_late), len(BACK_OFF_S) - 1)]
         self._of_late.append(time.monotonic())
+        self.ready = False
         self.restarts += 1
         self.voice.say("engine-restarting", failure=failure.kind, cause=failure.words, restarts=self.restarts)
         self._note(f"{failure.words}: it is started again in {pause_s:.0f} s")
@@ -121,7 +122,7 @@ class Life:
 
     def _once(self, spec: ServeSpec, began: int) -> Ending | Failure:
         """One engine, from its start to its end; `began`: the size of the log at its start."""
-        self._ready = False
+        self.ready = False
         engine = self._start(spec)
         watch = None
         try:
@@ -163,7 +164,7 @@ class Life:
             if code is not None:
                 if (over := self._as_asked()) is not None:
                     return over
-                return classify(code, child.tail(self.log, LOG_LINES, LOG_BYTES, began), self._ready)
+                return classify(code, child.tail(self.log, LOG_LINES, LOG_BYTES, began), self.ready)
             if (over := self._look()) is not None:
                 return over
             self._pass_on(engine, watch)
@@ -171,7 +172,7 @@ class Life:
                 continue
             if (failure := self._hear(watch)) is not None:
                 return failure
-            if not self._ready and time.monotonic() > until:
+            if not self.ready and time.monotonic() > until:
                 words = f"the engine was not ready after {self.spec.start_timeout_s} s"
                 return Failure(Kind.NEVER_READY, words)
             self._report(watch)
@@ -204,7 +205,7 @@ class Life:
             self._draining = True
             if watch is not None:
                 watch.stop()  # what it finds now is a draining engine's
-            if self._ready and self.first:
+            if self.ready and self.first:
                 self.voice.say("replica-draining", why=self.told.why)
         waited = time.monotonic() - since
         # The parts of an engine that have no front are needed until the front has finished.
@@ -247,7 +248,7 @@ class Life:
             certificate=self.endpoint.certificate,
             probe=dataclasses.asdict(ready.probe),
         )
-        self._ready = self._was_ready = True
+        self.ready = self._was_ready = True
 
     def _report(self, watch: Watch) -> None:
         now = time.monotonic()

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from launchers.environment import inside
+from launchers.environment import GPU_LISTS, inside
 from launchers.run_folder import RunFolder
 from launchers.spec import ServeSpec
 from launchers.task import Task, own_address
-from launchers.vllm import adapters
+from launchers.vllm import adapters, weights
 from launchers.vllm.arguments import runner_args
 from launchers.vllm.endpoint import Endpoint
 from launchers.vllm.guard import KEY_VARIABLE
@@ -76,6 +76,7 @@ def command(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[s
         *start,
         *model,
         "--enable-prompt-tokens-details",  # its usage then tells cached tokens apart; theirs may say otherwise
+        *weights.ENGINE_ARGS,  # no pickles, unless an administrator says so
         *runner_args(spec.runner),
         *adapters.engine_args(spec),
         *spec.engine_args,  # before the rest of ours: vLLM takes the last word of each
@@ -88,10 +89,16 @@ def command(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[s
 
 
 def inside_environment(spec: ServeSpec, words: Sequence[str], folder: RunFolder, task: Task) -> list[str]:
-    """A command line in the engine's environment; a container sees what an engine reads."""
+    """A command line in the engine's environment.
+
+    A container sees what an engine reads, adapters that are loaded later included where they lie beside the first ones;
+    and a member of a pack has its own share of the job's GPUs there.
+    """
     tls = (str(folder.tls(task.attempt)),) if spec.tls else ()
-    places = (str(folder.code), spec.model_path, *spec.adapters.values(), *tls)
-    return inside(spec.environment, words, spec.resources, task.node, places)
+    beside = sorted({str(Path(directory).parent) for directory in spec.adapters.values()})
+    places = (str(folder.code), spec.model_path, *beside, *tls)
+    gpus = {name: os.environ[name] for name in GPU_LISTS if name in os.environ} if spec.pack else None
+    return inside(spec.environment, words, spec.resources, task.node, places, gpus)
 
 
 def closing_env(key: str) -> dict[str, str]:

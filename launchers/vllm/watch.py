@@ -21,6 +21,7 @@ from launchers.vllm.probes import NOTHING, Load, Probe
 ASK_S = 0.5  # between two questions to an engine that starts
 TURN_S = 1.0  # between two looks for changed adapters
 LOOK_S = 5.0  # between two looks at /health and /metrics
+ANSWER_S = 5.0  # for each of these
 PROBE_S = 30.0  # without a sign of work before a probe is sent
 ASLEEP_S = 30.0  # a watch that slept for so much longer than it meant to was stopped, and its engine with it
 
@@ -164,7 +165,7 @@ class Watch:
         return None
 
     def _look(self, pulse: Pulse) -> None:
-        healthy, seen = probes.healthy(self._endpoint), probes.load(self._endpoint)
+        healthy, seen = probes.healthy(self._endpoint, ANSWER_S), probes.load(self._endpoint, ANSWER_S)
         self.load = seen or self.load
         now = self._clock()
         pulse.saw(now, healthy, None if seen is None else seen.prompt_tokens + seen.generated_tokens)

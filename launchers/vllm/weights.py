@@ -1,8 +1,8 @@
 """Which model directories a shared control plane serves for anybody: what cannot run code where it is loaded.
 
 Safetensors are numbers; the other formats are pickles, which run what they hold. `auto_map` names Python files that
-come with a model. The engine is told the same (`--load-format safetensors`, and never `--trust-remote-code`); this is
-for the person who asks, who is told at once and in words.
+come with a model. Every engine is told the same (`--load-format safetensors`, no `--trust-remote-code`), unless an
+administrator says otherwise; this is for the person who asks, who is told at once and in words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from launchers.untrusted import Unbelievable, read_object
 
 MAX_CONFIG_BYTES = 16 << 20
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-ENGINE_ARGS = ("--load-format", "safetensors")  # for the engine of such a model, after its other arguments
+ENGINE_ARGS = ("--load-format", "safetensors")
 
 
 def check(path: Path) -> None:

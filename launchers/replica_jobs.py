@@ -1,0 +1,249 @@
+"""What a plan decides of replicas, done: their jobs are started, drained, stopped and shortened."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from launchers import facts, replica_launch
+from launchers.deployment_spec import DeploymentSpec, spec_of
+from launchers.job_facts import ref_of
+from launchers.launch import new_id
+from launchers.planning.facts import Shorten, StartReplica
+from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_from
+from launchers.run_folder import RunFolder
+from launchers.scheduler import JobRef, JobState, SchedulerError, SchedulerUnavailable
+from launchers.situations import resources_asked
+from launchers.spec import ServeSpec
+from launchers.vllm import adapters
+from registry import accounting, clock, deployments, replicas, revisions
+from registry.deployments import Deployment, DeploymentState, ReplicaState
+from registry.replicas import Replica
+from registry.revisions import Revision
+from registry.site import Site
+
+if TYPE_CHECKING:
+    from launchers.controller import Controller
+
+log = logging.getLogger(__name__)
+
+CANCEL_AGAIN_S = 60.0  # how much longer than its drain may take a job has, before it is cancelled outright
+STOP = "stop"  # the switch in a folder that ends one replica of a job, and leaves the others
+
+
+class ReplicaJobs:
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.site, self.db = controller.site, controller.db
+        self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
+
+    async def start(self, planned: Sequence[StartReplica]) -> None:
+        """Replicas that are planned in a row and alike share jobs, as many as the deployment says."""
+        for alike, some in itertools.groupby(planned, key=_alike):
+            deployment = await self._controller.write(deployments.get, self.db, alike[0])
+            revision = await self._controller.write(revisions.get, self.db, deployment.name, alike[1])
+            pack = int(revision.request.get("pack") or 1)
+            for members in _batched(some, pack):
+                if not await self._start(deployment.name, revision, members):
+                    return
+
+    async def _start(self, name: str, revision: Revision, members: Sequence[StartReplica]) -> bool:
+        """Whether it may go on with the next ones."""
+        controller, runs_dir = self._controller, self.site.runs_dir
+        deployment = await controller.write(deployments.get, self.db, name)
+        if deployment.state is DeploymentState.STOPPING or deployment.state.ended:
+            return False  # stopped since this was planned
+        try:
+            specs = replica_launch.together([serve_spec(self.site, deployment, revision, one) for one in members])
+        except ValueError as e:
+            await controller.write(self._never, deployment, revision, str(e))
+            return False
+        await controller.write(self._note, specs, members)
+        controller.specs.update({spec.id: spec for spec in specs})
+        try:
+            launched = await controller.ask(replica_launch.launch, specs, runs_dir, controller.scheduler)
+        except SchedulerUnavailable as e:
+            log.warning("%s: whether it was submitted will be asked by its key: %s", specs[0].id, e)
+            return False
+        except (SchedulerError, OSError, ValueError) as e:
+            cause = f"the replica could not be submitted: {e}"
+            for spec in specs:
+                state = ReplicaState.FAILED if isinstance(e, SchedulerError) else ReplicaState.LOST
+                await controller.write(deployments.set_replica_state, self.db, spec.id, state, cause)
+            return False
+        await controller.write(controller.record_job, specs[0].id, launched.job)
+        return True
+
+    def _never(self, deployment: Deployment, revision: Revision, cause: str) -> None:
+        """What is asked for is refused by this site, whatever is tried."""
+        if deployment.stable is not None and revision.revision != deployment.stable:
+            revisions.settle(self.db, deployment.name, revision.revision, False, cause)
+        else:
+            deployments.set_state(self.db, deployment.name, DeploymentState.FAILED, cause)
+
+    def _note(self, specs: Sequence[ServeSpec], members: Sequence[StartReplica]) -> None:
+        for spec, one in zip(specs, members, strict=True):
+            deployments.add_replica(
+                self.db,
+                spec.id,
+                spec.name,
+                spec.owner,
+                str(self.site.runs_dir / spec.id),
+                revision=spec.revision,
+                reason=one.why,
+                replaces=one.replaces,
+                overflow=one.overflow,
+                pack=spec.pack[0] if spec.pack else None,
+            )
+
+    async def stop(self, replica_id: str, why: str) -> None:
+        """End a replica's job; one that was never submitted is over. What has begun drains as long as it may."""
+        controller = self._controller
+        try:
+            jobs = [j for j in await self._jobs_of(replica_id) if not JobState(j.state).ended]
+            if not jobs:
+                await controller.write(deployments.set_replica_state, self.db, replica_id, ReplicaState.STOPPED, why)
+                return
+            if not await controller.write(self._alone, replica_id, why):
+                return  # its job goes on with the others
+            for job in map(ref_of, jobs):
+                await self._end(replica_id, job, why)
+        except SchedulerError as e:
+            log.warning("%s: not stopped yet: %s", replica_id, e)
+
+    async def _end(self, replica_id: str, job: JobRef, why: str) -> None:
+        controller = self._controller
+        since = self._cancelled.get(job)
+        if since is not None and time.monotonic() - since < self.site.replicas.shutdown_timeout_s + CANCEL_AGAIN_S:
+            return
+        await controller.write(self._drains, replica_id, why)
+        begun = job.job_id in await controller.write(facts.announced_jobs, self._folder(replica_id))
+        await controller.ask(
+            controller.scheduler.drain if begun and since is None else controller.scheduler.cancel, job
+        )
+        self._cancelled[job] = time.monotonic()
+
+    def _drains(self, replica_id: str, why: str) -> None:
+        if not deployments.drain_replica(self.db, replica_id, why):
+            deployments.set_replica_state(self.db, replica_id, ReplicaState.DRAINING)
+
+    def _alone(self, replica_id: str, why: str) -> bool:
+        """Whether its job may end as a whole. A replica that shares it is told by its switch, and the job ends when all
+        are to; one whose job still waits is over at once."""
+        found = next((r for r in replicas.unended_replicas(self.db) if r.id == replica_id), None)
+        if found is None or found.pack is None:
+            return True
+        members = [r for r in replicas.replicas_of_job(self.db, found.pack) if not r.state.ended]
+        if all(r.id == replica_id or _told(self._folder(r.id)) for r in members):
+            return True
+        folder = self._folder(found.id)
+        if not _told(folder):
+            (folder.switches / STOP).touch()
+            self._drains(found.id, why)
+        if found.started_at is None:
+            deployments.set_replica_state(self.db, found.id, ReplicaState.STOPPED)
+        return False
+
+    async def shorten(self, action: Shorten) -> None:
+        controller = self._controller
+        try:
+            for job in await self._jobs_of(action.replica):
+                if not JobState(job.state).ended:
+                    await controller.ask(controller.scheduler.shorten, ref_of(job), action.time_limit_s)
+                    controller.plans.shortened[action.replica] = action.time_limit_s
+        except SchedulerError as e:
+            log.warning("%s: its job's time limit is as it was: %s", action.replica, e)
+
+    async def _jobs_of(self, replica_id: str) -> list[accounting.Job]:
+        """A replica's jobs, also one whose submission left no note."""
+        controller = self._controller
+        subject = subject_of(controller.specs.get(replica_id), replica_id)
+        jobs = await controller.write(accounting.of_subject, self.db, subject)
+        if not jobs and subject in controller.specs:
+            found = await controller.ask(controller.scheduler.find, subject)
+            if found is not None:
+                await controller.write(controller.note_job, subject, found)
+                jobs = await controller.write(accounting.of_subject, self.db, subject)
+        return jobs
+
+    def ask_adapters(self, theirs: Iterable[Replica], wanted: dict[str, str]) -> None:
+        """Have engines that run load other adapters, and drop those that are not wanted any more."""
+        for replica in theirs:
+            folder = self._folder(replica.id)
+            try:
+                if adapters.wanted(folder) != wanted:
+                    adapters.ask(folder, wanted)
+            except (OSError, ValueError) as e:
+                log.warning("%s: not asked for other adapters: %s", folder.root, e)
+
+    def _folder(self, replica_id: str) -> RunFolder:
+        return RunFolder(self.site.runs_dir / replica_id)
+
+
+def serve_spec(site: Site, deployment: Deployment, revision: Revision, one: StartReplica) -> ServeSpec:
+    """What one replica's job is told. Raises ValueError for what this site does not take."""
+    asked = _spec_of(deployment, revision)
+    resources = resources_asked(asked, overflow=one.overflow)
+    if one.exclude:
+        given = resources.get("options")
+        more = (f"--exclude={','.join(one.exclude)}",)
+        resources["options"] = [*(given if isinstance(given, list | tuple) else ()), *more]
+    if one.time_limit_s is not None:
+        resources["time_limit_s"] = one.time_limit_s
+    return ServeSpec(
+        id=new_id(deployment.name),
+        name=deployment.name,
+        owner=deployment.owner,
+        created_at=clock.now(),
+        resources=resources_from(site.defaults.serve, resources, REPLICA_OPTIONS),
+        environment=engine_environment(site),
+        model_path=revision.model_path,
+        listen=site.replicas.listen,
+        tls=site.replicas.tls,
+        engine_args=(*site.environment("engine").args, *asked.engine_args, *_trusted(revision)),
+        shutdown_timeout_s=site.replicas.shutdown_timeout_s,
+        start_timeout_s=site.replicas.start_timeout_s,
+        revision=revision.revision,
+        runner=asked.runner,
+        adapters=dict(asked.adapters),
+        stage_dir=site.replicas.stage_dir if asked.stage else None,
+        multi_node=site.replicas.multi_node,
+        max_restarts=site.replicas.max_restarts,
+        hang_timeout_s=site.replicas.hang_timeout_s,
+    )
+
+
+def subject_of(spec: object, replica_id: str) -> str:
+    """What a replica's job is known by: its own id, or that of the first of those that share the job."""
+    return spec.pack[0] if isinstance(spec, ServeSpec) and spec.pack else replica_id
+
+
+def _spec_of(deployment: Deployment, revision: Revision) -> DeploymentSpec:
+    return spec_of(
+        dataclasses.replace(
+            deployment, model=revision.model, version=revision.version, follows=None, request=revision.request
+        )
+    )
+
+
+def _trusted(revision: Revision) -> tuple[str, ...]:
+    """The last word: whatever the site's own arguments say, what nobody vouched for loads no pickles."""
+    return ("--load-format", "safetensors") if revision.request.get("safetensors_only") else ()
+
+
+def _alike(one: StartReplica) -> tuple[str, int, bool, int | None, tuple[str, ...]]:
+    return one.deployment, one.revision, one.overflow, one.time_limit_s, one.exclude
+
+
+def _batched(some: Iterable[StartReplica], size: int) -> Iterator[list[StartReplica]]:
+    left = list(some)
+    for n in range(0, len(left), size):
+        yield left[n : n + size]
+
+
+def _told(folder: RunFolder) -> bool:
+    return (folder.switches / STOP).exists()
