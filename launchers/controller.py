@@ -14,27 +14,31 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from launchers import facts, job_facts, plan
+from launchers import decisions, facts, following, job_facts, situations
 from launchers.array_task import NAME as SWEEP
 from launchers.ended_runs import EndedRuns
 from launchers.evaluation import adoption
 from launchers.job_array import array_of
 from launchers.job_facts import ref_of
-from launchers.launch import launch, new_id, read_job, write_job
-from launchers.planning.facts import Plan
-from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_from
+from launchers.launch import read_job, write_job
+from launchers.leadership import Lease
+from launchers.planning import facts as planning
+from launchers.planning.facts import Plan, Shorten, StartReplica, Stop
+from launchers.planning.plan import plan
+from launchers.replica_jobs import ReplicaJobs
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError, SchedulerUnavailable
+from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError
 from launchers.spec import ServeSpec, Spec, SpecError, TrainSpec, load
+from launchers.steady_clock import SteadyClock
 from registry import accounting, clock, deployments, keys, own_steps, promotions, runs
 from registry.db import Database, RegistryError
 from registry.demand import DemandReader
-from registry.deployments import Deployment, DeploymentState, ReplicaState
+from registry.replicas import ReplicaState, replicas_of_job, unended_replicas
 from registry.site import Site
 from slurm.changes import JobChange
 from slurm.watch import Watch, pause
@@ -44,12 +48,15 @@ T = TypeVar("T")
 
 RUNNING_USAGE_TURNS = 15  # how many turns pass between two looks at the accounts of jobs that still run
 MAX_ARRAY = 4_000_000  # more than any Slurm's MaxArraySize
-CANCEL_AGAIN_S = 60.0  # how much longer than its drain may take a job has, before it is cancelled outright
+ENDED_LATELY = timedelta(days=1)  # replicas that planning looks back at
 
 
 class Controller:
     def __init__(self, site: Site, db: Database, scheduler: Scheduler, watch: Watch | None = None) -> None:
         self.site, self.db, self.scheduler, self.watch = site, db, scheduler, watch
+        self.clock = SteadyClock()
+        self.lease = Lease(site.shared_dir, site.registry_db)
+        self._jobs = ReplicaJobs(self)
         self.key_secret = keys.secret_for(db, site.key_secret)
         self._book = partial(own_steps.add, site.ledger_db)
         self._demand = DemandReader(site.ledger_db)
@@ -57,7 +64,7 @@ class Controller:
         self._commands = ThreadPoolExecutor(1, "scheduler")
         self._poke = asyncio.Event()
         self._turns = 0
-        self._specs: dict[str, Spec] = {}  # run folders seen, by id
+        self.specs: dict[str, Spec] = {}  # run folders seen, by id
         self._ignored: set[str] = set()  # folders that are not ours to adopt, by name
         # Runs and replicas of which no job is known, by id: since when we know of them, by the monotonic clock. Not by
         # their own time, which may be another host's. Those lost were looked for in vain; a late note still counts.
@@ -65,7 +72,6 @@ class Controller:
         self._lost: set[str] = set()
         self._ended = EndedRuns(site.runs_dir)
         self._unrecorded: dict[str, str] = {}  # runs that were submitted again by hand, by id: the job's id
-        self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
         self.cluster: str | None = None  # the scheduler's, once it was heard of: nobody who asks us waits for that
         self.plans: dict[str, Plan] = {}  # the last one of each deployment, by its name
         self.planned_at: str | None = None  # when these were made
@@ -95,27 +101,39 @@ class Controller:
     async def follow(self, watch: Watch) -> None:
         """Begin a turn when one of our jobs changed, or whenever Slurm fell silent or answers again."""
         async for change in watch.changes():
-            if not isinstance(change, JobChange) or change.job.comment in self._specs:
+            if not isinstance(change, JobChange) or change.job.comment in self.specs:
                 self.poke()
 
     async def turn(self) -> None:
+        if not await asyncio.to_thread(self.lease.hold):
+            self.scheduler_error = f"{self.lease.leader or 'another controller'} leads: this one does nothing"
+            self.plans = {}
+            self._turns += 1
+            return
         await self.write(self._adopt)
         await self.write(self._ingest)
+        cluster = await self._look()
+        await self.write(promotions.advance, self.db)
+        for name, made in (await self.write(self._plan, cluster)).items():
+            await self._act(name, made)
+        self._turns += 1
+
+    async def _look(self) -> planning.Cluster:
+        """Ask the scheduler. Books that cannot be had keep nobody from planning; the queue's silence does."""
         open_jobs = await self.write(accounting.unsettled, self.db)
+        seen = planning.Cluster(known=False)
         try:
             self.cluster = self.cluster or await self.ask(lambda: self.scheduler.cluster)
             statuses = await self.ask(self.scheduler.states, [ref_of(j) for j in open_jobs]) if open_jobs else {}
             await self.write(self._observe, statuses)
+            seen = situations.cluster_of(await self.ask(self.scheduler.outlook))
             await self.write(self._note_found, await self._find_lost())
             await self.settle(running=self._turns % RUNNING_USAGE_TURNS == 0)
             self.scheduler_error = None
         except SchedulerError as e:
             self.scheduler_error = str(e)
             log.warning("the scheduler gave no answer, so nothing changes: %s", e)
-        await self.write(promotions.advance, self.db)
-        for action in await self.write(self._plan):
-            await self._act(action)
-        self._turns += 1
+        return seen if seen.known else replace(seen, silence=self.scheduler_error)
 
     async def settle(self, *, running: bool) -> None:
         """Bring the accounts of jobs up to date: ended ones always, those that still run when asked to."""
@@ -125,6 +143,7 @@ class Controller:
             await self.write(self._settle, asked, usage)
 
     def close(self) -> None:
+        self.lease.release()
         self._commands.shutdown()
         self._writer.shutdown()
         self._demand.close()
@@ -139,14 +158,14 @@ class Controller:
         except FileNotFoundError:
             return
         for name in found:
-            if name not in self._specs and name not in self._ignored:
+            if name not in self.specs and name not in self._ignored:
                 self._take_up(RunFolder(self.site.runs_dir / name))
-        for replica in deployments.replicas(self.db):  # also one whose folder was never made
-            if not replica.state.ended and not accounting.of_subject(self.db, replica.id):
-                self._jobless.setdefault(replica.id, time.monotonic())
-        for subject in self._specs.keys() & self._jobless.keys():  # their submitter may have noted the job since
-            if (job := read_job(self._folder(subject))) is not None:
-                self._record_job(subject, job)
+        for replica in unended_replicas(self.db):  # also one whose folder was never made
+            if not accounting.of_subject(self.db, replica.job_subject):
+                self._jobless.setdefault(replica.job_subject, time.monotonic())
+        for subject in self.specs.keys() & self._jobless.keys():  # their submitter may have noted the job since
+            if (job := read_job(self.folder(subject))) is not None:
+                self.record_job(subject, job)
 
     def _take_up(self, folder: RunFolder) -> None:
         try:
@@ -178,14 +197,15 @@ class Controller:
                 created_at=spec.created_at,
             )
         adoption.take_up(self.db, spec, owner)
-        self._specs[spec.id] = spec
-        if not accounting.of_subject(self.db, spec.id):
+        self.specs[spec.id] = spec
+        shared = isinstance(spec, ServeSpec) and spec.pack[:1] not in ((), (spec.id,))
+        if not shared and not accounting.of_subject(self.db, spec.id):
             self._jobless.setdefault(spec.id, time.monotonic())
 
-    def _record_job(self, subject: str, job: JobRef) -> None:
-        spec = self._specs[subject]
+    def record_job(self, subject: str, job: JobRef) -> None:
+        spec = self.specs[subject]
         try:
-            owner = facts.owner_of(self._folder(subject))[0]
+            owner = facts.owner_of(self.folder(subject))[0]
         except FileNotFoundError:
             owner = spec.owner
         accounting.record(
@@ -204,15 +224,15 @@ class Controller:
         """Runs and replicas that have not ended, or whose books are still open, may have something to say."""
         everything = runs.everything(self.db)
         live = {r.id for r in everything if not r.state.ended}
-        live |= {r.id for r in deployments.replicas(self.db) if not r.state.ended}
+        live |= {r.id for r in unended_replicas(self.db)}
         live |= {j.subject for j in accounting.unsettled(self.db)}
         for subject in sorted(live | self._ended.spoke_again([r.id for r in everything if r.id not in live])):
             self._listen(subject)
 
     def _listen(self, subject: str) -> None:
-        if subject not in self._specs:
+        if subject not in self.specs:
             return
-        folder, spec = self._folder(subject), self._specs[subject]
+        folder, spec = self.folder(subject), self.specs[subject]
         try:
             if facts.ingest(self.db, folder, spec, self._book) and not isinstance(spec, ServeSpec):
                 recorded = {j.job_id for j in accounting.of_subject(self.db, subject)}
@@ -234,13 +254,14 @@ class Controller:
         for subject, ref in found.items():
             if ref is None:
                 self._submission_was_lost(subject)
-            elif subject in self._specs:
-                self._note_job(subject, ref)
+            elif subject in self.specs:
+                self.note_job(subject, ref)
 
-    def _note_job(self, subject: str, job: JobRef) -> None:
-        self._record_job(subject, job)
+    def note_job(self, subject: str, job: JobRef) -> None:
+        self.record_job(subject, job)
         try:
-            write_job(self._folder(subject), job)
+            for member in {subject, *(r.id for r in replicas_of_job(self.db, subject))}:
+                write_job(self.folder(member), job)
         except OSError as e:
             log.warning("%s: its job %s is not noted there: %s", subject, job.job_id, e)  # a researcher's own folder
 
@@ -248,20 +269,23 @@ class Controller:
         """The scheduler knows no job of its key: a replica is replaced, a run is for its owner to submit again."""
         cause = "its submission was lost: the scheduler knows no job of this key"
         self._lost.add(subject)
-        deployments.set_replica_state(self.db, subject, ReplicaState.LOST, cause)
+        for replica in replicas_of_job(self.db, subject):
+            deployments.set_replica_state(self.db, replica.id, ReplicaState.LOST, cause)
         runs.never_started(self.db, subject, cause)
 
     def _job_is_over(self, job: accounting.Job, state: JobState, reason: str | None) -> None:
         """If its supervisor could not say why, the scheduler's word has to do. Harmless when all is known already."""
-        self._listen(job.subject)  # its last words may have come after our last look
+        # Their last words may have come after our last look.
+        for subject in {job.subject, *(r.id for r in replicas_of_job(self.db, job.subject))}:
+            self._listen(subject)
         if job.purpose == ServeSpec.kind or not self._belongs_to_another(job):
             job_facts.is_over(self.db, job, state, reason)
 
     def _belongs_to_another(self, job: accounting.Job) -> bool:
         """Whether the run's newest attempt is another job's."""
         try:
-            announced = facts.announced_jobs(self._folder(job.subject))
-            follows = facts.successor(self._folder(job.subject))
+            announced = facts.announced_jobs(self.folder(job.subject))
+            follows = facts.successor(self.folder(job.subject))
         except OSError:
             return False
         return follows not in (None, job.job_id) or (bool(announced) and announced[-1] != job.job_id)
@@ -278,15 +302,25 @@ class Controller:
                 self._job_is_over(job, books.state, None)  # before its books are closed, and nobody looks any more
             job_facts.settle(self.db, job, books)
 
-    def _plan(self) -> list[plan.Action]:
-        actions: list[plan.Action] = []
-        demand = self._demand.latest()
+    def _plan(self, cluster: planning.Cluster) -> dict[str, Plan]:
+        """By the deployment's name. While the scheduler is silent no alias is followed either."""
+        now, plans = self.clock.now(), dict[str, Plan]()
+        heard = situations.Heard(self._demand.latest(), self._demand.loads(), self._demand.served())
+        unended = {r.deployment for r in unended_replicas(self.db)}
+        since = clock.text(datetime.fromtimestamp(now, UTC) - ENDED_LATELY)
         for deployment in deployments.everything(self.db):
-            theirs = deployments.replicas(self.db, deployment.name)
-            called = demand.get(deployment.name)
-            awake = plan.awake(deployment, theirs, called.at if called else None, datetime.now(UTC))
-            actions += plan.plan(deployment, theirs, awake=awake)
-        return actions
+            name = deployment.name
+            if deployment.state.ended and name not in unended:
+                continue
+            kept = following.follow(self.db, deployment) if cluster.known else None
+            deployment = deployments.get(self.db, name)
+            theirs = deployments.recent_replicas(self.db, name, since)
+            limits = self._jobs.limits(theirs)
+            made = plan(situations.situation(self.site, deployment, theirs, heard, limits, self.clock, now), cluster)
+            words = [words for words in (kept, self.clock.doubt) if words is not None]
+            plans[name] = replace(made, why=(*made.why, *words))
+        self.plans, self.planned_at = plans, clock.text(datetime.fromtimestamp(now, UTC))
+        return plans
 
     # The shell around the plan.
 
@@ -305,7 +339,7 @@ class Controller:
 
     def _find(self, subject: str, arrays: dict[str, JobRef | None]) -> JobRef | None:
         """As a task of its sweep's array, whose tasks carry the sweep's key while they wait, or by its own key."""
-        spec = self._specs.get(subject)
+        spec = self.specs.get(subject)
         if isinstance(spec, TrainSpec) and spec.sweep and spec.sweep_index in range(MAX_ARRAY):
             if spec.sweep not in arrays:
                 arrays[spec.sweep] = self.scheduler.find(spec.sweep)
@@ -313,82 +347,21 @@ class Controller:
                 return replace(array, job_id=f"{array_of(array.job_id)}_{spec.sweep_index}")
         return self.scheduler.find(subject)
 
-    async def _act(self, action: plan.Action) -> None:
-        match action:
-            case plan.StartReplica(name):
-                await self._start_replica(await self.write(deployments.get, self.db, name))
-            case plan.Drain(replica):
-                await self.write(deployments.set_replica_state, self.db, replica, ReplicaState.DRAINING)
-            case plan.Cancel(replica):
-                await self._cancel(replica)
-            case plan.SetState(name, state, cause):
-                await self.write(deployments.set_state, self.db, name, state, cause)
+    async def _act(self, deployment: str, plan: Plan) -> None:
+        starts = [action for action in plan.actions if isinstance(action, StartReplica)]
+        for action in plan.actions:
+            match action:
+                case Stop(replica):
+                    await self._jobs.stop(replica)
+                case Shorten(replica, time_limit_s):
+                    await self._jobs.shorten(replica, time_limit_s)
+                case StartReplica():
+                    continue  # after the rest: what leaves makes room
+                case _:
+                    await self.write(decisions.note, self.site, self.db, self.clock, action)
+        await self._jobs.start(deployment, starts)
 
-    async def _start_replica(self, deployment: Deployment) -> None:
-        if deployment.state is DeploymentState.STOPPING or deployment.state.ended:
-            return  # stopped since this was planned
-        site = self.site
-        request = deployment.request
-        try:
-            spec = ServeSpec(
-                id=new_id(deployment.name),
-                name=deployment.name,
-                owner=deployment.owner,
-                created_at=clock.now(),
-                resources=resources_from(site.defaults.serve, request.get("resources") or {}, REPLICA_OPTIONS),
-                environment=engine_environment(site),
-                model_path=deployment.model_path,
-                listen=site.replicas.listen,
-                tls=site.replicas.tls,
-                engine_args=(*site.environment("engine").args, *(request.get("engine_args") or ())),
-                shutdown_timeout_s=site.replicas.shutdown_timeout_s,
-                start_timeout_s=site.replicas.start_timeout_s,
-            )
-        except ValueError as e:
-            await self.write(deployments.set_state, self.db, deployment.name, DeploymentState.FAILED, str(e))
-            return
-        folder = str(site.runs_dir / spec.id)
-        await self.write(deployments.add_replica, self.db, spec.id, deployment.name, deployment.owner, folder)
-        self._specs[spec.id] = spec
-        try:
-            launched = await self.ask(launch, spec, site.runs_dir, self.scheduler)
-        except SchedulerUnavailable as e:
-            log.warning("%s: whether it was submitted will be asked by its key: %s", spec.id, e)
-            return
-        except (SchedulerError, OSError, ValueError) as e:
-            cause = f"the replica could not be submitted: {e}"
-            await self.write(deployments.set_replica_state, self.db, spec.id, ReplicaState.FAILED, cause)
-            return
-        await self.write(self._record_job, spec.id, launched.job)
-
-    async def _cancel(self, replica: str) -> None:
-        """End a replica's jobs; one that was never submitted is over. What has begun drains as long as it may."""
-        patience = self.site.replicas.shutdown_timeout_s + CANCEL_AGAIN_S
-        try:
-            jobs = [j for j in await self._jobs_of(replica) if not _ended(j.state)]
-            if not jobs:
-                await self.write(deployments.set_replica_state, self.db, replica, ReplicaState.STOPPED)
-            for job in map(ref_of, jobs):
-                since = self._cancelled.get(job)
-                if since is None or time.monotonic() - since >= patience:
-                    await self.write(deployments.set_replica_state, self.db, replica, ReplicaState.DRAINING)
-                    begun = job.job_id in await self.write(facts.announced_jobs, self._folder(replica))
-                    await self.ask(self.scheduler.drain if begun and since is None else self.scheduler.cancel, job)
-                    self._cancelled[job] = time.monotonic()
-        except SchedulerError as e:
-            log.warning("%s: not cancelled yet: %s", replica, e)
-
-    async def _jobs_of(self, replica: str) -> list[accounting.Job]:
-        """A replica's jobs, also one whose submission left no note."""
-        jobs = await self.write(accounting.of_subject, self.db, replica)
-        if not jobs and replica in self._specs:
-            found = await self.ask(self.scheduler.find, replica)
-            if found is not None:
-                await self.write(self._note_job, replica, found)
-                jobs = await self.write(accounting.of_subject, self.db, replica)
-        return jobs
-
-    def _folder(self, subject: str) -> RunFolder:
+    def folder(self, subject: str) -> RunFolder:
         return RunFolder(Path(self.site.runs_dir) / subject)
 
 

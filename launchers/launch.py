@@ -48,19 +48,31 @@ def launch(
     nothing was started. After SchedulerUnavailable it stays: the job may have been submitted, and its key tells.
     """
     folder = RunFolder(runs_dir.resolve() / spec.id)
-    folder.create()
-    try:
-        freeze(folder.code)
-        note_environment(folder.environment, os.environ)
-        request = replace(request_for(spec, folder), after=after)
-        folder.script.write_text(scheduler.script(request), encoding="utf-8")
-        write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
-    except BaseException:
-        remove([folder])
-        raise
-    job = submit_or_remove(request, scheduler, [folder])
-    write_job(folder, job)
+    job = launch_together([(spec, folder)], replace(request_for(spec, folder), after=after), scheduler)
     return Launched(folder, job)
+
+
+def launch_together(
+    members: Sequence[tuple[specs.SupervisedSpec, RunFolder]], request: JobRequest, scheduler: Scheduler
+) -> JobRef:
+    """As `launch`, for run folders that share one job."""
+    made: list[RunFolder] = []
+    try:
+        for _, folder in members:
+            folder.create()
+            made.append(folder)
+            freeze(folder.code)
+            note_environment(folder.environment, os.environ)
+            folder.script.write_text(scheduler.script(request), encoding="utf-8")
+        for spec, folder in members:
+            write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
+    except BaseException:
+        remove(made)
+        raise
+    job = submit_or_remove(request, scheduler, made)
+    for folder in made:
+        write_job(folder, job)
+    return job
 
 
 def submit_or_remove(request: JobRequest, scheduler: Scheduler, folders: Sequence[RunFolder]) -> JobRef:

@@ -19,7 +19,16 @@ from launchers import announce, submit
 from launchers.announce import Announcement, AnnouncementError
 from launchers.local_job import LocalJob, records
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobRequest, JobState, JobStatus, JobUsage, SchedulerUnavailable
+from launchers.scheduler import (
+    JobRef,
+    JobRequest,
+    JobState,
+    JobStatus,
+    JobUsage,
+    Outlook,
+    SchedulerError,
+    SchedulerUnavailable,
+)
 from launchers.subjects import user_name
 from registry import clock
 from registry.attribution import Allocation, Books
@@ -72,6 +81,12 @@ class LocalScheduler:
 
     def drain(self, ref: JobRef) -> None:
         self.cancel(ref)  # nobody here is impatient
+
+    def shorten(self, ref: JobRef, time_limit_s: int) -> None:
+        raise SchedulerError(f"job {ref.job_id} is a process of this machine, and none of these waits")
+
+    def outlook(self) -> Outlook:
+        return Outlook({}, {}, (), {})
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         jobs = {ref: self._job(ref) for ref in refs}

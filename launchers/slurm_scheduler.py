@@ -24,6 +24,8 @@ from launchers.scheduler import (
     JobState,
     JobStatus,
     JobUsage,
+    Maintenance,
+    Outlook,
     SchedulerError,
     SchedulerUnavailable,
 )
@@ -157,6 +159,25 @@ class SlurmScheduler:
         with self._acting():
             self.client.signal(ref.job_id, "TERM")
 
+    def shorten(self, ref: JobRef, time_limit_s: int) -> None:
+        state = self._states([ref], None)[ref].state
+        if state is not JobState.PENDING:
+            raise SchedulerError(f"job {ref.job_id} is {state.value}, and only one that waits is given less time")
+        with self._acting():
+            self.client.update(ref.job_id, time_limit_s=time_limit_s)
+
+    def outlook(self) -> Outlook:
+        """The watch's, where it has seen the cluster: nodes change slowly."""
+        watch = self.watch
+        if watch is not None and watch.running:
+            if watch.silence is not None:
+                raise SchedulerUnavailable(watch.silence.words)
+            if (latest := watch.latest) is not None and latest.cluster_at is not None:
+                return outlook_of(latest.nodes, latest.partitions, latest.reservations, datetime.now(UTC))
+        with _in_protocol_words():
+            nodes, partitions = self.client.nodes(), self.client.partitions()
+            return outlook_of(nodes, partitions, self.client.reservations(), datetime.now(UTC))
+
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         """Elapsed time is summed over a job's attempts; the allocation is the largest that any of them had.
 
@@ -238,6 +259,31 @@ class SlurmScheduler:
         books = self.client.accounting(ref.job_id for ref in new)
         self._books |= {ref: records_of(ref, books) for ref in new}
         return self._books
+
+
+def outlook_of(
+    nodes: Iterable[model.Node],
+    partitions: Sequence[model.Partition],
+    reservations: Iterable[model.Reservation],
+    now: datetime,
+) -> Outlook:
+    """A node that drains and runs nothing any more is neither left nor down: nothing of ours is there."""
+    leaving, down = {}, {}
+    for node in nodes:
+        if node.state in (model.NodeState.DOWN, model.NodeState.ERROR) or "FAIL" in node.flags:
+            down[node.name] = node.reason or "it is down"
+        elif "DRAIN" in node.flags and node.allocated.cpus:
+            leaving[node.name] = node.reason or "it drains"
+    maintenance = [
+        Maintenance(r.name, r.starts_at, r.ends_at, frozenset(r.nodes))
+        for r in reservations
+        if r.maintenance and r.ends_at > now
+    ]
+    by_partition = {p.name: frozenset(p.nodes) for p in partitions}
+    for p in partitions:
+        if p.default:
+            by_partition[""] = frozenset(p.nodes)
+    return Outlook(leaving, down, tuple(sorted(maintenance, key=lambda m: m.starts_at)), by_partition)
 
 
 def records_of(ref: JobRef, books: Sequence[model.JobUsage]) -> Records:
