@@ -18,7 +18,7 @@ help:
 	@echo "make test-pyslurm slurm/ on Slurm 26.05, with pyslurm, in a chroot made for it (root)"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench-NAME   what benchmarks/NAME.py measures, one JSON object per figure: slurm, training, gateway, routing,"
-	@echo "                  ledger, crashes, reports, soak"
+	@echo "                  ledger, crashes, reports, soak, deployments"
 	@echo "make environments the three Python environments: control plane, training, engine"
 
 demo: environments

@@ -7,11 +7,12 @@ the folder belongs to, schema checked. Standard library only: training and engin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ KINDS = (
     "attempt-started",  # attempt, job_id, host, pid, tasks, nodes
     "replica-ready",  # host, port, served_name, start_s, context_tokens, certificate (PEM, or none), probe (its tokens)
     "replica-draining",  # why: it was told to end, and takes no new requests
-    "engine-restarting",  # kind (launchers.vllm.failures.Kind), cause, restarts (how many by now): it is not ready
+    "engine-restarting",  # failure (launchers.vllm.failures.Kind), cause, restarts (how many by now): it is not ready
+    "probes",  # probe: the tokens that a ready engine was asked for since the last time, to see that it lives; count
     "adapters-loaded",  # adapters (the names that answer now), problem (words, or none)
     "checkpoint",  # iteration, path (relative), bytes, manifest_sha256
     "checkpoint-pruned",  # iteration, path (relative): it was not wanted any more
@@ -53,16 +55,25 @@ class Announcement:
 
 def announce(directory: Path, kind: str, **facts: Any) -> Path:
     """State a fact. Durable when this returns. Names sort in the order in which one job stated them."""
+    return announce_later(directory, time.time_ns(), kind, facts)
+
+
+def announce_later(directory: Path, now: int, kind: str, facts: Mapping[str, Any]) -> Path:
+    """State a fact of an earlier instant (ns since the epoch). Raises OSError; it may then be stated once more."""
     assert kind in KINDS, kind
-    now = time.time_ns()
     final = directory / f"{now:020d}-{kind}.json"
     text = json.dumps({"schema": SCHEMA, "kind": kind, "at": now / 1e9, **facts})
     temporary = directory / f".{final.name}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.rename(temporary, final)
+    try:
+        with open(temporary, "w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.rename(temporary, final)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -100,7 +100,9 @@ def make_app(site: Site, scheduler: Scheduler) -> web.Application:
 async def turning(app: web.Application) -> Any:
     """The controller's loop, and the watch that it follows, for as long as the API is served."""
     controller = app[CONTROLLER]
-    alerting = Alerting(controller, notify.channels(controller.site.alerts, controller.site.name))
+    channels = notify.channels(controller.site.alerts, controller.site.name)
+    controller.plans.channels = tuple(channels)
+    alerting = Alerting(controller, channels)
     loops = [asyncio.create_task(controller.run()), asyncio.create_task(alerting.run())]
     if controller.watch is not None:
         loops.append(asyncio.create_task(controller.watch.run()))
@@ -181,7 +183,6 @@ async def status(request: web.Request) -> web.Response:
             "pid": os.getpid(),
             "scheduler": {"kind": site.scheduler.kind, "cluster": controller.cluster},
             "scheduler_error": controller.scheduler_error,
-            "leader": controller.lease.leader,
         }
     )
 

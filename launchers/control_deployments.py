@@ -46,11 +46,9 @@ def routes() -> list[web.RouteDef]:
 
 async def list_deployments(request: web.Request) -> web.Response:
     controller = reading(request, "deployment")
-
-    def everything() -> list[dict[str, Any]]:
-        return [_described(controller, d) for d in deployments.everything(controller.db)]
-
-    return answer(await controller.write(everything))
+    found = await controller.write(deployments.everything, controller.db)
+    # One by one: the registry's writer has others to serve meanwhile.
+    return answer([await controller.write(_described, controller, deployment) for deployment in found])
 
 
 async def get_deployment(request: web.Request) -> web.Response:
@@ -68,18 +66,18 @@ async def explain_deployment(request: web.Request) -> web.Response:
     controller = reading(request, "deployment")
     described = await _looked_at(controller, request.match_info["name"])
     deployment: Deployment = described["deployment"]
-    plan = controller.plans.get(deployment.name)
-    if plan is not None:
-        why, coming = list(plan.why), [{"at": _moment(at), "words": words} for at, words in plan.next]
-    elif deployment.state.ended:
+    plan = controller.plans.latest.get(deployment.name)
+    if deployment.state.ended:
         cause = f": {deployment.cause}" if deployment.cause else ""
         why, coming = [f"{deployment.name} has {deployment.state}{cause}"], []
+    elif plan is not None:
+        why, coming = list(plan.why), [{"at": _moment(at), "words": words} for at, words in plan.next]
     else:
         why, coming = ["the controller has not planned anything for it since it was started"], []
     told = {
         "why": why,
         "next": coming,
-        "planned_at": controller.planned_at,
+        "planned_at": controller.plans.made_at,
         "scheduler": {"cluster": controller.cluster, "error": controller.scheduler_error},
     }
     return answer(described | told)

@@ -8,37 +8,43 @@ On Slurm one watch serves the turns and whoever else asks for its picture; what 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from launchers import decisions, facts, following, job_facts, situations
+from launchers import facts, job_facts, situations
 from launchers.array_task import NAME as SWEEP
+from launchers.deployment_plans import DeploymentPlans
 from launchers.ended_runs import EndedRuns
 from launchers.evaluation import adoption
 from launchers.job_array import array_of
 from launchers.job_facts import ref_of
 from launchers.launch import read_job, write_job
 from launchers.leadership import Lease
-from launchers.planning import facts as planning
-from launchers.planning.facts import Plan, Shorten, StartReplica, Stop
-from launchers.planning.plan import plan
-from launchers.replica_jobs import ReplicaJobs
+from launchers.planning import facts as planned
+from launchers.replica_jobs import ReplicaJobs, subject_of
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage, Scheduler, SchedulerError
 from launchers.spec import ServeSpec, Spec, SpecError, TrainSpec, load
-from launchers.steady_clock import SteadyClock
-from registry import accounting, clock, deployments, keys, own_steps, promotions, runs
+from registry import (
+    accounting,
+    clock,
+    deployments,
+    keys,
+    own_steps,
+    promotions,
+    replicas,
+    runs,
+)
 from registry.db import Database, RegistryError
-from registry.demand import DemandReader
-from registry.replicas import ReplicaState, replicas_of_job, unended_replicas
+from registry.deployments import ReplicaState
 from registry.site import Site
 from slurm.changes import JobChange
 from slurm.watch import Watch, pause
@@ -47,19 +53,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RUNNING_USAGE_TURNS = 15  # how many turns pass between two looks at the accounts of jobs that still run
+HEADGATE = "(headgate)"  # who moves an alias back that no person moves
 MAX_ARRAY = 4_000_000  # more than any Slurm's MaxArraySize
-ENDED_LATELY = timedelta(days=1)  # replicas that planning looks back at
 
 
 class Controller:
     def __init__(self, site: Site, db: Database, scheduler: Scheduler, watch: Watch | None = None) -> None:
         self.site, self.db, self.scheduler, self.watch = site, db, scheduler, watch
-        self.clock = SteadyClock()
-        self.lease = Lease(site.shared_dir, site.registry_db)
-        self._jobs = ReplicaJobs(self)
         self.key_secret = keys.secret_for(db, site.key_secret)
         self._book = partial(own_steps.add, site.ledger_db)
-        self._demand = DemandReader(site.ledger_db)
         self._writer = ThreadPoolExecutor(1, "registry")
         self._commands = ThreadPoolExecutor(1, "scheduler")
         self._poke = asyncio.Event()
@@ -72,9 +74,10 @@ class Controller:
         self._lost: set[str] = set()
         self._ended = EndedRuns(site.runs_dir)
         self._unrecorded: dict[str, str] = {}  # runs that were submitted again by hand, by id: the job's id
+        self.plans = DeploymentPlans(site, db, self.specs)
+        self._jobs = ReplicaJobs(self)
+        self._lease = Lease(site.shared_dir, site.registry_db)
         self.cluster: str | None = None  # the scheduler's, once it was heard of: nobody who asks us waits for that
-        self.plans: dict[str, Plan] = {}  # the last one of each deployment, by its name
-        self.planned_at: str | None = None  # when these were made
         self.scheduler_error: str | None = None  # why the last question to the scheduler went unanswered
 
     async def write(self, function: Callable[..., T], *args: object) -> T:
@@ -105,35 +108,31 @@ class Controller:
                 self.poke()
 
     async def turn(self) -> None:
-        if not await asyncio.to_thread(self.lease.hold):
-            self.scheduler_error = f"{self.lease.leader or 'another controller'} leads: this one does nothing"
-            self.plans = {}
-            self._turns += 1
+        if (other := await self.write(self._lease.other)) is not None:
+            self.scheduler_error = other
+            log.warning("%s", other)
             return
         await self.write(self._adopt)
         await self.write(self._ingest)
-        cluster = await self._look()
-        await self.write(promotions.advance, self.db)
-        for name, made in (await self.write(self._plan, cluster)).items():
-            await self._act(name, made)
-        self._turns += 1
-
-    async def _look(self) -> planning.Cluster:
-        """Ask the scheduler. Books that cannot be had keep nobody from planning; the queue's silence does."""
         open_jobs = await self.write(accounting.unsettled, self.db)
-        seen = planning.Cluster(known=False)
+        cluster = planned.Cluster(known=False)
         try:
             self.cluster = self.cluster or await self.ask(lambda: self.scheduler.cluster)
             statuses = await self.ask(self.scheduler.states, [ref_of(j) for j in open_jobs]) if open_jobs else {}
             await self.write(self._observe, statuses)
-            seen = situations.cluster_of(await self.ask(self.scheduler.outlook))
+            cluster = await self._outlook()
+            # Books that cannot be had keep nobody from being served: only the queue's silence does.
             await self.write(self._note_found, await self._find_lost())
             await self.settle(running=self._turns % RUNNING_USAGE_TURNS == 0)
             self.scheduler_error = None
         except SchedulerError as e:
             self.scheduler_error = str(e)
-            log.warning("the scheduler gave no answer, so nothing changes: %s", e)
-        return seen if seen.known else replace(seen, silence=self.scheduler_error)
+            if not cluster.known:
+                cluster = planned.Cluster(known=False, silence=str(e))
+            log.warning("the scheduler gave no full answer: %s", e)
+        await self.write(promotions.advance, self.db)
+        await self._act(await self.write(self.plans.make, cluster))
+        self._turns += 1
 
     async def settle(self, *, running: bool) -> None:
         """Bring the accounts of jobs up to date: ended ones always, those that still run when asked to."""
@@ -143,10 +142,9 @@ class Controller:
             await self.write(self._settle, asked, usage)
 
     def close(self) -> None:
-        self.lease.release()
         self._commands.shutdown()
         self._writer.shutdown()
-        self._demand.close()
+        self.plans.close()
         self.db.close()
 
     # On the writer thread.
@@ -160,11 +158,11 @@ class Controller:
         for name in found:
             if name not in self.specs and name not in self._ignored:
                 self._take_up(RunFolder(self.site.runs_dir / name))
-        for replica in unended_replicas(self.db):  # also one whose folder was never made
+        for replica in replicas.unended_replicas(self.db):  # also one whose folder was never made
             if not accounting.of_subject(self.db, replica.job_subject):
                 self._jobless.setdefault(replica.job_subject, time.monotonic())
         for subject in self.specs.keys() & self._jobless.keys():  # their submitter may have noted the job since
-            if (job := read_job(self.folder(subject))) is not None:
+            if (job := read_job(self._folder(subject))) is not None:
                 self.record_job(subject, job)
 
     def _take_up(self, folder: RunFolder) -> None:
@@ -198,14 +196,14 @@ class Controller:
             )
         adoption.take_up(self.db, spec, owner)
         self.specs[spec.id] = spec
-        shared = isinstance(spec, ServeSpec) and spec.pack[:1] not in ((), (spec.id,))
-        if not shared and not accounting.of_subject(self.db, spec.id):
-            self._jobless.setdefault(spec.id, time.monotonic())
+        subject = subject_of(spec, spec.id)
+        if not accounting.of_subject(self.db, subject):
+            self._jobless.setdefault(subject, time.monotonic())
 
     def record_job(self, subject: str, job: JobRef) -> None:
         spec = self.specs[subject]
         try:
-            owner = facts.owner_of(self.folder(subject))[0]
+            owner = facts.owner_of(self._folder(subject))[0]
         except FileNotFoundError:
             owner = spec.owner
         accounting.record(
@@ -224,7 +222,7 @@ class Controller:
         """Runs and replicas that have not ended, or whose books are still open, may have something to say."""
         everything = runs.everything(self.db)
         live = {r.id for r in everything if not r.state.ended}
-        live |= {r.id for r in unended_replicas(self.db)}
+        live |= {r.id for r in replicas.unended_replicas(self.db)}
         live |= {j.subject for j in accounting.unsettled(self.db)}
         for subject in sorted(live | self._ended.spoke_again([r.id for r in everything if r.id not in live])):
             self._listen(subject)
@@ -232,7 +230,7 @@ class Controller:
     def _listen(self, subject: str) -> None:
         if subject not in self.specs:
             return
-        folder, spec = self.folder(subject), self.specs[subject]
+        folder, spec = self._folder(subject), self.specs[subject]
         try:
             if facts.ingest(self.db, folder, spec, self._book) and not isinstance(spec, ServeSpec):
                 recorded = {j.job_id for j in accounting.of_subject(self.db, subject)}
@@ -260,8 +258,7 @@ class Controller:
     def note_job(self, subject: str, job: JobRef) -> None:
         self.record_job(subject, job)
         try:
-            for member in {subject, *(r.id for r in replicas_of_job(self.db, subject))}:
-                write_job(self.folder(member), job)
+            write_job(self._folder(subject), job)
         except OSError as e:
             log.warning("%s: its job %s is not noted there: %s", subject, job.job_id, e)  # a researcher's own folder
 
@@ -269,14 +266,14 @@ class Controller:
         """The scheduler knows no job of its key: a replica is replaced, a run is for its owner to submit again."""
         cause = "its submission was lost: the scheduler knows no job of this key"
         self._lost.add(subject)
-        for replica in replicas_of_job(self.db, subject):
+        for replica in replicas.replicas_of_job(self.db, subject):
             deployments.set_replica_state(self.db, replica.id, ReplicaState.LOST, cause)
         runs.never_started(self.db, subject, cause)
 
     def _job_is_over(self, job: accounting.Job, state: JobState, reason: str | None) -> None:
         """If its supervisor could not say why, the scheduler's word has to do. Harmless when all is known already."""
         # Their last words may have come after our last look.
-        for subject in {job.subject, *(r.id for r in replicas_of_job(self.db, job.subject))}:
+        for subject in {job.subject, *(r.id for r in replicas.replicas_of_job(self.db, job.subject))}:
             self._listen(subject)
         if job.purpose == ServeSpec.kind or not self._belongs_to_another(job):
             job_facts.is_over(self.db, job, state, reason)
@@ -284,8 +281,8 @@ class Controller:
     def _belongs_to_another(self, job: accounting.Job) -> bool:
         """Whether the run's newest attempt is another job's."""
         try:
-            announced = facts.announced_jobs(self.folder(job.subject))
-            follows = facts.successor(self.folder(job.subject))
+            announced = facts.announced_jobs(self._folder(job.subject))
+            follows = facts.successor(self._folder(job.subject))
         except OSError:
             return False
         return follows not in (None, job.job_id) or (bool(announced) and announced[-1] != job.job_id)
@@ -301,26 +298,6 @@ class Controller:
             if books.state.ended:
                 self._job_is_over(job, books.state, None)  # before its books are closed, and nobody looks any more
             job_facts.settle(self.db, job, books)
-
-    def _plan(self, cluster: planning.Cluster) -> dict[str, Plan]:
-        """By the deployment's name. While the scheduler is silent no alias is followed either."""
-        now, plans = self.clock.now(), dict[str, Plan]()
-        heard = situations.Heard(self._demand.latest(), self._demand.loads(), self._demand.served())
-        unended = {r.deployment for r in unended_replicas(self.db)}
-        since = clock.text(datetime.fromtimestamp(now, UTC) - ENDED_LATELY)
-        for deployment in deployments.everything(self.db):
-            name = deployment.name
-            if deployment.state.ended and name not in unended:
-                continue
-            kept = following.follow(self.db, deployment) if cluster.known else None
-            deployment = deployments.get(self.db, name)
-            theirs = deployments.recent_replicas(self.db, name, since)
-            limits = self._jobs.limits(theirs)
-            made = plan(situations.situation(self.site, deployment, theirs, heard, limits, self.clock, now), cluster)
-            words = [words for words in (kept, self.clock.doubt) if words is not None]
-            plans[name] = replace(made, why=(*made.why, *words))
-        self.plans, self.planned_at = plans, clock.text(datetime.fromtimestamp(now, UTC))
-        return plans
 
     # The shell around the plan.
 
@@ -347,21 +324,26 @@ class Controller:
                 return replace(array, job_id=f"{array_of(array.job_id)}_{spec.sweep_index}")
         return self.scheduler.find(subject)
 
-    async def _act(self, deployment: str, plan: Plan) -> None:
-        starts = [action for action in plan.actions if isinstance(action, StartReplica)]
-        for action in plan.actions:
-            match action:
-                case Stop(replica):
-                    await self._jobs.stop(replica)
-                case Shorten(replica, time_limit_s):
-                    await self._jobs.shorten(replica, time_limit_s)
-                case StartReplica():
-                    continue  # after the rest: what leaves makes room
-                case _:
-                    await self.write(decisions.note, self.site, self.db, self.clock, action)
-        await self._jobs.start(deployment, starts)
+    async def _outlook(self) -> planned.Cluster:
+        """Raises SchedulerError."""
+        return situations.cluster_of(await self.ask(self.scheduler.outlook))
 
-    def folder(self, subject: str) -> RunFolder:
+    async def _act(self, actions: Sequence[planned.Action]) -> None:
+        """In their order; replicas that are started in a row are started together."""
+        for starts, some in itertools.groupby(actions, key=lambda action: isinstance(action, planned.StartReplica)):
+            if starts:
+                await self._jobs.start([action for action in some if isinstance(action, planned.StartReplica)])
+                continue
+            for action in some:
+                match action:
+                    case planned.Stop(replica, why):
+                        await self._jobs.stop(replica, why)
+                    case planned.Shorten():
+                        await self._jobs.shorten(action)
+                    case _:
+                        await self.write(self.plans.note, action)
+
+    def _folder(self, subject: str) -> RunFolder:
         return RunFolder(Path(self.site.runs_dir) / subject)
 
 

@@ -17,7 +17,8 @@ from launchers.restart import Action, Cause
 from launchers.run_folder import RunFolder
 from launchers.spec import ConvertSpec, EvaluateSpec, ServeSpec, SmokeSpec, Spec, TrainSpec
 from launchers.untrusted import read_bytes
-from launchers.vllm import certificate
+from launchers.vllm import adapters, certificate
+from launchers.vllm.failures import Kind
 from registry import accounting, aliases, attempts, checkpoints, clock, deployments, models, promotions, runs
 from registry.db import Database, RegistryError, StorageError
 from registry.deployments import ReplicaState
@@ -26,6 +27,9 @@ from registry.steps import PLATFORM, Attempt, Hold, Outcome, Step, UsageEvent
 log = logging.getLogger(__name__)
 
 MAX_KEY_BYTES = 4096
+MAX_WORDS = 2000
+MAX_RESTARTS = 10_000
+MAX_TOKENS = 1 << 40
 PROBE = "probe"  # the kind of what a starting replica was asked, and its user
 
 Book = Callable[[Sequence[Step]], object]  # adds steps to the ledger; raises OSError, TooMuch
@@ -107,6 +111,18 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
                 models.mark_servable(db, deployment.model, deployment.version)
             if "probe" in facts:  # not in those of a Headgate that booked none
                 book(probe_of(spec, said))
+        case "replica-draining" if isinstance(spec, ServeSpec):
+            deployments.drain_replica(db, spec.id, _words(facts["why"]))
+        case "engine-restarting" if isinstance(spec, ServeSpec):
+            Kind(facts["failure"])
+            restarts = _count(facts["restarts"], MAX_RESTARTS)
+            deployments.replica_is_restarting(db, spec.id, _words(facts["cause"]), restarts)
+        case "probes" if isinstance(spec, ServeSpec):
+            book(probe_of(spec, said))
+        case "adapters-loaded" if isinstance(spec, ServeSpec):
+            if problem := facts.get("problem"):
+                log.warning("%s: %s", spec.id, _words(problem))
+            deployments.note_adapters(db, spec.id, _adapters(folder, spec, facts["adapters"]))
         case "checkpoint":
             checkpoints.add(
                 db,
@@ -149,7 +165,8 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
             )
         case "attempt-ended":
             if not facts.get("judged"):
-                _ended(db, spec, int(facts["exit_code"]), str(facts["cause"]))
+                failure = facts.get("failure")
+                _ended(db, spec, int(facts["exit_code"]), str(facts["cause"]), failure and Kind(failure))
             if not isinstance(spec, ServeSpec):
                 _attempt_ended(db, spec, said)
         case "attempt-judged" if isinstance(spec, TrainSpec):
@@ -157,14 +174,16 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
 
 
 def probe_of(spec: ServeSpec, said: Announcement) -> list[Step]:
-    """The token that a replica generated before it was called ready: Headgate's own, so it is held and paid for nobody.
+    """What Headgate asked a replica for, before it was called ready and since: held and paid for by nobody.
 
-    One of a replica whose job is requeued, and gets ready again, is another one.
+    Each announcement's is another one: a replica whose engine is started again gets ready again.
     """
     used, at = said.facts["probe"], clock.text(_moment(said))
     event_id = f"{spec.id}.{said.name.partition('-')[0]}:1"
     attempt = Attempt(event_id, PLATFORM, "", spec.name, spec.id, PROBE, at, PROBE)
-    prompt, completion, cached = (int(used[f"{name}_tokens"]) for name in ("prompt", "completion", "cached"))
+    prompt, completion, cached = (
+        _count(used[f"{name}_tokens"], MAX_TOKENS) for name in ("prompt", "completion", "cached")
+    )
     return [Hold(attempt, 0, 0), UsageEvent(attempt, prompt, completion, 0, Outcome.COMPLETED, at, cached)]
 
 
@@ -238,16 +257,38 @@ def _number(said: Any) -> int | None:
     return None if said is None else int(said)
 
 
+def _count(said: Any, most: int) -> int:
+    """A whole number that a job named. Raises ValueError."""
+    if not isinstance(said, int) or isinstance(said, bool) or not 0 <= said <= most:
+        raise ValueError(f"{said!r} is not a whole number 0 ... {most}")
+    return said
+
+
+def _words(said: Any) -> str:
+    if not isinstance(said, str):
+        raise ValueError(f"{said!r} is no text")
+    return said[:MAX_WORDS]
+
+
+def _adapters(folder: RunFolder, spec: ServeSpec, said: Any) -> list[str]:
+    """The adapters that a replica says it has, of those that it was to have. Raises ValueError for others."""
+    known = spec.adapters.keys() | (adapters.wanted(folder) or {}).keys()
+    if not isinstance(said, list) or not all(isinstance(name, str) and name in known for name in said):
+        raise ValueError(f"adapters {said!r} are not all among {', '.join(sorted(known)) or 'none'}")
+    return said
+
+
 def _moment(said: Announcement) -> datetime:
     return datetime.fromtimestamp(said.at, UTC)
 
 
-def _ended(db: Database, spec: Spec, exit_code: int, cause: str) -> None:
+def _ended(db: Database, spec: Spec, exit_code: int, cause: str, failure: Kind | None) -> None:
     limited = cause == "timeout"
     stopped = limited or cause == "cancelled"
     if isinstance(spec, ServeSpec):
         state = ReplicaState.STOPPED if stopped else ReplicaState.FAILED
-        deployments.set_replica_state(db, spec.id, state, "time limit" if limited else None if stopped else cause)
+        words = "time limit" if limited else None if stopped else cause
+        deployments.set_replica_state(db, spec.id, state, words, failure)
     elif stopped:
         why = "time limit; submit it again to go on" if limited else None
         runs.ended(db, spec.id, runs.RunState.STOPPED, why)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from launchers.vllm import weights
-from registry import aliases, clock, deployments, models, revisions
+from registry import aliases, clock, models, revisions
 from registry.db import Database
 from registry.deployments import Deployment, DeploymentState
 from registry.revisions import RevisionState
-
-BY = "headgate"  # who moves an alias back
 
 
 def follow(db: Database, deployment: Deployment) -> str | None:
@@ -53,15 +51,3 @@ def follow(db: Database, deployment: Deployment) -> str | None:
     except ValueError as e:
         return f"{deployment.follows} is version {move.to_version}, which it may not serve: {e}"
     return None
-
-
-def take_back(db: Database, deployment: str, revision: int, cause: str) -> None:
-    """A followed alias goes back, where it is still at the version of a revision that was given up."""
-    follows = deployments.get(db, deployment).follows
-    if follows is None:
-        return
-    given_up, (name, _, alias) = revisions.get(db, deployment, revision), follows.partition("@")
-    move = aliases.newest(db, name, alias)
-    if move is None or move.from_version is None or (name, move.to_version) != (given_up.model, given_up.version):
-        return
-    aliases.roll_back(db, name, alias, BY, f"deployment {deployment} gave version {given_up.version} up: {cause}")

@@ -48,31 +48,19 @@ def launch(
     nothing was started. After SchedulerUnavailable it stays: the job may have been submitted, and its key tells.
     """
     folder = RunFolder(runs_dir.resolve() / spec.id)
-    job = launch_together([(spec, folder)], replace(request_for(spec, folder), after=after), scheduler)
-    return Launched(folder, job)
-
-
-def launch_together(
-    members: Sequence[tuple[specs.SupervisedSpec, RunFolder]], request: JobRequest, scheduler: Scheduler
-) -> JobRef:
-    """As `launch`, for run folders that share one job."""
-    made: list[RunFolder] = []
+    folder.create()
     try:
-        for _, folder in members:
-            folder.create()
-            made.append(folder)
-            freeze(folder.code)
-            note_environment(folder.environment, os.environ)
-            folder.script.write_text(scheduler.script(request), encoding="utf-8")
-        for spec, folder in members:
-            write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
+        freeze(folder.code)
+        note_environment(folder.environment, os.environ)
+        request = replace(request_for(spec, folder), after=after)
+        folder.script.write_text(scheduler.script(request), encoding="utf-8")
+        write_whole(folder.spec, specs.dump(spec))  # last: a folder with a spec is one to be adopted
     except BaseException:
-        remove(made)
+        remove([folder])
         raise
-    job = submit_or_remove(request, scheduler, made)
-    for folder in made:
-        write_job(folder, job)
-    return job
+    job = submit_or_remove(request, scheduler, [folder])
+    write_job(folder, job)
+    return Launched(folder, job)
 
 
 def submit_or_remove(request: JobRequest, scheduler: Scheduler, folders: Sequence[RunFolder]) -> JobRef:
@@ -122,9 +110,15 @@ def request_for(spec: specs.SupervisedSpec, folder: RunFolder) -> JobRequest:
         command=supervisor_command(folder),
         log_dir=folder.logs,
         resources=spec.resources,
-        modules=spec.environment.modules,
+        modules=_modules(spec),
         batch=program(folder, "launchers.batch") if isinstance(spec, specs.TrainSpec) else None,
     )
+
+
+def _modules(spec: specs.SupervisedSpec) -> tuple[str, ...]:
+    """What is loaded in the batch script: the environment's, and an evaluation's harness's."""
+    more = spec.harness.modules if isinstance(spec, specs.EvaluateSpec) else ()
+    return tuple(dict.fromkeys((*spec.environment.modules, *more)))
 
 
 def supervisor_command(folder: RunFolder) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from launchers import announce, submit
 from launchers.announce import Announcement, AnnouncementError
 from launchers.local_job import LocalJob, records
+from launchers.outlook import NOTHING
 from launchers.run_folder import RunFolder
 from launchers.scheduler import (
     JobRef,
@@ -83,10 +84,10 @@ class LocalScheduler:
         self.cancel(ref)  # nobody here is impatient
 
     def shorten(self, ref: JobRef, time_limit_s: int) -> None:
-        raise SchedulerError(f"job {ref.job_id} is a process of this machine, and none of these waits")
+        raise SchedulerError(f"job {ref.job_id} is a process of this machine, which starts at once: it does not wait")
 
     def outlook(self) -> Outlook:
-        return Outlook({}, {}, (), {})
+        return NOTHING
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         jobs = {ref: self._job(ref) for ref in refs}

@@ -1,31 +1,31 @@
-"""Replicas' jobs: started, told to drain, stopped, given less time. What planning decided, done.
-
-Each step can be done again: a controller that died between any two of them leaves what the next one takes up.
-"""
+"""What a plan decides of replicas, done: their jobs are started, drained, stopped and shortened."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from launchers import facts, situations
-from launchers.deployment_spec import spec_of
+from launchers import facts, replica_launch
+from launchers.deployment_spec import DeploymentSpec, spec_of
 from launchers.job_facts import ref_of
-from launchers.launch import launch_together, new_id, request_for
-from launchers.planning.facts import StartReplica
-from launchers.resources import engine_environment
+from launchers.launch import new_id
+from launchers.planning.facts import Shorten, StartReplica
+from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_from
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, SchedulerError, SchedulerUnavailable
-from launchers.spec import Resources, ServeSpec
-from launchers.vllm import pack
-from registry import accounting, clock, deployments, revisions
+from launchers.situations import resources_asked
+from launchers.spec import ServeSpec
+from launchers.vllm import adapters
+from registry import accounting, clock, deployments, replicas, revisions
 from registry.db import transaction
-from registry.deployments import Deployment, DeploymentState
-from registry.replicas import Replica, ReplicaState, replicas_of_job, set_replica_state
+from registry.deployments import Deployment, DeploymentState, ReplicaState
+from registry.replicas import Replica
+from registry.revisions import Revision
+from registry.site import Site
 
 if TYPE_CHECKING:
     from launchers.controller import Controller
@@ -33,207 +33,219 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CANCEL_AGAIN_S = 60.0  # how much longer than its drain may take a job has, before it is cancelled outright
-STOP = "stop"  # the switch that ends one member of a pack
+STOP = "stop"  # the switch in a folder that ends one replica of a job, and leaves the others
 
 
 class ReplicaJobs:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
+        self.site, self.db = controller.site, controller.db
         self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
-        self._shortened: dict[str, int] = {}  # replicas whose job was given less time: seconds
 
-    def limits(self, replicas: Iterable[Replica]) -> dict[str, int]:
-        """The time limits of their jobs, in seconds, where they are known."""
-        found = {}
-        for replica in replicas:
-            spec = self._controller.specs.get(replica.id)
-            if isinstance(spec, ServeSpec):
-                found[replica.id] = self._shortened.get(replica.id, spec.resources.time_limit_s)
-        return found
+    async def start(self, planned: Sequence[StartReplica]) -> None:
+        """Replicas that are planned in a row and alike share jobs, as many as the deployment says."""
+        for alike, some in itertools.groupby(planned, key=_alike):
+            deployment = await self._controller.write(deployments.get, self.db, alike[0])
+            revision = await self._controller.write(revisions.get, self.db, deployment.name, alike[1])
+            pack = int(revision.request.get("pack") or 1)
+            for members in _batched(some, pack):
+                if not await self._start(deployment.name, revision, members):
+                    return
 
-    async def start(self, deployment: str, wanted: Sequence[StartReplica]) -> None:
-        """Those that may share jobs do, as many in each as the deployment packs."""
-        controller = self._controller
-        for together in _alike(wanted):
-            found = await controller.write(deployments.get, controller.db, deployment)
-            if situations.over(found):
-                return  # stopped since this was planned
-            size = spec_of(found).pack
-            for at in range(0, len(together), size):
-                await self._start(found, together[at : at + size])
-
-    async def _start(self, deployment: Deployment, wanted: Sequence[StartReplica]) -> None:
-        controller, site, first = self._controller, self._controller.site, wanted[0]
+    async def _start(self, name: str, revision: Revision, members: Sequence[StartReplica]) -> bool:
+        """Whether it may go on with the next ones."""
+        controller, runs_dir = self._controller, self.site.runs_dir
+        deployment = await controller.write(deployments.get, self.db, name)
+        if deployment.state is DeploymentState.STOPPING or deployment.state.ended:
+            return False  # stopped since this was planned
         try:
-            specs = await controller.write(self._specs, deployment, wanted)
+            specs = replica_launch.together([serve_spec(self.site, deployment, revision, one) for one in members])
         except ValueError as e:
-            await controller.write(self._cannot_start, deployment, first.revision, str(e))
-            return
-        await controller.write(self._note, specs, wanted)
-        folders = [RunFolder(site.runs_dir.resolve() / spec.id) for spec in specs]
-        request = pack.request(request_for(specs[0], folders[0]), folders)
+            await controller.write(self._never, deployment, revision, str(e))
+            return False
+        await controller.write(self._note, specs, members)
+        controller.specs.update({spec.id: spec for spec in specs})
         try:
-            members = list(zip(specs, folders, strict=True))
-            job = await controller.ask(launch_together, members, request, controller.scheduler)
+            launched = await controller.ask(replica_launch.launch, specs, runs_dir, controller.scheduler)
         except SchedulerUnavailable as e:
             log.warning("%s: whether it was submitted will be asked by its key: %s", specs[0].id, e)
-            return
+            return False
         except (SchedulerError, OSError, ValueError) as e:
-            # A file system that cannot be written now says nothing of the replica.
-            state = ReplicaState.LOST if isinstance(e, OSError) else ReplicaState.FAILED
+            cause = f"the replica could not be submitted: {e}"
             for spec in specs:
-                words = f"the replica could not be submitted: {e}"
-                await controller.write(set_replica_state, controller.db, spec.id, state, words)
-            return
-        await controller.write(controller.record_job, specs[0].id, job)
+                state = ReplicaState.FAILED if isinstance(e, SchedulerError) else ReplicaState.LOST
+                await controller.write(deployments.set_replica_state, self.db, spec.id, state, cause)
+            return False
+        await controller.write(controller.record_job, specs[0].id, launched.job)
+        return True
 
-    def _specs(self, deployment: Deployment, wanted: Sequence[StartReplica]) -> list[ServeSpec]:
-        """Raises ValueError for what the site has not, or has no longer."""
-        site, first = self._controller.site, wanted[0]
-        revision = revisions.get(self._controller.db, deployment.name, first.revision)
-        request = revision.request
-        asks = situations.resources(site, request, overflow=first.overflow)
-        if first.time_limit_s is not None:
-            asks = dataclasses.replace(asks, time_limit_s=min(first.time_limit_s, asks.time_limit_s))
-        if first.exclude:
-            asks = _excluding(asks, first.exclude)
-        ids = [new_id(deployment.name) for _ in wanted]
-        return [
-            ServeSpec(
-                id=replica_id,
-                name=deployment.name,
-                owner=deployment.owner,
-                created_at=clock.now(),
-                resources=asks,
-                environment=engine_environment(site),
-                model_path=revision.model_path,
-                listen=site.replicas.listen,
-                tls=site.replicas.tls,
-                engine_args=(*site.environment("engine").args, *(request.get("engine_args") or ())),
-                shutdown_timeout_s=site.replicas.shutdown_timeout_s,
-                start_timeout_s=site.replicas.start_timeout_s,
-                revision=first.revision,
-                runner=request.get("runner") or "generate",
-                adapters=dict(request.get("adapters") or {}),
-                stage_dir=site.replicas.stage_dir if request.get("stage") else None,
-                multi_node=site.replicas.multi_node,
-                pack=tuple(ids) if len(ids) > 1 else (),
-                max_restarts=site.replicas.max_restarts,
-                hang_timeout_s=site.replicas.hang_timeout_s,
-            )
-            for replica_id in ids
-        ]
-
-    def _cannot_start(self, deployment: Deployment, revision: int, cause: str) -> None:
-        """A revision that cannot be asked of this site is given up for the stable one, where there is another."""
-        db = self._controller.db
-        if deployment.stable not in (None, revision):
-            revisions.settle(db, deployment.name, revision, False, cause)
+    def _never(self, deployment: Deployment, revision: Revision, cause: str) -> None:
+        """What is asked for is refused by this site, whatever is tried."""
+        if deployment.stable is not None and revision.revision != deployment.stable:
+            revisions.settle(self.db, deployment.name, revision.revision, False, cause)
         else:
-            deployments.set_state(db, deployment.name, DeploymentState.FAILED, cause)
+            deployments.set_state(self.db, deployment.name, DeploymentState.FAILED, cause)
 
-    def _note(self, specs: Sequence[ServeSpec], wanted: Sequence[StartReplica]) -> None:
-        controller = self._controller
-        with transaction(controller.db):
-            for spec, one in zip(specs, wanted, strict=True):
+    def _note(self, specs: Sequence[ServeSpec], members: Sequence[StartReplica]) -> None:
+        with transaction(self.db):  # all that share a job, or none
+            for spec, one in zip(specs, members, strict=True):
                 deployments.add_replica(
-                    controller.db,
+                    self.db,
                     spec.id,
                     spec.name,
                     spec.owner,
-                    str(controller.site.runs_dir / spec.id),
+                    str(self.site.runs_dir / spec.id),
                     revision=spec.revision,
                     reason=one.why,
                     replaces=one.replaces,
                     overflow=one.overflow,
                     pack=spec.pack[0] if spec.pack else None,
                 )
-        controller.specs.update((spec.id, spec) for spec in specs)
 
-    async def stop(self, replica_id: str) -> None:
-        """End a replica's job; one that was never submitted is over. What has begun drains as long as it may.
-
-        One that shares its job is told alone; the job ends when the last of them was.
-        """
+    async def stop(self, replica_id: str, why: str) -> None:
+        """End a replica's job; one that was never submitted is over. What has begun drains as long as it may."""
         controller = self._controller
         try:
-            subject = await controller.write(self._told_to_end, replica_id)
-            if subject is not None:
-                await self._end_job(subject)
-        except (SchedulerError, OSError) as e:
+            jobs = [j for j in await self._jobs_of(replica_id) if not JobState(j.state).ended]
+            if not jobs:
+                await controller.write(deployments.set_replica_state, self.db, replica_id, ReplicaState.STOPPED, why)
+                return
+            if not await controller.write(self._alone, replica_id, why):
+                return  # its job goes on with the others
+            for job in map(ref_of, jobs):
+                await self._end(replica_id, job, why)
+        except SchedulerError as e:
             log.warning("%s: not stopped yet: %s", replica_id, e)
 
-    def _told_to_end(self, replica_id: str) -> str | None:
-        """The subject of the job that is to be ended; None while others need it."""
-        db = self._controller.db
-        (replica,) = [r for r in replicas_of_job(db, replica_id) if r.id == replica_id]
-        if replica.pack is None:
-            return replica.id
-        switch = RunFolder(Path(replica.folder)).switches / STOP
-        if switch.parent.is_dir():
-            switch.touch()
-        set_replica_state(db, replica_id, ReplicaState.DRAINING)
-        others = [r for r in replicas_of_job(db, replica.pack) if not r.state.ended and r.id != replica_id]
-        return None if any(not _switched_off(r) for r in others) else replica.pack
-
-    async def _end_job(self, subject: str) -> None:
+    async def _end(self, replica_id: str, job: JobRef, why: str) -> None:
         controller = self._controller
-        patience = controller.site.replicas.shutdown_timeout_s + CANCEL_AGAIN_S
-        jobs = [j for j in await self.jobs_of(subject) if not JobState(j.state).ended]
-        if not jobs:
-            await controller.write(self._all, subject, ReplicaState.STOPPED)
-        for job in map(ref_of, jobs):
-            since = self._cancelled.get(job)
-            if since is None or time.monotonic() - since >= patience:
-                await controller.write(self._all, subject, ReplicaState.DRAINING)
-                begun = job.job_id in await controller.write(facts.announced_jobs, controller.folder(subject))
-                end = controller.scheduler.drain if begun and since is None else controller.scheduler.cancel
-                await controller.ask(end, job)
-                self._cancelled[job] = time.monotonic()
+        since = self._cancelled.get(job)
+        if since is not None and time.monotonic() - since < self.site.replicas.shutdown_timeout_s + CANCEL_AGAIN_S:
+            return
+        await controller.write(self._drains, replica_id, why)
+        begun = job.job_id in await controller.write(facts.announced_jobs, self._folder(replica_id))
+        await controller.ask(
+            controller.scheduler.drain if begun and since is None else controller.scheduler.cancel, job
+        )
+        self._cancelled[job] = time.monotonic()
 
-    def _all(self, subject: str, state: ReplicaState) -> None:
-        for replica in replicas_of_job(self._controller.db, subject):
-            set_replica_state(self._controller.db, replica.id, state)
+    def _drains(self, replica_id: str, why: str) -> None:
+        if not deployments.drain_replica(self.db, replica_id, why):
+            deployments.set_replica_state(self.db, replica_id, ReplicaState.DRAINING)
 
-    async def shorten(self, replica_id: str, time_limit_s: int) -> None:
+    def _alone(self, replica_id: str, why: str) -> bool:
+        """Whether its job may end as a whole. A replica that shares it is told by its switch, and the job ends when all
+        are to; one whose job still waits is over at once."""
+        found = next((r for r in replicas.unended_replicas(self.db) if r.id == replica_id), None)
+        if found is None or found.pack is None:
+            return True
+        members = [r for r in replicas.replicas_of_job(self.db, found.pack) if not r.state.ended]
+        if all(r.id == replica_id or _told(self._folder(r.id)) for r in members):
+            return True
+        folder = self._folder(found.id)
+        if not _told(folder):
+            (folder.switches / STOP).touch()
+            self._drains(found.id, why)
+        if found.started_at is None:
+            deployments.set_replica_state(self.db, found.id, ReplicaState.STOPPED)
+        return False
+
+    async def shorten(self, action: Shorten) -> None:
         controller = self._controller
         try:
-            for job in await self.jobs_of(await controller.write(self._subject, replica_id)):
+            for job in await self._jobs_of(action.replica):
                 if not JobState(job.state).ended:
-                    await controller.ask(controller.scheduler.shorten, ref_of(job), time_limit_s)
-                    self._shortened[replica_id] = time_limit_s
+                    await controller.ask(controller.scheduler.shorten, ref_of(job), action.time_limit_s)
+                    controller.plans.shortened[action.replica] = action.time_limit_s
         except SchedulerError as e:
-            log.warning("%s: its time limit stays: %s", replica_id, e)
+            log.warning("%s: its job's time limit is as it was: %s", action.replica, e)
 
-    def _subject(self, replica_id: str) -> str:
-        return next(r.job_subject for r in replicas_of_job(self._controller.db, replica_id) if r.id == replica_id)
-
-    async def jobs_of(self, subject: str) -> list[accounting.Job]:
-        """The jobs of this subject, also one whose submission left no note."""
+    async def _jobs_of(self, replica_id: str) -> list[accounting.Job]:
+        """A replica's jobs, also one whose submission left no note."""
         controller = self._controller
-        jobs = await controller.write(accounting.of_subject, controller.db, subject)
+        subject = subject_of(controller.specs.get(replica_id), replica_id)
+        jobs = await controller.write(accounting.of_subject, self.db, subject)
         if not jobs and subject in controller.specs:
             found = await controller.ask(controller.scheduler.find, subject)
             if found is not None:
                 await controller.write(controller.note_job, subject, found)
-                jobs = await controller.write(accounting.of_subject, controller.db, subject)
+                jobs = await controller.write(accounting.of_subject, self.db, subject)
         return jobs
 
+    def ask_adapters(self, theirs: Iterable[Replica], wanted: dict[str, str]) -> None:
+        """Have engines that run load other adapters, and drop those that are not wanted any more."""
+        for replica in theirs:
+            folder = self._folder(replica.id)
+            try:
+                if adapters.wanted(folder) != wanted:
+                    adapters.ask(folder, wanted)
+            except (OSError, ValueError) as e:
+                log.warning("%s: not asked for other adapters: %s", folder.root, e)
 
-def _alike(wanted: Iterable[StartReplica]) -> list[list[StartReplica]]:
-    """Those whose jobs would be alike, in the order of the first of each kind."""
-    found: dict[object, list[StartReplica]] = {}
-    for one in wanted:
-        found.setdefault((one.revision, one.overflow, one.time_limit_s, one.exclude), []).append(one)
-    return list(found.values())
-
-
-def _excluding(asks: Resources, nodes: Iterable[str]) -> Resources:
-    """sbatch goes by the last --exclude: one that was asked for is said again with it."""
-    before = [option.partition("=")[2] for option in asks.options if option.startswith("--exclude=")]
-    others = tuple(option for option in asks.options if not option.startswith("--exclude="))
-    return dataclasses.replace(asks, options=(*others, f"--exclude={','.join([*before[-1:], *nodes])}"))
+    def _folder(self, replica_id: str) -> RunFolder:
+        return RunFolder(self.site.runs_dir / replica_id)
 
 
-def _switched_off(replica: Replica) -> bool:
-    return (RunFolder(Path(replica.folder)).switches / STOP).exists()
+def serve_spec(site: Site, deployment: Deployment, revision: Revision, one: StartReplica) -> ServeSpec:
+    """What one replica's job is told. Raises ValueError for what this site does not take."""
+    asked = _spec_of(deployment, revision)
+    resources = resources_asked(asked, overflow=one.overflow)
+    if one.exclude:
+        given = resources.get("options")
+        more = (f"--exclude={','.join(one.exclude)}",)
+        resources["options"] = [*(given if isinstance(given, list | tuple) else ()), *more]
+    if one.time_limit_s is not None:
+        resources["time_limit_s"] = one.time_limit_s
+    return ServeSpec(
+        id=new_id(deployment.name),
+        name=deployment.name,
+        owner=deployment.owner,
+        created_at=clock.now(),
+        resources=resources_from(site.defaults.serve, resources, REPLICA_OPTIONS),
+        environment=engine_environment(site),
+        model_path=revision.model_path,
+        listen=site.replicas.listen,
+        tls=site.replicas.tls,
+        engine_args=(*site.environment("engine").args, *asked.engine_args, *_trusted(revision)),
+        shutdown_timeout_s=site.replicas.shutdown_timeout_s,
+        start_timeout_s=site.replicas.start_timeout_s,
+        revision=revision.revision,
+        runner=asked.runner,
+        adapters=dict(asked.adapters),
+        stage_dir=site.replicas.stage_dir if asked.stage else None,
+        multi_node=site.replicas.multi_node,
+        max_restarts=site.replicas.max_restarts,
+        hang_timeout_s=site.replicas.hang_timeout_s,
+    )
+
+
+def subject_of(spec: object, replica_id: str) -> str:
+    """What a replica's job is known by: its own id, or that of the first of those that share the job."""
+    return spec.pack[0] if isinstance(spec, ServeSpec) and spec.pack else replica_id
+
+
+def _spec_of(deployment: Deployment, revision: Revision) -> DeploymentSpec:
+    return spec_of(
+        dataclasses.replace(
+            deployment, model=revision.model, version=revision.version, follows=None, request=revision.request
+        )
+    )
+
+
+def _trusted(revision: Revision) -> tuple[str, ...]:
+    """The last word: whatever the site's own arguments say, what nobody vouched for loads no pickles."""
+    return ("--load-format", "safetensors") if revision.request.get("safetensors_only") else ()
+
+
+def _alike(one: StartReplica) -> tuple[str, int, bool, int | None, tuple[str, ...]]:
+    return one.deployment, one.revision, one.overflow, one.time_limit_s, one.exclude
+
+
+def _batched(some: Iterable[StartReplica], size: int) -> Iterator[list[StartReplica]]:
+    left = list(some)
+    for n in range(0, len(left), size):
+        yield left[n : n + size]
+
+
+def _told(folder: RunFolder) -> bool:
+    return (folder.switches / STOP).exists()

@@ -112,6 +112,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def load(self) -> Path:
+        """What a replica has to do now, in one JSON object of numbers, replaced every few seconds."""
+        return self.root / "load.json"
+
+    @property
     def evaluation(self) -> Path:
         """What an evaluation measured (JSON: a list of launchers.evaluation.results.Result)."""
         return self.root / "evaluation.json"

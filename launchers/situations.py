@@ -1,72 +1,103 @@
-"""The registry's rows, what gateways say and the scheduler's outlook, as planning takes them. Pure."""
+"""What the registry, the gateways and the scheduler say of a deployment, as planning wants it. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import median
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 
-from launchers.deployment_spec import spec_of
-from launchers.planning import facts as planning
-from launchers.planning.facts import Cluster, Had, Loaded, Rules, Situation, Timings, Wanted
+from launchers.deployment_spec import DeploymentSpec, spec_of
+from launchers.planning.facts import Cluster, Had, Loaded, Maintenance, Rules, Situation, Timings, Wanted
 from launchers.resources import REPLICA_OPTIONS, resources_from
 from launchers.scheduler import Outlook
-from launchers.spec import Resources
-from launchers.steady_clock import SteadyClock
 from registry import clock
 from registry.demand import Demand, Load, Served
-from registry.deployments import Deployment, DeploymentState
-from registry.replicas import Replica, ReplicaState
+from registry.deployments import Deployment, Replica, ReplicaState
 from registry.site import Site
 
-MEASURED = 5  # replicas, the last ones, whose times count
-START_S = 60.0  # from a job's start to the first token, until one was measured
+ENDED = timedelta(days=1)  # for how long replicas that ended are looked at
+MEASURED = 5  # replicas, the last ones: so many are what the next will take is told by
+ASSUMED = Timings(0.0, 60.0)  # while none was measured
 
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What gateways said."""
-
-    demand: Mapping[str, Demand] = field(default_factory=dict)
-    loads: Mapping[str, Load] = field(default_factory=dict)
-    served: Mapping[str, Served] = field(default_factory=dict)
+Moment = Callable[[str], float]  # a time as registry.clock writes it -> seconds since the epoch, by the steady clock
 
 
 def situation(
-    site: Site,
     deployment: Deployment,
-    replicas: Sequence[Replica],
-    heard: Heard,
-    limits: Mapping[str, int],
-    steady: SteadyClock,
+    theirs: Sequence[Replica],
+    rules: Rules,
+    at: Moment,
     now: float,
+    *,
+    called: Demand | None = None,
+    load: Load | None = None,
+    served: Mapping[str, Served],
+    limits: Mapping[str, int],
 ) -> Situation:
-    """`limits`: the time limits of replicas' jobs, by the replica's id, in seconds, where they are known."""
-    called, load = heard.demand.get(deployment.name), heard.loads.get(deployment.name)
-    had = tuple(_had(r, heard.served.get(r.id), limits.get(r.id), steady) for r in replicas)
+    """`theirs`: registry.replicas.recent_replicas. `limits`: their jobs' time limits in seconds."""
     return Situation(
-        wanted=_wanted(site, deployment, steady),
-        replicas=had,
-        load=None if load is None else _loaded(load),
-        called_at=steady.steady(called.at) if called is not None else None,
-        timings=timings(had, now),
+        wanted=Wanted(
+            name=deployment.name,
+            state=deployment.state,
+            created_at=at(deployment.created_at),
+            least=deployment.min_replicas,
+            most=deployment.max_replicas,
+            paused=deployment.paused,
+            revision=deployment.revision,
+            stable=deployment.stable,
+            canary=deployment.canary,
+            rollout_at=at(deployment.rollout_at or deployment.created_at),
+            desired=deployment.desired,
+            scaled_at=_at(deployment.scaled_at, at),
+            low_since=_at(deployment.low_since, at),
+            rules=rules,
+        ),
+        replicas=tuple(_had(r, at, served.get(r.id), limits.get(r.id)) for r in theirs),
+        load=None
+        if load is None
+        else Loaded(load.running, load.running_tokens, load.queued, load.queued_tokens, load.waited_s),
+        called_at=None if called is None else at(called.at),
+        timings=timings(theirs, at),
         now=now,
     )
 
 
-def _loaded(load: Load) -> Loaded:
-    return Loaded(load.running, load.running_tokens, load.queued, load.queued_tokens, load.waited_s)
+def rules_of(deployment: Deployment, site: Site) -> Rules:
+    """What a deployment says of itself, over what the site says of all. Raises ValueError for what no site takes."""
+    spec, usual, common = spec_of(deployment), site.deployments, site.replicas
+    asks = resources_from(site.defaults.serve, spec.resources, REPLICA_OPTIONS)
+    return Rules(
+        target_tokens=spec.target_tokens,
+        target_wait_s=_or(spec.target_wait_s, usual.target_wait_s),
+        idle_s=_or(spec.idle_timeout_s, usual.idle_timeout_s),
+        scale_up_every_s=usual.scale_up_every_s,
+        scale_down_after_s=usual.scale_down_after_s,
+        max_step=usual.max_step,
+        bake_s=_or(spec.bake_s, usual.bake_s),
+        bake_requests=usual.bake_requests if spec.bake_requests is None else spec.bake_requests,
+        pack=spec.pack,
+        overflow=spec.overflow is not None,
+        time_limit_s=asks.time_limit_s,
+        drain_s=common.drain_timeout_s,
+        shutdown_s=common.shutdown_timeout_s,
+        margin_s=usual.margin_s,
+        partition=asks.partition or "",
+    )
 
 
-def resources(site: Site, request: Mapping[str, object], *, overflow: bool = False) -> Resources:
-    """What a replica's job asks for. Raises ValueError, naming the field."""
-    asked = {**_table(request, "resources"), **(_table(request, "overflow") if overflow else {})}
-    return resources_from(site.defaults.serve, asked, REPLICA_OPTIONS)
+def resources_asked(spec: DeploymentSpec, *, overflow: bool) -> dict[str, object]:
+    """What a replica's job asks for, over the site's defaults."""
+    return {**spec.resources, **(spec.overflow or {})} if overflow else dict(spec.resources)
 
 
-def _table(request: Mapping[str, object], name: str) -> dict[str, object]:
-    found = request.get(name)
-    return dict(found) if isinstance(found, dict) else {}
+def timings(theirs: Sequence[Replica], at: Moment) -> Timings:
+    """Medians of the last replicas that got so far. Of one that is started again in its job only the first start."""
+    queued = [at(r.started_at) - at(r.created_at) for r in theirs if r.started_at][-MEASURED:]
+    started = [at(r.ready_at) - at(r.started_at) for r in theirs if r.started_at and r.ready_at][-MEASURED:]
+    return Timings(
+        max(0.0, statistics.median(queued)) if queued else ASSUMED.queue_s,
+        max(0.0, statistics.median(started)) if started else ASSUMED.start_s,
+    )
 
 
 def cluster_of(outlook: Outlook) -> Cluster:
@@ -74,100 +105,33 @@ def cluster_of(outlook: Outlook) -> Cluster:
         leaving=outlook.leaving,
         down=outlook.down,
         maintenance=tuple(
-            planning.Maintenance(m.name, m.starts_at.timestamp(), m.ends_at.timestamp(), m.nodes)
-            for m in outlook.maintenance
+            Maintenance(m.name, m.starts_at.timestamp(), m.ends_at.timestamp(), m.nodes) for m in outlook.maintenance
         ),
         partition_nodes=outlook.partition_nodes,
     )
 
 
-def timings(had: Sequence[Had], now: float) -> Timings:
-    """The medians of the last replicas whose times are known; else what the scheduler expects, or an assumption."""
-    queued = [r.started_at - r.created_at for r in had if r.started_at is not None]
-    started = [r.ready_at - r.started_at for r in had if r.ready_at is not None and r.started_at is not None]
-    expected = [r.expected_start_at - now for r in had if r.expected_start_at is not None]
-    waits = queued[-MEASURED:] or expected[-1:]
-    return Timings(
-        max(0.0, median(waits)) if waits else 0.0,
-        max(0.0, median(started[-MEASURED:])) if started else START_S,
-    )
-
-
-def _wanted(site: Site, deployment: Deployment, steady: SteadyClock) -> Wanted:
-    moved, scaled, low = deployment.rollout_at, deployment.scaled_at, deployment.low_since
-    created_at = steady.steady(deployment.created_at)
-    return Wanted(
-        name=deployment.name,
-        state=deployment.state,
-        created_at=created_at,
-        least=deployment.min_replicas,
-        most=deployment.max_replicas,
-        paused=deployment.paused,
-        revision=deployment.revision,
-        stable=deployment.stable,
-        canary=deployment.canary,
-        rollout_at=steady.steady(moved) if moved else created_at,
-        desired=deployment.desired,
-        scaled_at=steady.steady(scaled) if scaled else None,
-        low_since=steady.steady(low) if low else None,
-        rules=rules(site, deployment),
-    )
-
-
-def rules(site: Site, deployment: Deployment) -> Rules:
-    spec, general = spec_of(deployment), site.deployments
-    try:
-        asked = resources(site, deployment.request)
-    except ValueError:  # the site has changed since; its start will say so
-        asked = resources_from(site.defaults.serve, {})
-    return Rules(
-        target_tokens=spec.target_tokens,
-        target_wait_s=general.target_wait_s if spec.target_wait_s is None else spec.target_wait_s,
-        idle_s=general.idle_timeout_s if spec.idle_timeout_s is None else spec.idle_timeout_s,
-        scale_up_every_s=general.scale_up_every_s,
-        scale_down_after_s=general.scale_down_after_s,
-        max_step=general.max_step,
-        bake_s=general.bake_s if spec.bake_s is None else spec.bake_s,
-        bake_requests=general.bake_requests if spec.bake_requests is None else spec.bake_requests,
-        pack=spec.pack,
-        overflow=spec.overflow is not None,
-        time_limit_s=asked.time_limit_s,
-        drain_s=site.replicas.drain_timeout_s,
-        shutdown_s=site.replicas.shutdown_timeout_s,
-        margin_s=general.margin_s,
-        partition=asked.partition or "",
-    )
-
-
-def _had(r: Replica, served: Served | None, limit: int | None, steady: SteadyClock) -> Had:
-    """Times that the job's host or the scheduler said are taken as they are: a jump of our clock is not theirs."""
-
-    def own(at: str | None) -> float | None:
-        return steady.steady(at) if at else None
-
-    def theirs(at: str | None) -> float | None:
-        return clock.parse(at).timestamp() if at else None
-
+def _had(r: Replica, at: Moment, served: Served | None, time_limit_s: int | None) -> Had:
     outstanding = None
     if served is not None:
-        draining = r.state is ReplicaState.DRAINING and r.draining_at
-        outstanding = served.left(draining) if draining else served.outstanding
+        outstanding = served.left(r.draining_at) if r.draining_at is not None else served.outstanding
     return Had(
         id=r.id,
         state=r.state,
-        created_at=steady.steady(r.created_at),
+        created_at=at(r.created_at),
         revision=r.revision,
-        started_at=theirs(r.started_at),
-        ready_at=own(r.ready_at),
-        ended_at=own(r.ended_at),
-        ends_at=theirs(r.ends_at),
-        draining_at=own(r.draining_at),
+        started_at=_at(r.started_at, at),
+        ready_at=_at(r.ready_at, at),
+        ended_at=_at(r.ended_at, at),
+        # By slurmctld's clock, which did not jump.
+        ends_at=clock.parse(r.ends_at).timestamp() if r.ends_at is not None else None,
+        draining_at=_at(r.draining_at, at),
         overflow=r.overflow,
         replaces=r.replaces,
-        nodes=tuple(n for n in r.nodes.split(",") if n),
-        waiting_reason=r.waiting_reason,
-        expected_start_at=theirs(r.expected_start_at),
-        time_limit_s=limit,
+        nodes=tuple(r.nodes.split(",")) if r.nodes else (),
+        waiting_reason=r.waiting_reason if r.state is ReplicaState.PENDING else None,
+        expected_start_at=_at(r.expected_start_at, at),
+        time_limit_s=time_limit_s,
         failure=r.failure,
         cause=r.cause,
         restarts=r.restarts,
@@ -179,6 +143,9 @@ def _had(r: Replica, served: Served | None, limit: int | None, steady: SteadyClo
     )
 
 
-def over(deployment: Deployment) -> bool:
-    """Whether nothing is started for it any more."""
-    return deployment.state.ended or deployment.state is DeploymentState.STOPPING
+def _at(text: str | None, at: Moment) -> float | None:
+    return None if text is None else at(text)
+
+
+def _or(own: float | None, usual: float) -> float:
+    return usual if own is None else own

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 from launchers import job_array, submit
 from launchers.books import books_of
+from launchers.outlook import outlook as looked
 from launchers.scheduler import (
     JobRef,
     JobRequest,
     JobState,
     JobStatus,
     JobUsage,
-    Maintenance,
     Outlook,
     SchedulerError,
     SchedulerUnavailable,
@@ -167,16 +167,13 @@ class SlurmScheduler:
             self.client.update(ref.job_id, time_limit_s=time_limit_s)
 
     def outlook(self) -> Outlook:
-        """The watch's, where it has seen the cluster: nodes change slowly."""
-        watch = self.watch
-        if watch is not None and watch.running:
-            if watch.silence is not None:
-                raise SchedulerUnavailable(watch.silence.words)
-            if (latest := watch.latest) is not None and latest.cluster_at is not None:
-                return outlook_of(latest.nodes, latest.partitions, latest.reservations, datetime.now(UTC))
+        picture = self._picture()
+        if picture is not None and picture.cluster_at is not None:
+            return looked(picture)
         with _in_protocol_words():
             nodes, partitions = self.client.nodes(), self.client.partitions()
-            return outlook_of(nodes, partitions, self.client.reservations(), datetime.now(UTC))
+            now = datetime.now(UTC)
+            return looked(Picture(now, (), now, tuple(nodes), tuple(partitions), tuple(self.client.reservations())))
 
     def usage(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobUsage]:
         """Elapsed time is summed over a job's attempts; the allocation is the largest that any of them had.
@@ -259,31 +256,6 @@ class SlurmScheduler:
         books = self.client.accounting(ref.job_id for ref in new)
         self._books |= {ref: records_of(ref, books) for ref in new}
         return self._books
-
-
-def outlook_of(
-    nodes: Iterable[model.Node],
-    partitions: Sequence[model.Partition],
-    reservations: Iterable[model.Reservation],
-    now: datetime,
-) -> Outlook:
-    """A node that drains and runs nothing any more is neither left nor down: nothing of ours is there."""
-    leaving, down = {}, {}
-    for node in nodes:
-        if node.state in (model.NodeState.DOWN, model.NodeState.ERROR) or "FAIL" in node.flags:
-            down[node.name] = node.reason or "it is down"
-        elif "DRAIN" in node.flags and node.allocated.cpus:
-            leaving[node.name] = node.reason or "it drains"
-    maintenance = [
-        Maintenance(r.name, r.starts_at, r.ends_at, frozenset(r.nodes))
-        for r in reservations
-        if r.maintenance and r.ends_at > now
-    ]
-    by_partition = {p.name: frozenset(p.nodes) for p in partitions}
-    for p in partitions:
-        if p.default:
-            by_partition[""] = frozenset(p.nodes)
-    return Outlook(leaving, down, tuple(sorted(maintenance, key=lambda m: m.starts_at)), by_partition)
 
 
 def records_of(ref: JobRef, books: Sequence[model.JobUsage]) -> Records:

@@ -190,7 +190,8 @@ class ScriptSpec:
 
 
 StepSpec = SmokeSpec | EvaluateSpec
-SupervisedSpec = TrainSpec | ConvertSpec | StepSpec | ServeSpec  # what our supervisor runs
+OfflineSpec = TrainSpec | ConvertSpec | StepSpec
+SupervisedSpec = OfflineSpec | ServeSpec  # what our supervisor runs
 Spec = SupervisedSpec | ScriptSpec
 _KINDS: dict[str, type[Spec]] = {
     c.kind: c for c in (TrainSpec, ConvertSpec, SmokeSpec, EvaluateSpec, ServeSpec, ScriptSpec)

@@ -1,7 +1,7 @@
-"""The time that planning goes by: a wall clock that somebody sets is not believed at once.
+"""The time that plans are made by: the host's, but for jumps, which are not believed before they have lasted.
 
-Leases, drains and time limits are counted in it. A jump forwards would otherwise end every drain, and put every
-deployment to sleep; one backwards would keep a replica until its job ends.
+A clock that somebody sets, or that a time server sets right after days, would otherwise end all
+replicas' time at once.
 """
 
 from __future__ import annotations
@@ -10,59 +10,43 @@ import logging
 import time
 from collections.abc import Callable
 
-from registry import clock
-
 log = logging.getLogger(__name__)
 
-TOLERATED_S = 10.0  # between two looks: as much as a clock that is corrected in small steps is out
-BELIEVED_AFTER_S = 600.0  # a jump that nobody took back for so long was meant
+JUMP_S = 10.0  # between two looks; what is less is followed
+BELIEVED_AFTER_S = 600.0
 
 
 class SteadyClock:
-    """Seconds since the epoch that go on as the monotonic clock does. One look per turn is enough."""
+    """Seconds since the epoch. `wall` may jump, `monotonic` does not; neither is asked before a call."""
 
     def __init__(self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._wall, self._monotonic = wall, monotonic
-        self._offset = wall() - monotonic()
-        self._jumped_at: float | None = None  # by the monotonic clock
-        self._jump_s = 0.0
-        self._wrong_from = 0.0  # what the wall clock showed at its jump
+        self._offset: float | None = None  # of our time to the monotonic one
+        self.jump = 0.0  # by how much the host's clock is ahead of ours, while that is not believed
+        self._since = 0.0  # when it jumped there, by the monotonic clock
 
     def now(self) -> float:
-        """Looks at both clocks, and decides whether the wall clock is believed."""
-        wall, monotonic = self._wall(), self._monotonic()
-        ahead = wall - monotonic - self._offset
-        if abs(ahead) <= TOLERATED_S:
-            if self._jumped_at is not None:
-                log.info("the wall clock is right again")
-            self._offset, self._jumped_at = self._offset + ahead, None
-        elif self._jumped_at is None or abs(ahead - self._jump_s) > TOLERATED_S:
-            self._jumped_at, self._jump_s, self._wrong_from = monotonic, ahead, wall
-            log.warning("%s", self.doubt)
-        elif monotonic - self._jumped_at >= BELIEVED_AFTER_S:
-            log.warning("the wall clock has been %+.0f s off for %.0f s, and is believed", ahead, BELIEVED_AFTER_S)
-            self._offset, self._jumped_at = self._offset + ahead, None
+        monotonic = self._monotonic()
+        said = self._wall() - monotonic
+        if self._offset is None:
+            self._offset = said
+        jump = said - self._offset
+        if abs(jump) <= JUMP_S:
+            self._offset, self.jump = said, 0.0
+        elif abs(jump - self.jump) > JUMP_S:
+            log.warning("this host's clock jumped by %.0f s; that is not believed yet", jump - self.jump)
+            self.jump, self._since = jump, monotonic
+        elif monotonic - self._since >= BELIEVED_AFTER_S:
+            log.warning("this host's clock has stayed %.0f s ahead; from now on that counts", jump)
+            self._offset, self.jump = said, 0.0
         return monotonic + self._offset
 
-    @property
-    def doubt(self) -> str | None:
-        """In words, that the wall clock is not believed now; None: it is."""
-        if self._jumped_at is None:
-            return None
-        minutes = BELIEVED_AFTER_S / 60
-        return f"the wall clock jumped by {self._jump_s:+.0f} s, which is not believed for {minutes:.0f} min"
+    def corrected(self, at: float, now: float) -> float:
+        """A moment that was written down by the host's clock, perhaps after it jumped; `now`: what now() said.
 
-    def steady(self, written: str) -> float:
-        """What the registry's time, which is this host's wall clock's, is by this one.
-
-        What was written since a jump is told from what was written before by its time: after a jump backwards that may
-        take something older for newer, by no more than the jump.
+        Where both are possible the later one counts: whoever is to wait waits rather too long.
         """
-        at = clock.parse(written).timestamp()
-        if self._jumped_at is None or at < self._wrong_from:
+        if not self.jump:
             return at
-        return min(at - self._jump_s, self._monotonic() + self._offset)
-
-    def written(self, at: float) -> float:
-        """The wall clock's time, as the registry has it now, of a time by this one."""
-        return at if self._jumped_at is None else at + self._jump_s
+        ours = at - self.jump
+        return ours if ours <= now + JUMP_S and (self.jump < 0 or at > now + JUMP_S) else at

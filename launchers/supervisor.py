@@ -7,7 +7,7 @@ signals, output and the exit's cause are ours, and the control plane never impor
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import json
 import math
 import os
@@ -17,14 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from launchers import claims, history
+from launchers import child, claims, history
 from launchers import task as tasks
-from launchers.announce import announce, names
-from launchers.environment import child_env
+from launchers.announce import names
+from launchers.child import Ending, last_words
+from launchers.child import tail as tail
 from launchers.evaluation import step
 from launchers.megatron import command as megatron
 from launchers.megatron.recipe import Restart
@@ -32,7 +32,9 @@ from launchers.restart import Cause
 from launchers.run_folder import RunFolder
 from launchers.spec import ConvertSpec, EvaluateSpec, ScriptSpec, ServeSpec, SmokeSpec, SupervisedSpec, TrainSpec, load
 from launchers.task import Task
-from launchers.vllm import server
+from launchers.told import Told
+from launchers.vllm.life import Life
+from launchers.voice import Voice
 from launchers.watchdog import Watchdog
 
 POLL_S = 0.2
@@ -41,39 +43,23 @@ KILL_AFTER_S = 60.0  # what a training child gets to save after SIGTERM, before 
 HEAR_S = 5.0  # from the first to the last of a job's nodes that hears a signal
 STACKS_S = 3.0  # for a child that hangs to print where
 REFUSED = 78  # the exit code (EX_CONFIG) of a program whose input a person must change
-TAIL_LINES = 25
-TAIL_BYTES = 6000
-LIBC = ctypes.CDLL(None)  # loaded before a fork, not after
-PR_SET_PDEATHSIG = 1
+Finite = TrainSpec | ConvertSpec | SmokeSpec | EvaluateSpec  # what comes to an end of its own
 WORK = {
     TrainSpec: "training",
     ConvertSpec: "the conversion",
     SmokeSpec: "the smoke test",
     EvaluateSpec: "the evaluation",
-    ServeSpec: "the engine",
 }
 ENDED_AS_ASKED = (0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGUSR2)  # a child that does not listen yet dies of it
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How an attempt ended: the exit code to give the scheduler, and the cause in words."""
-
-    exit_code: int
-    cause: str
-    kind: Cause = Cause.CRASHED
 
 
 class Supervisor:
     def __init__(self, folder: RunFolder, spec: SupervisedSpec, task: Task) -> None:
         self.folder, self.spec, self.task = folder, spec, task
         self.log = folder.attempt_log(task.attempt, task.rank)
-        self.stopping_since: float | None = None
-        self.asked: str | None = None  # what it was first asked to end for: "cancelled" or "timeout"
+        self.told = Told()
+        self.voice = Voice(folder.announcements)
         self.forward: int | None = None  # a signal that waits to be passed on
-        self.readiness: server.Readiness | None = None
-        self.endpoint: server.Endpoint | None = None
-        self.announced_ready = False
         self.watchdog = Watchdog(Restart(**spec.recipe.get("restart", {}))) if isinstance(spec, TrainSpec) else None
 
     def run(self) -> int:
@@ -83,8 +69,7 @@ class Supervisor:
         began = time.time()
         first = self.task.rank == 0
         if first:
-            announce(
-                self.folder.announcements,
+            self.voice.say(
                 "attempt-started",
                 attempt=self.task.attempt,
                 job_id=self.task.job_id,
@@ -94,35 +79,27 @@ class Supervisor:
                 nodes=os.environ.get("SLURM_JOB_NODELIST", self.task.node),
                 saved=history.newest_saved(self.folder) if isinstance(self.spec, TrainSpec) else None,
             )
-        child: subprocess.Popen[bytes] | None = None
         try:
-            child = self._start()
-            ending = self._watch(child)
+            ending = self._supervise()
         except (OSError, tasks.RendezvousError, ValueError) as e:
             ending = Ending(1, str(e))
-        finally:
-            if child is not None:
-                _kill_group(child)
-            if self.readiness:
-                self.readiness.stop()
-            if isinstance(self.spec, ServeSpec):
-                server.forget(self.folder, self.task.attempt)
         failure, last = None, tail(self.log)
         if ending.exit_code:
             mine = tasks.Failure(self.task.rank, self.task.node, ending.cause, last, ending.kind)
-            failure = tasks.mark_failed(self.folder.failure(self.task.attempt), mine)
+            failure = self._mark_failed(mine)
             if failure.rank != self.task.rank:  # ours is over because of it
-                ending = Ending(ending.exit_code, f"{_place(failure)}: {failure.cause}", Cause(failure.kind))
+                cause = f"{_place(failure)}: {failure.cause}"
+                ending = Ending(ending.exit_code, cause, Cause(failure.kind), ending.failure)
                 last = f"{_place(failure)}:\n{failure.tail}\n{_place(mine)}:\n{last}"
         if first:
             used = resource.getrusage(resource.RUSAGE_CHILDREN)
-            announce(
-                self.folder.announcements,
+            self.voice.say(
                 "attempt-ended",
                 attempt=self.task.attempt,
                 exit_code=ending.exit_code,
                 cause=ending.cause,
                 end=ending.kind,
+                failure=ending.failure,
                 judged=self.judged,
                 iteration=history.progress(self.folder).get("iteration") if isinstance(self.spec, TrainSpec) else None,
                 failed_task={"rank": failure.rank, "node": failure.node} if failure else None,
@@ -130,144 +107,121 @@ class Supervisor:
                 elapsed_s=round(time.time() - began, 3),
                 cpu_s=round(used.ru_utime + used.ru_stime, 3),
             )
-        print(f"supervisor: {ending.cause} (exit code {ending.exit_code})", file=sys.stderr, flush=True)
+        self.voice.finish()
+        with contextlib.suppress(OSError):  # standard error may be a file on a full disk
+            print(f"supervisor: {ending.cause} (exit code {ending.exit_code})", file=sys.stderr, flush=True)
         return ending.exit_code
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        spec, task = self.spec, self.task
-        self.folder.rendezvous.mkdir(exist_ok=True)
-        if isinstance(spec, ServeSpec):
-            env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
-            port = tasks.free_port(spec.listen)
-            self.endpoint = server.mint_endpoint(self.folder, spec, task.attempt, port)
-            env.update(server.closing_env(self.endpoint.key))
-            command = server.argv(spec, port, self.folder, task)
-        elif isinstance(spec, SmokeSpec | EvaluateSpec):
-            env, command = dict(os.environ), step.child_argv(spec, self.folder)
-        else:
-            address, port = tasks.meet(self.folder.rendezvous, task)
-            attempt = sum(name.endswith("-attempt-started.json") for name in names(self.folder.announcements))
-            rank = megatron.Rank(task.rank, task.tasks, task.local_rank, address, port, attempt, task.attempt)
-            env = megatron.child_env(spec, self.folder.root, rank, os.environ)
-            command = megatron.child_argv(spec, self.folder.root, task.node)
-        with open(self.log, "ab") as log:
-            # A session of its own: one killpg reaches everything the child started.
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=env,
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
-        if self.endpoint is not None:
-            self.readiness = server.Readiness(self.endpoint, spec.name)
-        return child
+    def _supervise(self) -> Ending:
+        """Raises OSError, RendezvousError, ValueError for what cannot be started."""
+        with contextlib.suppress(OSError):
+            self.folder.rendezvous.mkdir(exist_ok=True)
+        if isinstance(self.spec, ServeSpec):
+            return Life(self.folder, self.spec, self.task, self.voice, self.told).run()
+        process = self._start(self.spec)
+        try:
+            return self._watch(process, self.spec)
+        finally:
+            child.kill_group(process)
 
-    def _watch(self, child: subprocess.Popen[bytes]) -> Ending:
-        began = time.monotonic()
+    def _mark_failed(self, mine: tasks.Failure) -> tasks.Failure:
+        """The failure of which the others hear: ours, where no other task's was first."""
+        try:
+            return tasks.mark_failed(self.folder.failure(self.task.attempt), mine)
+        except OSError:
+            return mine  # the shared file system takes nothing now
+
+    def _start(self, spec: Finite) -> subprocess.Popen[bytes]:
+        task = self.task
+        if isinstance(spec, SmokeSpec | EvaluateSpec):
+            return child.start(step.child_argv(spec, self.folder), os.environ, self.log)
+        address, port = tasks.meet(self.folder.rendezvous, task)
+        attempt = sum(name.endswith("-attempt-started.json") for name in names(self.folder.announcements))
+        rank = megatron.Rank(task.rank, task.tasks, task.local_rank, address, port, attempt, task.attempt)
+        env = megatron.child_env(spec, self.folder.root, rank, os.environ)
+        return child.start(megatron.child_argv(spec, self.folder.root, task.node), env, self.log)
+
+    def _watch(self, process: subprocess.Popen[bytes], spec: Finite) -> Ending:
         beat = looked = -math.inf
         while True:
+            self.voice.retry()
             if self.task.rank == 0 and time.monotonic() - beat >= claims.BEAT_S:
                 beat = time.monotonic()
                 claims.show_alive(self.folder, self.task.attempt)
                 if claims.superseded(self.folder, self.task.attempt):
                     return Ending(1, "a later attempt of this run has taken over", Cause.LOST)
             try:
-                code = child.wait(POLL_S)
+                code = process.wait(POLL_S)
             except subprocess.TimeoutExpired:
                 code = None
             if code is not None:
-                stage = training_stage(self.folder, self.task.attempt) if isinstance(self.spec, TrainSpec) else None
+                stage = training_stage(self.folder, self.task.attempt) if isinstance(spec, TrainSpec) else None
                 heard = time.monotonic() + HEAR_S
-                while stage == "stopped" and self.asked is None and time.monotonic() < heard:
+                while stage == "stopped" and self.told.asked is None and time.monotonic() < heard:
                     time.sleep(POLL_S)  # another rank may have been told first, and all have stopped together
-                return ending_of(self.spec, code, asked=self.asked, stage=stage, log=tail(self.log))
+                return ending_of(spec, code, asked=self.told.asked, stage=stage, log=tail(self.log))
             now = time.monotonic()
             if self.forward is not None:
                 number, self.forward = self.forward, None
-                child.send_signal(number)
-            if self.stopping_since is not None and now - self.stopping_since > self._grace_s():
-                _kill_group(child)
+                process.send_signal(number)
+            since = self.told.stopping_since
+            if since is not None and now - since > KILL_AFTER_S:
+                child.kill_group(process)
             if now - looked >= LOOK_S:
                 looked = now
-                if (ending := self._look(child, now)) is not None:
+                if (ending := self._look(process, now)) is not None:
                     return ending
-            if isinstance(self.spec, ServeSpec) and not self.announced_ready:
-                self._announce_ready()
-                if not self.announced_ready and now - began > self.spec.start_timeout_s:
-                    return Ending(1, f"the engine was not ready after {self.spec.start_timeout_s} s")
 
-    def _look(self, child: subprocess.Popen[bytes], now: float) -> Ending | None:
+    def _look(self, process: subprocess.Popen[bytes], now: float) -> Ending | None:
         """What the run folder says that ends this task: another one died, or nothing moves any more."""
-        failed = tasks.read_failure(self.folder.failure(self.task.attempt))
+        try:
+            failed = tasks.read_failure(self.folder.failure(self.task.attempt))
+        except OSError:
+            failed = None  # the shared file system is away for now
         if failed is not None:
             if failed.kind == Cause.NO_PROGRESS:
-                _print_stacks(child)
+                _print_stacks(process)
             return Ending(1, "another task of this job died")
-        if self.watchdog is not None and self.task.rank == 0 and self.stopping_since is None:
+        if self.watchdog is not None and self.task.rank == 0 and self.told.stopping_since is None:
             hang = self.watchdog.look(history.progress(self.folder), self.task.attempt, now)
             if hang is not None:
-                _print_stacks(child)
+                _print_stacks(process)
                 return Ending(1, hang, Cause.NO_PROGRESS)
         return None
-
-    def _announce_ready(self) -> None:
-        if self.readiness is None or self.readiness.ready_after_s is None or self.stopping_since is not None:
-            return
-        assert self.endpoint and self.readiness.probe
-        announce(
-            self.folder.announcements,
-            "replica-ready",
-            host=self.endpoint.host,
-            port=self.endpoint.port,
-            served_name=self.spec.name,
-            start_s=round(self.readiness.ready_after_s, 1),
-            context_tokens=self.readiness.context_tokens,
-            certificate=self.endpoint.certificate,
-            probe=asdict(self.readiness.probe),
-        )
-        self.announced_ready = True
 
     @property
     def judged(self) -> bool:
         """Whether the batch script has the last word on what follows."""
         return isinstance(self.spec, TrainSpec) and "SLURM_JOB_ID" in os.environ
 
-    def _grace_s(self) -> float:
-        return self.spec.shutdown_timeout_s + 10.0 if isinstance(self.spec, ServeSpec) else KILL_AFTER_S
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Stop requests reach the child as SIGTERM; a training child is also told of its time limit (SIGUSR2)."""
         at_limit = number in (signal.SIGUSR1, signal.SIGUSR2)
-        self.asked = self.asked or ("timeout" if at_limit else "cancelled")
+        asked, why = ("timeout", "time limit") if at_limit else ("cancelled", "cancelled")
         if at_limit and isinstance(self.spec, TrainSpec):
+            self.told.ask(asked, why)
             self.forward = signal.SIGUSR2
             return
-        if self.stopping_since is None:
-            self.stopping_since = time.monotonic()
+        if self.told.stopping_since is None:
             self.forward = signal.SIGTERM
+        self.told.stop(asked, why)
 
 
-def ending_of(spec: SupervisedSpec, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
-    """What a child's exit means. `code` is Popen's: negative for a signal. Exit 0 is not success for an engine.
+def ending_of(spec: Finite, code: int, *, asked: str | None, stage: str | None, log: str) -> Ending:
+    """What a child's exit means. `code` is Popen's: negative for a signal.
 
     `asked`: what it was asked to end for. `stage`: its training's last word; it may have come to its end all the same.
     """
-    if asked and not (stage == "done" and code == 0) and (code in ENDED_AS_ASKED or isinstance(spec, ServeSpec)):
+    if asked and not (stage == "done" and code == 0) and code in ENDED_AS_ASKED:
         return Ending(0, asked, Cause.TIME_LIMIT if asked == "timeout" else Cause.CANCELLED)
     if code == 0 and stage == "stopped":
         return Ending(0, "cancelled", Cause.CANCELLED)  # somebody made the run's switch `stop` or `kill`
-    if code == 0 and not isinstance(spec, ServeSpec):
-        return Ending(0, "completed", Cause.COMPLETED)
-    what = WORK[type(spec)]
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     if code == 0:
-        how = "ended by itself with exit code 0"
+        return Ending(0, "completed", Cause.COMPLETED)
     last = last_words(log)
     kind = Cause.REFUSED if code == REFUSED else Cause.CRASHED
-    return Ending(128 - code if code < 0 else code or 1, f"{what} {how}" + (f": {last}" if last else ""), kind)
+    words = f"{WORK[type(spec)]} {child.how_it_ended(code)}" + (f": {last}" if last else "")
+    return Ending(child.exit_code(code), words, kind)
 
 
 def training_stage(folder: RunFolder, attempt: str) -> str | None:
@@ -286,51 +240,17 @@ def training_stage(folder: RunFolder, attempt: str) -> str | None:
     return last.get("stage") if isinstance(last, dict) else None
 
 
-def last_words(log: str) -> str:
-    """The line of a log that most likely says what went wrong: the last one that names an error, else the last."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    named = [line for line in lines if "Error" in line or "error:" in line]
-    return (named or lines or [""])[-1][:500]
-
-
-def tail(path: Path) -> str:
-    """The last lines of a log, bounded in lines and bytes."""
-    try:
-        with open(path, "rb") as f:
-            f.seek(0, os.SEEK_END)
-            f.seek(max(0, f.tell() - TAIL_BYTES))
-            text = f.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    return "\n".join(text.splitlines()[-TAIL_LINES:])
-
-
 def _place(failure: tasks.Failure) -> str:
     return f"task {failure.rank} on {failure.node}"
 
 
-def _print_stacks(child: subprocess.Popen[bytes]) -> None:
+def _print_stacks(process: subprocess.Popen[bytes]) -> None:
     """A training process prints the stacks of all its threads into its log when it gets SIGQUIT."""
-    child.send_signal(signal.SIGQUIT)
+    process.send_signal(signal.SIGQUIT)
     try:
-        child.wait(STACKS_S)
+        process.wait(STACKS_S)
     except subprocess.TimeoutExpired:
         pass  # it hangs, as was known
-
-
-def _end_with_parent() -> None:
-    """A supervisor that is killed must not leave an engine nobody knows of; nor a slurmstepd a supervisor."""
-    if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    """End whatever is left of the child's session. An engine's workers outlive a killed parent otherwise."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all gone
-    child.wait()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -339,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: python -m launchers.supervisor RUN_FOLDER", file=sys.stderr)
         return 2
     if "SLURM_JOB_ID" in os.environ:
-        _end_with_parent()
+        child.end_with_parent()
     folder = RunFolder(Path(words[0]))
     spec = load(folder.spec)
     assert not isinstance(spec, ScriptSpec), f"{folder.root} holds a script of its owner's, which Slurm runs by itself"

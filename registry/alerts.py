@@ -221,24 +221,6 @@ def note(db: Database, alerts: Sequence[Alert], anew: Iterable[Key], channels: S
             )
 
 
-def notice(
-    db: Database, deployment: str, tenants: Sequence[str], message: str, channels: Sequence[str], now: datetime
-) -> bool:
-    """Something that a deployment's tenants are to know. Whether it was news: the same words are noted once."""
-    at = clock.text(now)
-    document = {"kind": "notice", "deployment": deployment, "tenants": list(tenants), "message": message}
-    told = """SELECT 1 FROM alerts WHERE json_extract(document, '$.kind') = 'notice'
-        AND json_extract(document, '$.deployment') = ? AND json_extract(document, '$.message') = ?"""
-    with transaction(db) as c:
-        if rows(db, told, deployment, message):
-            return False
-        c.execute(
-            "INSERT INTO alerts (at, document, waiting) VALUES (?, ?, ?)",
-            (at, json.dumps({"at": at, **document}), json.dumps(list(channels))),
-        )
-    return True
-
-
 def waiting(db: Database) -> list[Stored]:
     """Alerts that somebody has still to be told of, oldest first."""
     return [

@@ -23,7 +23,6 @@ from registry.ledger_migrations import MIGRATIONS
 from registry.ledger_sums import TAKEN_BACK, Sums, totalled
 from registry.prices import TokenPrice
 from registry.steps import AMOUNT_LIMIT as AMOUNT_LIMIT
-from registry.steps import PLATFORM, spelled
 from registry.steps import Attempt as Attempt
 from registry.steps import Hold as Hold
 from registry.steps import Note as Note
@@ -35,6 +34,7 @@ from registry.steps import TooMuch as TooMuch
 from registry.steps import UsageEvent as UsageEvent
 from registry.steps import check as check_step
 from registry.steps import mint as mint
+from registry.steps import spelled
 
 Totals = dict[tuple[str, str, str], tuple[int, int]]  # (period, subject, name) -> (tokens, micro-credits)
 
@@ -278,12 +278,6 @@ def usage_events(db: Database) -> list[UsageEvent]:
         )
         for r in rows(db, "SELECT * FROM usage_events ORDER BY event_id")
     ]
-
-
-def tenants_of(db: Database, model: str, since: str) -> list[str]:
-    """Who has called a model or deployment since a day ("2026-11-28"), by name; Headgate itself is none."""
-    asked = "SELECT DISTINCT tenant FROM daily WHERE model = ? AND day >= ? AND tenant != ? ORDER BY tenant"
-    return [tenant for (tenant,) in rows(db, asked, model, since, PLATFORM)]
 
 
 def open_holds(db: Database) -> int:

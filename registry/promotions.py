@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import aliases, clock, models, runs
-from registry.db import Conflict, Database, NotFound, RegistryError, row, rows, transaction
+from registry.db import Conflict, Database, NotFound, RegistryError, StorageError, row, rows, transaction
+from registry.models import ModelState
 from registry.runs import Run, RunState
 from registry.tenants import checked_name
 
@@ -114,29 +115,46 @@ def heard(db: Database, run: str, said: dict[str, Any]) -> None:
 def advance(db: Database) -> list[Promotion]:
     """Bring every promotion that goes on up to what is known of its runs. Returns those that ended.
 
-    When all have completed, the alias moves. In the name of the owner, who must be the model's.
+    When all have completed, the alias moves, in the name of the owner, who must be the model's. Raises StorageError.
     """
     ended = []
-    for r in rows(db, "SELECT * FROM promotions WHERE ended_at IS NULL ORDER BY created_at"):
-        with transaction(db):
-            promotion = _promotion(db, r)
-            version, cause = _model(db, promotion)
-            state, why = (PromotionState.FAILED, cause) if cause else standing(promotion.steps)
-            if version is not None and version != promotion.version:
-                _set(db, promotion.id, "version", version)
-            if version is not None and _completed(promotion.steps, PromotionState.SMOKING):
-                models.mark_servable(db, promotion.model, version)
-            if state is PromotionState.PROMOTED:
-                assert version is not None
-                reason = f"promoted from {promotion.source} by {promotion.id}"
-                aliases.move(db, promotion.model, promotion.alias, version, promotion.owner, reason, promotion.canary)
-            if state is not promotion.state:
-                _set(db, promotion.id, "state", state)
-                _set(db, promotion.id, "cause", why)
-                if state.ended:
-                    _set(db, promotion.id, "ended_at", clock.now())
-                    ended.append(get(db, promotion.id))
+    for r in rows(db, "SELECT id FROM promotions WHERE ended_at IS NULL ORDER BY created_at"):
+        try:
+            with transaction(db):
+                _advance(db, get(db, r["id"]))
+        except StorageError:
+            raise
+        except RegistryError as e:  # what one cannot do must not keep the others, and everything else, from going on
+            with transaction(db):
+                _set_state(db, r["id"], PromotionState.FAILED, str(e))
+        promotion = get(db, r["id"])
+        if promotion.state.ended:
+            ended.append(promotion)
     return ended
+
+
+def _advance(db: Database, promotion: Promotion) -> None:
+    version, cause = _model(db, promotion)
+    state, why = (PromotionState.FAILED, cause) if cause else standing(promotion.steps)
+    if version is not None and version != promotion.version:
+        db.conn.execute("UPDATE promotions SET version = ? WHERE id = ?", (version, promotion.id))
+    tried = _completed(promotion.steps, PromotionState.SMOKING)
+    # Each write wakes the gateway, so it is written once.
+    if version is not None and tried and models.get(db, promotion.model, version).state is not ModelState.SERVABLE:
+        models.mark_servable(db, promotion.model, version)
+    if state is PromotionState.PROMOTED:
+        assert version is not None, "a conversion that completed has a version, or a cause"
+        reason = f"promoted from {promotion.source} by {promotion.id}"
+        aliases.move(db, promotion.model, promotion.alias, version, promotion.owner, reason, promotion.canary)
+    if state is not promotion.state:
+        _set_state(db, promotion.id, state, why)
+
+
+def _set_state(db: Database, promotion_id: str, state: PromotionState, cause: str | None) -> None:
+    ended_at = clock.now() if state.ended else None
+    db.conn.execute(
+        "UPDATE promotions SET state = ?, cause = ?, ended_at = ? WHERE id = ?", (state, cause, ended_at, promotion_id)
+    )
 
 
 def standing(steps: Sequence[Step]) -> tuple[PromotionState, str | None]:
@@ -186,10 +204,6 @@ def _model(db: Database, promotion: Promotion) -> tuple[int | None, str | None]:
     if other is not None:
         return None, f"model {promotion.model} belongs to {other['owner']}; promote to a model of your own"
     return None, f"what the conversion made is not registered: {path}"
-
-
-def _set(db: Database, promotion_id: str, column: str, value: Any) -> None:
-    db.conn.execute(f"UPDATE promotions SET {column} = ? WHERE id = ?", (value, promotion_id))
 
 
 def _promotion(db: Database, r: Any) -> Promotion:

@@ -238,6 +238,10 @@ def unended_replicas(db: Database) -> list[Replica]:
     return _read(db, "ended_at IS NULL")
 
 
+def unended_of(db: Database, deployment: str) -> list[Replica]:
+    return _read(db, "ended_at IS NULL AND deployment = ?", deployment)
+
+
 def recent_replicas(db: Database, deployment: str, since: str) -> list[Replica]:
     """Of those that ever had this deployment's name, oldest first: the ones that have not ended (a former deployment's
     too, which are to be wound down), and of the present one's those that ended since and the last that was ever ready.

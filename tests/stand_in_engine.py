@@ -1,12 +1,13 @@
 """An engine in miniature: takes vLLM's arguments, answers /health and /v1/completions to whoever has the replica's key.
 
 python stand_in_engine.py --host H --port P ... [--die WORDS | --no-tokens-until FILE | --leave-when FILE
-                                                 | --worker FILE | --deaf]
+                                                 | --hang-when FILE | --worker FILE | --deaf]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -31,6 +32,13 @@ def main() -> None:
     parser.add_argument("--die", help="say this and exit with status 3")
     parser.add_argument("--no-tokens-until", type=Path, help="healthy, and generates nothing until the file is there")
     parser.add_argument("--leave-when", type=Path, help="exit with status 0 when the file is there")
+    parser.add_argument("--leave-once", type=Path, help="remove the file when it is there, and exit with status 0")
+    parser.add_argument("--hang-when", type=Path, help="take requests, and answer none while the file is there")
+    parser.add_argument("--runner", help="pooling: /v1/embeddings and /score")
+    parser.add_argument("--convert")
+    parser.add_argument("--enable-lora", action="store_true", help="as the next three: ignored")
+    for name in ("--max-lora-rank", "--max-loras", "--max-cpu-loras"):
+        parser.add_argument(name)
     parser.add_argument("--worker", type=Path, help="start a process that outlives us, and write its id there")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
     asked = parser.parse_args()
@@ -41,20 +49,47 @@ def main() -> None:
     if asked.worker:
         worker = subprocess.Popen(["sleep", "1000"])
         asked.worker.write_text(str(worker.pid))
+    if asked.leave_once:
+        threading.Thread(target=leave_when, args=(asked.leave_once, True), daemon=True).start()
     if asked.leave_when:
         threading.Thread(target=leave_when, args=(asked.leave_when,), daemon=True).start()
 
+    served: list[str] = []  # paths
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer(200 if self.path == "/health" else 404, b"OK")
+            self.hang()
+            if self.path == "/metrics":
+                page = f'vllm:num_requests_running{{engine="0"}} 2.0\nvllm:prompt_tokens_total {len(served)}\n'
+                self.answer(200, page.encode())
+            else:
+                self.answer(200 if self.path == "/health" else 404, b"OK")
+
+        def hang(self) -> None:
+            while asked.hang_when is not None and asked.hang_when.exists():
+                time.sleep(0.02)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.hang()
+            served.append(self.path)
+            if self.path == "/v1/load_lora_adapter":
+                self.answer(200, b"loaded")
+                return
+            if self.path == "/v1/unload_lora_adapter":
+                self.answer(200, b"unloaded")
+                return
+            if asked.runner == "pooling":
+                told = {"/v1/embeddings": {"embedding": [0.5]}, "/score": {"score": 0.5}}.get(self.path)
+                usage = {"prompt_tokens": 3}
+                self.answer(200 if told else 404, json.dumps({"data": [told], "usage": usage}).encode())
+                return
             if body["model"] != asked.served_model_name:
                 self.answer(404, b"")
                 return
             mute = asked.no_tokens_until is not None and not asked.no_tokens_until.exists()
-            print("asked for a token", flush=True)
+            with contextlib.suppress(OSError):  # a full disk
+                print("asked for a token", flush=True)
             usage = {"prompt_tokens": 2, "completion_tokens": 0 if mute else body["max_tokens"]}
             self.answer(200, json.dumps({"usage": usage}).encode())
 
@@ -68,7 +103,8 @@ def main() -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    print(f"serving {asked.model}", flush=True)
+    with contextlib.suppress(OSError):
+        print(f"serving {asked.model}", flush=True)
     server = ThreadingHTTPServer((asked.host, asked.port), Handler)
     if asked.ssl_certfile:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -79,13 +115,16 @@ def main() -> None:
 
 
 def leave(words: str) -> None:
-    print(words, flush=True)
+    with contextlib.suppress(OSError):
+        print(words, flush=True)
     os._exit(0)
 
 
-def leave_when(path: Path) -> None:
+def leave_when(path: Path, once: bool = False) -> None:
     while not path.exists():
         time.sleep(0.02)
+    if once:
+        path.unlink()
     leave("done here")
 
 

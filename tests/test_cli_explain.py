@@ -9,12 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from cli import apply, rollout
+from cli.client import Control
 from cli.deployments import explained, ready_of_wanted, replicas_in_words
 from cli.serve import changes_in_words
-from cli.settling import waiting_for
+from cli.settling import wait_settled, waiting_for
 from launchers.deployment_spec import DeploymentSpec
 
 NOW = datetime(2026, 11, 29, 14, 0, tzinfo=UTC)
@@ -137,3 +139,53 @@ def test_differences_from_a_file_are_told_by_deployment() -> None:
         "chat.routing: - -> round-robin",
         "new: - -> qwen@prod",
     ]
+
+
+class Answers(Control):
+    """A control API's, in the order in which it gives them; the last one again and again."""
+
+    def __init__(self, revisions: list[dict[str, Any]], *said: dict[str, Any]) -> None:
+        super().__init__(Path("nowhere"))
+        self.revisions, self.said = revisions, list(said)
+
+    def get(self, path: str, *names: str, **query: str | None) -> Any:
+        if path.endswith("/revisions"):
+            return self.revisions
+        return self.said.pop(0) if len(self.said) > 1 else self.said[0]
+
+
+def test_a_revision_is_waited_for_until_it_has_proven_itself() -> None:
+    waits = list[str]()
+    control = Answers([], described(replica("ready"), revision=2), described(replica("ready", 2), revision=2, stable=2))
+    done = wait_settled(control, "chat", 2, lambda said: waits.append(waiting_for(said)))
+    assert done["deployment"]["stable"] == 2
+    assert waits == ["waiting for revision 2 to prove itself: chat-ready ready"]
+
+
+def test_one_that_sleeps_is_not_waited_for() -> None:
+    asleep = described(state="asleep", revision=2)
+    assert wait_settled(Answers([], asleep), "chat", 2) == asleep
+
+
+@pytest.mark.parametrize(
+    ("revisions", "now", "words"),
+    [
+        (
+            [revision(1, "good"), revision(2, "bad", cause="worse")],
+            {},
+            "revision 2 was given up, and 1 is served again: worse",
+        ),
+        (
+            [revision(2, "superseded"), revision(3, "rolling")],
+            {"revision": 3},
+            "revision 2 is superseded; 3 is the one",
+        ),
+        ([], {"revision": 2, "state": "failed", "cause": "no memory"}, "deployment chat failed: no memory"),
+        ([], {"revision": 2, "state": "stopping", "cause": None}, "deployment chat stopping: no cause was given"),
+    ],
+)
+def test_what_will_not_be_served_ends_the_wait_with_its_cause(
+    revisions: list[dict[str, Any]], now: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(click.ClickException, match=words):
+        wait_settled(Answers(revisions, described(**now)), "chat", 2)

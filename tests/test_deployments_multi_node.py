@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,12 +88,17 @@ def replica(slurm_cluster: PrivateCluster, training_python: str, tmp_path: Path)
     wait_for(lambda: made.state.ended, timeout=120)
 
 
-def answered(endpoint: Endpoint, tokens: int) -> dict[str, Any]:
-    body = {"model": "chat", "prompt": "import", "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+def answered(endpoint: Endpoint, tokens: int, choices: int = 1) -> dict[str, Any]:
+    body = {"model": "chat", "prompt": "import", "max_tokens": tokens, "n": choices, "ignore_eos": True}
     status, raw = call(endpoint, "POST", "/v1/completions", body, 120)
     assert status == 200, raw
     answer: dict[str, Any] = json.loads(raw)
     return answer
+
+
+def busy(endpoint: Endpoint) -> bool:
+    _, raw = call(endpoint, "GET", "/metrics", None, 30)
+    return re.search(rb"vllm:num_requests_running\{[^}]*\} [1-9]", raw) is not None
 
 
 def test_an_engine_on_two_nodes_is_one_replica_that_answers_and_ends_as_one(replica: Replica) -> None:
@@ -107,8 +114,14 @@ def test_an_engine_on_two_nodes_is_one_replica_that_answers_and_ends_as_one(repl
     assert answer["usage"]["completion_tokens"] == 8
     assert "tp2" in answer["system_fingerprint"]  # vLLM's own word for how many it is
 
-    replica.scheduler.drain(replica.job)
+    # What is under way when it is told to end is finished, by both halves.
+    with ThreadPoolExecutor(1) as client:
+        long = client.submit(answered, endpoint, 110, 16)
+        wait_for(lambda: long.done() or busy(endpoint), every=0.02)
+        assert not long.done()
+        replica.scheduler.drain(replica.job)
+        assert long.result()["usage"]["completion_tokens"] == 16 * 110
     wait_for(lambda: replica.state.ended, timeout=120)
     (ended,) = replica.said("attempt-ended")
     assert (ended.facts["exit_code"], ended.facts["end"]) == (0, "cancelled"), replica.logs()
-    assert not replica.processes
+    wait_for(lambda: not replica.processes)

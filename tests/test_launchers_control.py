@@ -30,7 +30,7 @@ from conftest import ROOT
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
-from launchers import control_http, ended_runs, replica_jobs, situations
+from launchers import control_http, ended_runs, situations
 from launchers import controller as controllers
 from launchers.announce import announce
 from launchers.control import CONTROLLER, make_app, principal_of
@@ -39,16 +39,7 @@ from launchers.launch import launch, read_job, request_for, write_job
 from launchers.local_job import LocalJob, records
 from launchers.local_scheduler import LocalScheduler
 from launchers.run_folder import RunFolder
-from launchers.scheduler import (
-    JobRef,
-    JobRequest,
-    JobState,
-    JobStatus,
-    JobUsage,
-    Outlook,
-    SchedulerError,
-    SchedulerUnavailable,
-)
+from launchers.scheduler import JobRef, JobRequest, JobState, JobStatus, JobUsage, SchedulerError, SchedulerUnavailable
 from launchers.spec import Environment
 from registry import accounting, clock, deployments, ledger, reports, runs
 from registry import site as settings
@@ -96,10 +87,6 @@ class Cluster(LocalScheduler):
     def find(self, key: str) -> JobRef | None:
         self._answer()
         return super().find(key)
-
-    def outlook(self) -> Outlook:
-        self._answer()
-        return super().outlook()
 
     def states(self, refs: Iterable[JobRef]) -> Mapping[JobRef, JobStatus]:
         self._answer()
@@ -384,7 +371,7 @@ async def test_books_closed_by_a_report_do_not_hide_that_a_job_is_over(platform:
 async def test_a_drain_that_does_not_end_is_cut_by_a_cancel(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica_jobs, "CANCEL_AGAIN_S", -0.9)  # a tenth of a second after the first
+    monkeypatch.setattr(controllers, "CANCEL_AGAIN_S", -0.9)  # a tenth of a second after the first
     await platform.deploy("--deaf")
     await platform.reaches("ready")
     assert (await platform.post("deployments/chat/stop")).status == 200
@@ -402,7 +389,7 @@ async def test_a_job_that_has_not_begun_is_cancelled_at_once(platform: Platform)
     await platform.deploy("--no-tokens-until", str(platform.site.shared_dir / "never"))
     await _begun(platform)  # or it would end for want of the folder below
     (replica,) = deployments.replicas(platform.controller.db)
-    announcements = platform.controller.folder(replica.id).announcements
+    announcements = platform.controller._folder(replica.id).announcements
     announcements.rename(announcements.with_name("elsewhere"))
     await platform.stopped()
     assert platform.cluster.cancelled and platform.cluster.drained == []
@@ -469,10 +456,9 @@ async def test_a_deployment_of_no_replicas_sleeps_is_wakened_by_a_call_and_goes_
     await platform.turns(4)
     assert len(platform.jobs()) == 1
 
-    rules = situations.rules
-    monkeypatch.setattr(  # as if nobody had called
-        situations, "rules", lambda *of: dataclasses.replace(rules(*of), idle_s=0.0)
-    )
+    rules_of = situations.rules_of
+    # It is as if nobody had called for that long.
+    monkeypatch.setattr(situations, "rules_of", lambda *of: dataclasses.replace(rules_of(*of), idle_s=0.0))
     (same,) = (await platform.reaches("asleep"))["replicas"]
     assert same["replica"]["id"] == first["replica"]["id"]
     await platform.settled()
@@ -845,7 +831,7 @@ async def test_a_run_that_is_over_before_its_job_was_noted_is_in_the_books(platf
 
     await eventually(over)
     ref = JobRef(platform.cluster.cluster, "4000000", clock.parse("2026-01-01T00:00:00Z"))
-    write_job(platform.controller.folder("pretrain-1"), ref)
+    write_job(platform.controller._folder("pretrain-1"), ref)
 
     async def recorded() -> Any:
         return accounting.of_subject(db, "pretrain-1")
@@ -878,7 +864,7 @@ async def test_a_run_that_its_owner_submits_again_runs_again_and_is_in_the_books
 async def test_what_a_run_says_after_it_ended_is_heard(platform: Platform) -> None:
     """Even when no scheduler knows of its new attempt, as when the supervisor is started by hand."""
     ended_run(platform.site)
-    db, folder = platform.controller.db, platform.controller.folder("pretrain-1")
+    db, folder = platform.controller.db, platform.controller._folder("pretrain-1")
 
     async def state(wanted: RunState) -> bool:
         return [r.state for r in runs.everything(db)] == [wanted]
@@ -900,7 +886,7 @@ async def test_what_a_run_says_after_it_ended_is_heard(platform: Platform) -> No
 async def test_the_end_of_an_earlier_job_does_not_end_a_run_that_runs_again(platform: Platform) -> None:
     ended_run(platform.site)
     db, controller = platform.controller.db, platform.controller
-    folder = controller.folder("pretrain-1")
+    folder = controller._folder("pretrain-1")
     write_job(folder, JobRef(platform.cluster.cluster, "1", clock.parse("2026-01-01T00:00:00Z")))
 
     async def recorded() -> Any:

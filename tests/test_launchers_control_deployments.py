@@ -516,7 +516,7 @@ async def test_it_is_explained_as_it_was_last_planned(api: Api) -> None:
     told = await api.get("deployments/chat/explain")
     assert told["why"] == ["the controller has not planned anything for it since it was started"]
     assert (told["next"], told["planned_at"], told["deployment"]["name"]) == ([], None, "chat")
-    api.controller.plans["chat"] = Plan(
+    api.controller.plans.latest["chat"] = Plan(
         why=("wants 2 replicas", "has 1"), next=((1767362700.0, "r-2 starts"), (None, "its revision proves itself"))
     )
     told = await api.get("deployments/chat/explain")
@@ -525,7 +525,6 @@ async def test_it_is_explained_as_it_was_last_planned(api: Api) -> None:
         {"at": "2026-01-02T14:05:00.000000Z", "words": "r-2 starts"},
         {"at": None, "words": "its revision proves itself"},
     ]
-    del api.controller.plans["chat"]
     deployments.set_state(api.db, "chat", DeploymentState.FAILED, "out of memory")
     assert (await api.get("deployments/chat/explain"))["why"] == ["chat has failed: out of memory"]
 

@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 from specs import convert, evaluate, folder_of, smoke
 
-from launchers import claims
+from launchers import claims, facts
 from launchers.announce import announce
 from launchers.evaluation import before
+from launchers.evaluation.adoption import take_up
 from launchers.evaluation.evaluate import digest, in_words
 from launchers.evaluation.promote import Asked, steps, submit
 from launchers.evaluation.results import Requirement, Result, believed, of_harness, requirement, unmet
 from launchers.evaluation.smoke import fault
+from launchers.launch import request_for
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobRequest, SchedulerError
 from launchers.spec import ConvertSpec, EvaluateSpec, Promotion, SmokeSpec, SpecError, dump, load
-from registry import clock
+from registry import clock, promotions, runs
+from registry.db import Database
 from registry.site import Site, load_site
 
 NOW = "2026-01-01T00:00:00.000000Z"
@@ -290,6 +293,52 @@ def test_a_promotion_in_a_spec_is_read_strictly(tmp_path: Path) -> None:
         load(folder.spec)
     other = folder_of(evaluate(), tmp_path)
     assert load(other.spec) == evaluate()
+
+
+def test_the_modules_of_both_environments_are_loaded_once_each(tmp_path: Path) -> None:
+    both = {
+        field: dataclasses.replace(evaluate().harness, modules=modules)
+        for field, modules in (("environment", ("cuda", "vllm")), ("harness", ("cuda", "lm-eval")))
+    }
+    assert request_for(evaluate(**both), RunFolder(tmp_path)).modules == ("cuda", "vllm", "lm-eval")
+
+
+# What is announced.
+
+
+def told(db: Database, runs_dir: Path, spec: SmokeSpec | EvaluateSpec, kind: str, **what: Any) -> dict[str, Any]:
+    """What the registry has of a step that says this."""
+    assert spec.promotion is not None
+    folder = folder_of(spec, runs_dir)
+    announce(folder.announcements, kind, **what)
+    (run,) = (run for run in spec.promotion.steps if run == spec.id)
+    runs.adopt(db, run, kind=spec.kind, name="x", owner="ada", folder=str(folder.root), created_at=NOW)
+    take_up(db, spec, "ada")
+    facts.ingest(db, folder, spec, lambda steps: None)
+    return next(step.said for step in promotions.get(db, "p").steps if step.run == run)
+
+
+WHOLE = Promotion(id="p", source="t-1/20", model="chat", alias="prod", steps=("convert-1", "smoke-1", "evaluate-1"))
+
+
+def test_what_a_step_found_out_is_kept_with_its_promotion(registry: Database, tmp_path: Path) -> None:
+    smoked = {"start_s": 2.5, "prompts": 3, "completion_tokens": 48}
+    assert told(registry, tmp_path, smoke(promotion=WHOLE), "model-generated", **smoked) == smoked
+    measured = {"results": [dataclasses.asdict(ACC)], "unmet": [], "tasks_sha256": "0" * 64}
+    assert told(registry, tmp_path, evaluate(promotion=WHOLE), "model-evaluated", **measured) == measured
+
+
+@pytest.mark.parametrize(
+    "forged", [{"results": [{"task": "t"}], "unmet": [], "tasks_sha256": ""}, {"results": []}, {"results": 7}]
+)
+def test_results_that_cannot_be_are_set_aside(registry: Database, tmp_path: Path, forged: dict[str, Any]) -> None:
+    assert told(registry, tmp_path, evaluate(promotion=WHOLE), "model-evaluated", **forged) == {}
+
+
+def test_a_run_that_says_what_cannot_be_is_no_step_and_stops_nobody(registry: Database) -> None:
+    take_up(registry, smoke(promotion=dataclasses.replace(WHOLE, alias="7")), "ada")
+    take_up(registry, smoke(), "ada")
+    assert promotions.everything(registry) == []
 
 
 def test_the_digest_of_tasks_changes_with_what_they_are(tmp_path: Path) -> None:

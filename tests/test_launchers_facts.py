@@ -18,6 +18,7 @@ from launchers import facts
 from launchers.announce import announce
 from launchers.run_folder import RunFolder
 from launchers.spec import Spec
+from launchers.vllm import adapters
 from registry import attempts, checkpoints, deployments, models, runs
 from registry.db import Database, NotFound, StorageError, row
 from registry.deployments import Replica, ReplicaState
@@ -253,6 +254,80 @@ def test_a_probe_that_is_none_keeps_no_replica_from_being_ready(replica: Subject
     replica.say("replica-ready", host="g1", port=8000, probe=wrong)
     assert replica.ingest() == 1 and not replica.booked
     assert replica.replica.state is ReplicaState.READY
+
+
+# -- a replica's life -------------------------------------------------------------------------------------------------
+
+
+def test_a_replica_that_drains_gets_nothing_new_and_says_why_once(replica: Subject) -> None:
+    replica.say("attempt-started", attempt="7.0", job_id="7")
+    replica.say("replica-ready", host="g1", port=8000)
+    replica.say("replica-draining", why="time limit")
+    replica.say("replica-draining", why="asked")
+    replica.ingest()
+    now = replica.replica
+    assert (now.state, now.drain_why) == (ReplicaState.DRAINING, "time limit") and now.started_at is not None
+
+
+def test_a_replica_whose_engine_is_started_again_is_not_ready_until_it_says_so(replica: Subject) -> None:
+    replica.say("attempt-started", attempt="7.0", job_id="7")
+    replica.say("replica-ready", host="g1", port=8000)
+    replica.say("engine-restarting", failure="hung", cause="the engine hangs", restarts=1)
+    replica.ingest()
+    now = replica.replica
+    assert (now.state, now.cause, now.restarts) == (ReplicaState.STARTING, "the engine hangs", 1)
+    replica.say("replica-ready", host="g1", port=8000)
+    replica.ingest()
+    assert replica.replica.state is ReplicaState.READY
+
+
+@pytest.mark.parametrize(("failure", "kept"), [("bad-model", "bad-model"), (None, None), ("bad-luck", None)])
+def test_why_a_replica_failed_is_kept_where_it_is_a_kind_that_we_know(
+    replica: Subject, failure: str | None, kept: str | None
+) -> None:
+    replica.say("attempt-ended", attempt="7.0", exit_code=1, cause="it is broken", failure=failure)
+    replica.ingest()
+    assert replica.replica.failure == kept
+    assert (replica.replica.state is ReplicaState.FAILED) == (failure != "bad-luck")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"restarts": -1}, {"restarts": True}, {"restarts": "1"}, {"failure": "x"}, {"cause": 1}]
+)
+def test_a_restart_that_cannot_be_believed_changes_nothing(replica: Subject, wrong: dict[str, Any]) -> None:
+    replica.say("replica-ready", host="g1", port=8000)
+    replica.say("engine-restarting", **{"failure": "crashed", "cause": "it fell", "restarts": 1, **wrong})
+    assert replica.ingest() == 2
+    assert (replica.replica.state, replica.replica.restarts) == (ReplicaState.READY, 0)
+
+
+def test_what_probes_of_a_ready_replica_took_is_the_platforms_too(replica: Subject) -> None:
+    name = replica.say("probes", probe={"prompt_tokens": 20, "completion_tokens": 10, "cached_tokens": 0}, count=10)
+    replica.ingest()
+    ((hold, used),) = replica.booked
+    assert isinstance(used, UsageEvent) and hold.attempt == used.attempt and name[:20] in used.attempt.event_id
+    assert (used.attempt.tenant, used.prompt_tokens, used.completion_tokens) == ("(platform)", 20, 10)
+
+
+@pytest.mark.parametrize("tokens", [-1, 1 << 60, 1.5, True, "1"])
+def test_tokens_that_no_probe_can_have_taken_are_not_booked(replica: Subject, tokens: Any) -> None:
+    replica.say("probes", probe={"prompt_tokens": tokens, "completion_tokens": 1, "cached_tokens": 0}, count=1)
+    assert replica.ingest() == 1 and not replica.booked
+
+
+def test_a_replica_has_only_adapters_that_it_was_to_have(registry: Database, replica: Subject) -> None:
+    replica.spec = serve(adapters={"polite": "/adapters/polite"})
+    adapters.ask(replica.folder, {"terse": "/adapters/terse"})
+    replica.say("adapters-loaded", adapters=["terse", "polite"], problem=None)
+    replica.ingest()
+    assert replica.replica.adapters == ("polite", "terse")
+    for wrong in (["chat"], "polite", [7], None):
+        replica.say("adapters-loaded", adapters=wrong, problem=None)
+    replica.ingest()
+    assert replica.replica.adapters == ("polite", "terse")
+    replica.say("adapters-loaded", adapters=[], problem="adapter polite could not be loaded")
+    replica.ingest()
+    assert replica.replica.adapters == ()
 
 
 # -- what is set aside ------------------------------------------------------------------------------------------------

@@ -23,13 +23,15 @@ from waiting import wait_for
 from launchers import announce, claims
 from launchers import task as tasks
 from launchers.announce import Announcement
+from launchers.child import Ending, last_words, tail
 from launchers.megatron import command as megatron
 from launchers.restart import Cause
 from launchers.run_folder import RunFolder
-from launchers.spec import Environment, Spec
-from launchers.supervisor import Ending, Supervisor, ending_of, last_words, tail, training_stage
+from launchers.spec import ConvertSpec, Environment, TrainSpec
+from launchers.supervisor import Supervisor, ending_of, training_stage
 from launchers.task import Task
-from launchers.vllm import server
+from launchers.vllm import probes, server
+from launchers.vllm.endpoint import Endpoint
 
 ENGINE = str(Path(__file__).with_name("stand_in_engine.py"))
 
@@ -101,11 +103,11 @@ def test_a_replica_is_ready_after_a_generated_token_and_drained_by_sigterm(start
     assert (ready.facts["host"], ready.facts["served_name"]) == ("127.0.0.1", "chat")
     # The endpoint that was announced, with the key beside it, is the engine's.
     key, certificate = job.folder.secret.read_text(), ready.facts["certificate"]
-    endpoint = server.Endpoint("127.0.0.1", ready.facts["port"], key, certificate)
-    assert server.healthy(endpoint)
-    assert not server.healthy(server.Endpoint("127.0.0.1", endpoint.port, "another key", certificate))
-    assert not server.healthy(server.Endpoint("127.0.0.1", endpoint.port, key, minted().certificate))
-    assert not server.healthy(server.Endpoint("127.0.0.1", endpoint.port, key))  # plain HTTP
+    endpoint = Endpoint("127.0.0.1", ready.facts["port"], key, certificate)
+    assert probes.healthy(endpoint)
+    assert not probes.healthy(Endpoint("127.0.0.1", endpoint.port, "another key", certificate))
+    assert not probes.healthy(Endpoint("127.0.0.1", endpoint.port, key, minted().certificate))
+    assert not probes.healthy(Endpoint("127.0.0.1", endpoint.port, key))  # plain HTTP
     (engine,) = psutil.Process(job.process.pid).children()
     assert endpoint.key not in " ".join(engine.cmdline())
 
@@ -114,7 +116,7 @@ def test_a_replica_is_ready_after_a_generated_token_and_drained_by_sigterm(start
     assert (ended["exit_code"], ended["cause"]) == (0, "cancelled")
     assert ended["tail"].splitlines()[-1] == "got SIGTERM"
     assert not engine.is_running() and len(job.said("replica-ready")) == 1
-    assert not server.healthy(endpoint)
+    assert not probes.healthy(endpoint)
 
 
 def test_the_keys_of_a_replica_are_their_owners_alone_and_the_certificates_goes_with_the_attempt(
@@ -169,7 +171,7 @@ def test_an_engine_without_tls_is_ready_and_announces_no_certificate(start: Call
     job = start(tls=False)
     ready = job.ready()
     assert ready.facts["certificate"] is None and job.folder.former_tls == []
-    assert server.healthy(server.Endpoint("127.0.0.1", ready.facts["port"], job.folder.secret.read_text()))
+    assert probes.healthy(Endpoint("127.0.0.1", ready.facts["port"], job.folder.secret.read_text()))
 
 
 def test_health_alone_is_not_readiness(start: Callable[..., Job], tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_an_engine_that_cannot_be_started_says_which(start: Callable[..., Job]) 
 
 
 def test_an_engine_that_leaves_by_itself_with_status_0_is_a_failure(start: Callable[..., Job], tmp_path: Path) -> None:
-    job = start("--leave-when", str(tmp_path / "leave"))
+    job = start("--leave-when", str(tmp_path / "leave"), max_restarts=0)
     job.ready()
     (tmp_path / "leave").touch()
     ended = job.end()
@@ -201,7 +203,7 @@ def test_an_engine_that_leaves_by_itself_with_status_0_is_a_failure(start: Calla
 
 
 def test_an_engine_that_is_killed_is_a_failure_that_names_the_signal(start: Callable[..., Job]) -> None:
-    job = start()
+    job = start(max_restarts=0)
     job.ready()
     (engine,) = psutil.Process(job.process.pid).children()
     engine.kill()
@@ -225,7 +227,7 @@ def test_an_engine_that_is_deaf_to_sigterm_is_killed_after_its_grace(start: Call
 
 
 def test_what_the_engine_started_ends_with_it(start: Callable[..., Job], tmp_path: Path) -> None:
-    job = start("--worker", str(tmp_path / "worker"), "--leave-when", str(tmp_path / "leave"))
+    job = start("--worker", str(tmp_path / "worker"), "--leave-when", str(tmp_path / "leave"), max_restarts=0)
     job.ready()
     worker = psutil.Process(int((tmp_path / "worker").read_text()))
     (tmp_path / "leave").touch()
@@ -314,7 +316,7 @@ def test_a_task_that_dies_of_another_ones_death_does_not_hide_it(
     first = _training(tmp_path, monkeypatch, "echo 'Error: the other side is gone'; exit 5", tasks=2)
     first.folder.rendezvous.mkdir()
     tasks.mark_failed(first.folder.failure("7.0"), tasks.Failure(1, "c2", "MemoryError", "theirs"))
-    monkeypatch.setattr(Supervisor, "_watch", lambda self, child: Ending(child.wait(), "the other side is gone"))
+    monkeypatch.setattr(Supervisor, "_watch", lambda self, child, _: Ending(child.wait(), "the other side is gone"))
     assert first.run() == 5
     ended = _ended(first.folder)
     assert ended["cause"] == "task 1 on c2: MemoryError"
@@ -383,19 +385,16 @@ def _ended(folder: RunFolder) -> dict[str, Any]:
         (train(), -signal.SIGTERM, None, Ending(143, "training was killed by SIGTERM: last words")),
         (train(), 78, None, Ending(78, "training ended with exit code 78: last words", Cause.REFUSED)),
         (convert(), 2, None, Ending(2, "the conversion ended with exit code 2: last words")),
-        (serve(), 0, None, Ending(1, "the engine ended by itself with exit code 0: last words")),
-        (serve(), 1, "cancelled", Ending(0, "cancelled", Cause.CANCELLED)),
         # Its time limit: it has saved, and is not done. SIGTERM comes too when it takes longer than it has.
         (train(), 0, "timeout", Ending(0, "timeout", Cause.TIME_LIMIT)),
         (train(), -signal.SIGUSR2, "timeout", Ending(0, "timeout", Cause.TIME_LIMIT)),
         (train(), -signal.SIGTERM, "timeout", Ending(0, "timeout", Cause.TIME_LIMIT)),
         (train(), 1, "timeout", Ending(1, "training ended with exit code 1: last words")),
         (convert(), -signal.SIGTERM, "timeout", Ending(0, "timeout", Cause.TIME_LIMIT)),
-        (serve(), 0, "timeout", Ending(0, "timeout", Cause.TIME_LIMIT)),
     ],
 )
 def test_an_exit_code_means_what_the_kind_of_work_makes_of_it(
-    spec: Spec, code: int, asked: str | None, ending: Ending
+    spec: TrainSpec | ConvertSpec, code: int, asked: str | None, ending: Ending
 ) -> None:
     assert ending_of(spec, code, asked=asked, stage=None, log="some\nlast words\n") == ending
 

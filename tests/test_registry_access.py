@@ -23,6 +23,9 @@ CASES = [
     (ADA, Verb.CHANGE, "deployment", OTHERS, None, False),
     (ADA, Verb.CHANGE, "deployment", OTHERS, "physics", False),  # a deployment is its owner's alone
     (ADA, Verb.CHANGE, "model", OTHERS, None, False),
+    (ADA, Verb.CHANGE, "alias", OWN, None, True),
+    (ADA, Verb.CHANGE, "alias", OTHERS, None, False),  # it moves what others may follow
+    (ADA, Verb.ADMINISTER, "adapter directory", OWN, None, False),
     (ADA, Verb.ADMINISTER, "deployment", OWN, None, False),
     # Reports and use: one's own, and one's tenants'.
     *(
@@ -81,7 +84,9 @@ def test_who_may_do_what(who: Principal, verb: Verb, kind: str, owner: str, tena
 
 
 @pytest.mark.parametrize("verb", Verb)
-@pytest.mark.parametrize("kind", ["deployment", "tenant", "key", "quota", "usage", "report", "run", "model", "price"])
+@pytest.mark.parametrize(
+    "kind", ["deployment", "tenant", "key", "quota", "usage", "report", "run", "model", "price", "alias"]
+)
 def test_an_administrator_may_everything(verb: Verb, kind: str) -> None:
     assert may(ROOT, verb, Object(kind, "bob"))
     assert may(ROOT, verb, Object(kind, "bob", "chemistry"))

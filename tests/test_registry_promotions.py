@@ -154,6 +154,22 @@ def test_a_model_of_somebody_elses_is_not_promoted_to(registry: Database) -> Non
     assert where(registry) is None
 
 
+def test_a_promotion_that_cannot_be_carried_out_fails_alone(
+    registry: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adopt(registry, *RUNS)
+    convert(registry)
+    complete(registry, *RUNS)
+
+    def refuse(*_: object) -> None:
+        raise Conflict("no")
+
+    monkeypatch.setattr(aliases, "move", refuse)
+    found = now(registry)
+    assert (found.state, found.cause) == (PromotionState.FAILED, "no")
+    assert promotions.advance(registry) == []
+
+
 def test_a_run_of_another_owners_is_no_step(registry: Database) -> None:
     adopt(registry, *RUNS[:2])
     runs.adopt(registry, "evaluate-1", kind="evaluate", name="e", owner="eve", folder="/runs/e", created_at=AT)
@@ -183,6 +199,16 @@ def test_what_no_promotion_can_be_is_refused(registry: Database, changed: dict[s
         adopt(registry, run, **changed)
     with pytest.raises(NotFound):
         promotions.get(registry, "chat-prod-1")
+
+
+def test_a_promotion_that_waits_writes_nothing(registry: Database) -> None:
+    adopt(registry, *RUNS)
+    convert(registry)
+    complete(registry, "smoke-1")
+    now(registry)
+    before = registry.conn.total_changes
+    promotions.advance(registry)
+    assert registry.conn.total_changes == before
 
 
 def test_a_run_found_again_changes_nothing_and_what_it_heard_stays(registry: Database) -> None:

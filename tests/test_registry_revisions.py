@@ -9,7 +9,7 @@ import pytest
 
 from registry import aliases, clock, deployments, revisions
 from registry.db import Conflict, Database, NotFound, open_writer, transaction
-from registry.deployments import Deployment, DeploymentState
+from registry.deployments import Deployment, DeploymentState, ReplicaState
 from registry.migrations import MIGRATIONS
 from registry.revisions import RevisionState
 
@@ -189,3 +189,39 @@ def test_deployments_of_before_there_were_revisions_have_one(tmp_path: Path) -> 
     assert [(m.from_version, m.to_version, m.by) for m in aliases.moves(db)] == [(None, 2, "ada")]
     assert roll(db, 3, "up").revision == 2
     db.close()
+
+
+def test_a_models_users_are_those_that_want_it_would_give_way_to_it_or_still_serve_it(registry: Database) -> None:
+    def users() -> list[list[str]]:
+        return [revisions.users_of(registry, "tiny", version) for version in (1, 2, 3)]
+
+    deploy(registry)
+    deploy(registry, "other")
+    assert users() == [["chat", "other"], [], []]
+    deployments.add_replica(registry, "r-1", "chat", "ada", "/runs/r-1", revision=1)
+    revisions.settle(registry, "chat", 1, True, "good")
+    roll(registry, 2)
+    assert users() == [["chat", "other"], ["chat"], []]
+    revisions.settle(registry, "chat", 2, True, "good")
+    roll(registry, 3)
+    assert users() == [["chat", "other"], ["chat"], ["chat"]]  # its replica serves the first one still
+    deployments.set_replica_state(registry, "r-1", ReplicaState.STOPPED)
+    assert users() == [["other"], ["chat"], ["chat"]]
+    revisions.settle(registry, "chat", 3, False, "bad")
+    assert users() == [["other"], ["chat"], []]
+    end(registry)
+    assert users() == [["other"], [], []]
+    assert revisions.users_of(registry, "big", 1) == []
+
+
+def test_words_that_need_no_new_replicas_count_for_the_wanted_and_the_stable_revision(registry: Database) -> None:
+    deploy(registry, target_tokens=1)
+    revisions.settle(registry, "chat", 1, True, "good")
+    roll(registry, 2, request={"target_tokens": 2, "pack": 2})
+    roll(registry, 3, request={"target_tokens": 3, "pack": 3})
+    revisions.amend(registry, "chat", {"target_tokens": 9})
+    assert deployments.get(registry, "chat").request == {"target_tokens": 9, "pack": 3}
+    assert [r.request.get("target_tokens") for r in revisions.of(registry, "chat")] == [9, 2, 9]
+    end(registry)
+    with pytest.raises(Conflict, match="serve it again first"):
+        revisions.amend(registry, "chat", {"target_tokens": 1})

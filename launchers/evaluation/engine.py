@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,20 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from launchers import task as tasks
+from launchers.child import end_with_parent
 from launchers.environment import child_env
 from launchers.run_folder import RunFolder
 from launchers.spec import ServeSpec, StepSpec
 from launchers.task import Task
 from launchers.vllm import server
 from launchers.vllm.endpoint import Endpoint, call
+from launchers.vllm.probes import context_tokens, healthy, proven
 
 LISTEN = "127.0.0.1"
 LOOK_S = 0.2
-HEALTH_S = 5.0
 END_S = 10.0  # for an engine to end by itself once it is told to
 ANSWER_S = 300.0  # for one prompt
-LIBC = ctypes.CDLL(None)  # loaded before a fork, not after
-PR_SET_PDEATHSIG = 1
+GENERATE = "generate"  # what an engine is for: launchers.spec.ServeSpec.runner
 
 
 class EngineError(RuntimeError):
@@ -74,7 +71,7 @@ def running(spec: StepSpec, folder: RunFolder, task: Task) -> Iterator[Engine]:
     env.update(server.closing_env(endpoint.key))
     command = server.argv(serving, port, folder, task)
     # In our own session: what ends us for good ends it as well.
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, preexec_fn=_end_with_parent)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, preexec_fn=end_with_parent)
     try:
         yield _ready(child, endpoint, spec)
     finally:
@@ -111,32 +108,11 @@ def end(child: subprocess.Popen[bytes]) -> None:
 
 def _ready(child: subprocess.Popen[bytes], endpoint: Endpoint, spec: StepSpec) -> Engine:
     began = time.monotonic()
-    while not _generates(endpoint, spec.model):
+    while not (healthy(endpoint) and proven(endpoint, GENERATE, spec.model)):
         if (code := child.poll()) is not None:
             raise EngineError(f"the engine ended with exit code {code} before it had generated a token")
         if time.monotonic() - began > spec.start_timeout_s:
             raise EngineError(f"the engine was not ready after {spec.start_timeout_s} s")
         time.sleep(LOOK_S)
     start_s = round(time.monotonic() - began, 1)
-    return Engine(endpoint, spec.model, start_s, _context_tokens(endpoint))
-
-
-def _generates(endpoint: Endpoint, model: str) -> bool:
-    """Health is not readiness: an engine may answer /health and die of the first token."""
-    if call(endpoint, "GET", "/health", None, HEALTH_S)[0] != 200:
-        return False
-    first = {"model": model, "prompt": "a", "max_tokens": 1}
-    return call(endpoint, "POST", "/v1/completions", first, ANSWER_S)[0] == 200
-
-
-def _context_tokens(endpoint: Endpoint) -> int | None:
-    status, raw = call(endpoint, "GET", "/v1/models", None, HEALTH_S)
-    try:
-        return int(json.loads(raw)["data"][0]["max_model_len"]) if status == 200 else None
-    except (ValueError, KeyError, TypeError, IndexError):
-        return None
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return Engine(endpoint, spec.model, start_s, context_tokens(endpoint))

@@ -35,7 +35,8 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
         task = task_of(environ)
         folder.evaluation.unlink(missing_ok=True)  # an earlier attempt's
         with engine.running(spec, folder, task) as started, tempfile.TemporaryDirectory() as scratch:
-            measure(spec, folder, task, harness_env(spec, folder, task, started, Path(scratch), environ))
+            env = harness_env(spec, folder, task, started, Path(scratch), environ)
+            measure(spec, folder, task, env, scratch)
         measured = results.believed(json.loads(read_bytes(folder.evaluation, MAX_BYTES)))
         unmet = results.unmet(required, measured)
         announce(
@@ -53,10 +54,10 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     return step.run(arguments, EvaluateSpec, work)
 
 
-def measure(spec: EvaluateSpec, folder: RunFolder, task: Task, env: Mapping[str, str]) -> None:
+def measure(spec: EvaluateSpec, folder: RunFolder, task: Task, env: Mapping[str, str], scratch: str) -> None:
     """Run the harness to its end; it leaves `folder.evaluation`. Raises step.Refused when it does not."""
     program = ["{python}", "-m", "launchers.evaluation.harness", str(folder.root)]
-    places = (str(folder.root), spec.model_path, spec.tasks_dir)
+    places = (str(folder.root), spec.model_path, spec.tasks_dir, scratch)
     command = inside(spec.harness, program, spec.resources, task.node, places)
     harness = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=dict(env))
     try:

@@ -54,9 +54,7 @@ def why(turn: Turn) -> tuple[str, ...]:
     coming = turn.missing or turn.started or turn.fleet.pending
     if coming and (window := maintenance.in_the_way(s, turn.windows)):
         until = when(s, window.ends_at)
-        lines.append(
-            f"maintenance {window.name} takes all its nodes until {until}: what is submitted waits for its end"
-        )
+        lines.append(f"maintenance {window.name} takes all its nodes until {until}: new jobs wait for its end")
     return (*lines, *_draining(s, turn.fleet.draining))
 
 

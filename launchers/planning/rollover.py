@@ -22,6 +22,12 @@ def lead_s(s: Situation, r: Had) -> float:
     return s.timings.queue_s + min(overlap, (r.time_limit_s or rules.time_limit_s) / 2)
 
 
+def soon(s: Situation) -> float:
+    """No replica that ends later than this needs anything now."""
+    rules = s.wanted.rules
+    return s.now + s.timings.queue_s + s.timings.start_s + rules.drain_s + 2 * rules.margin_s + rules.shutdown_s
+
+
 def last_moment(s: Situation, r: Had) -> float | None:
     """When it drains, whether or not another one is ready: what it has in flight must end before its job does."""
     rules = s.wanted.rules

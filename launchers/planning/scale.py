@@ -63,7 +63,8 @@ def size(s: Situation, fleet: Fleet) -> Size:
     since = now if w.low_since is None else w.low_since
     cooled = now - since >= w.rules.scale_down_after_s
     if cooled and (w.scaled_at is None or now - w.scaled_at >= w.rules.scale_up_every_s):
-        return Size(max(asked, before - w.rules.pack), ground, asked, since)
+        count = max(asked, before - w.rules.pack)
+        return Size(count, ground, asked, since if count > asked else None)
     return Size(before, Ground.COOLING, asked, since)
 
 

@@ -43,11 +43,12 @@ class Turn:
         self.ending: list[tuple[Had, str]] = []  # replicas that need a successor, and why
         self.missing = 0  # replicas that are wanted and not started now
         self.started = 0
+        self.stopped: set[str] = set()
 
     @property
     def waits(self) -> Had | None:
         """A replica that Slurm cannot start now, and says why: it would not start another one either."""
-        return next((r for r in self.fleet.pending if r.waiting_reason), None)
+        return next((r for r in self.fleet.pending if r.waiting_reason and r.id not in self.stopped), None)
 
     def note_size(self) -> None:
         w, size = self.s.wanted, self.size
@@ -68,9 +69,11 @@ class Turn:
 
     def hand_over(self) -> None:
         """A replica whose successor serves drains; one whose job ends drains in any case while there is time."""
-        s = self.s
+        s, successors, soon = self.s, self.fleet.successors, rollover.soon(self.s)
+        if not (successors or self.cluster.leaving or any(r.ends_at and r.ends_at < soon for r in self.slots)):
+            return
         for r in list(self.slots):
-            successor = self.fleet.successors.get(r.id)
+            successor = successors.get(r.id)
             if successor is not None and successor.state is READY:
                 self._take_away(r, f"succeeded by {successor.id}")
                 continue
@@ -123,8 +126,9 @@ class Turn:
         """Successors of what ends or must leave, one each, in the queue early enough to serve by then."""
         if not self.size.count or self.s.now < self.base.retry_at:
             return
+        stays = {r.id for r in self.slots}
         for r, why in self.ending:
-            if r in self.slots:
+            if r.id in stays:
                 revision = r.revision if r.revision in self.course.kept else self.course.base
                 self._start(revision, f"{r.id} is succeeded: {why}", not r.overflow, replaces=r.id)
 
@@ -148,8 +152,12 @@ class Turn:
             self.actions.append(Settle(w.name, w.revision, True, "its first replica is ready"))
         elif serves and not (self.course.trial or w.paused or self._outdated()):
             self.actions.append(Settle(w.name, w.revision, True, "its replicas serve, and it is no worse"))
-        idle = DeploymentState.STARTING if self.size.count or self.fleet.coming else DeploymentState.ASLEEP
-        state = DeploymentState.READY if self.ready else idle
+        if self.ready:
+            state = DeploymentState.READY
+        elif self.size.count or any(r.id not in self.stopped for r in self.fleet.coming):
+            state = DeploymentState.STARTING
+        else:
+            state = DeploymentState.ASLEEP
         if state is not w.state:
             self.actions.append(SetState(s.wanted.name, state))
 
@@ -165,7 +173,10 @@ class Turn:
             if all(r.state is READY for r in kept):
                 self._start(course.base, f"revision {course.base} takes over", self._guaranteed(kept))
         elif w.rules.overflow and sum(not r.overflow for r in self.slots) < min(w.least, self.size.count):
-            self._start(course.base, f"{w.least} that are not preemptible {_are(w.least)} wanted", True)
+            why = f"{w.least} that {_are(w.least)} not preemptible {_are(w.least)} wanted"
+            if (early := next((r for r in self.slots if r.overflow and r.state is not READY), None)) is not None:
+                self._take_away(early, why)
+            self._start(course.base, why, True)
 
     def _start(self, revision: int, why: str, guaranteed: bool, replaces: str | None = None) -> None:
         """Its place counts among the slots from the next plan on; `started` tells this one."""
@@ -190,13 +201,17 @@ class Turn:
             self.ready -= 1
             self.actions.append(Drain(r.id, why))
         else:
-            self.actions.append(Stop(r.id, why))
+            self._stop(r, why)
         if (successor := self.fleet.successors.get(r.id)) is None:
             return
         if keep_successor or successor.state is READY:
             self.slots.append(successor)
         else:
-            self.actions.append(Stop(successor.id, why))
+            self._stop(successor, why)
+
+    def _stop(self, r: Had, why: str) -> None:
+        self.stopped.add(r.id)
+        self.actions.append(Stop(r.id, why))
 
     def _outdated(self) -> list[Had]:
         """Nothing is, while the deployment is paused."""

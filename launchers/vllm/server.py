@@ -1,22 +1,13 @@
-"""One replica: the engine's command line, and when it may be called ready.
-
-Ready means that /health answered and the engine then generated a token: an engine with an unsupported attention shape
-answers /health and dies at the first token.
-"""
+"""One replica: the engine's command line, and what closes it to everybody else."""
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from launchers.environment import GPU_LISTS, inside
 from launchers.run_folder import RunFolder
@@ -24,20 +15,10 @@ from launchers.spec import ServeSpec
 from launchers.task import Task, own_address
 from launchers.vllm import adapters, weights
 from launchers.vllm.arguments import runner_args
-from launchers.vllm.endpoint import Endpoint as Endpoint
-from launchers.vllm.endpoint import call
+from launchers.vllm.endpoint import Endpoint
 from launchers.vllm.guard import KEY_VARIABLE
 
 DEFAULT_COMMAND = ("{python}", "-m", "vllm.entrypoints.openai.api_server")
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What the engine says that a question for a single token used."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int  # of the prompt's
 
 
 def mint_endpoint(folder: RunFolder, spec: ServeSpec, attempt: str, port: int) -> Endpoint:
@@ -123,55 +104,3 @@ def inside_environment(spec: ServeSpec, words: Sequence[str], folder: RunFolder,
 def closing_env(key: str) -> dict[str, str]:
     """What closes an engine: its key; and no picture's host may send it on to another, inside the cluster, say."""
     return {KEY_VARIABLE: key, "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
-
-
-class Readiness:
-    """Asks a starting engine, in a thread of its own, until it has generated a token. `ready_after_s` says when."""
-
-    def __init__(self, endpoint: Endpoint, model: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.endpoint, self.model, self.clock = endpoint, model, clock
-        self.ready_after_s: float | None = None
-        self.context_tokens: int | None = None  # known once it is ready, if the engine says so
-        self.probe: Probe | None = None  # what the token took, once it is ready
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask, name="readiness", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def _ask(self) -> None:
-        began = self.clock()
-        while not self._stop.is_set():
-            if healthy(self.endpoint) and (probe := generated(self.endpoint, self.model)) is not None:
-                self.probe = probe
-                self.context_tokens = context_tokens(self.endpoint)
-                self.ready_after_s = self.clock() - began
-                return
-            self._stop.wait(0.5)
-
-
-def healthy(endpoint: Endpoint, timeout_s: float = 5.0) -> bool:
-    status, _ = call(endpoint, "GET", "/health", None, timeout_s)
-    return status == 200
-
-
-def generated(endpoint: Endpoint, model: str, timeout_s: float = 120.0) -> Probe | None:
-    """What a token took that the engine produced when asked for one; None when it produced none."""
-    status, raw = call(endpoint, "POST", "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1}, timeout_s)
-    try:
-        usage: dict[str, Any] = json.loads(raw)["usage"] if status == 200 else {"completion_tokens": 0}
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        probe = Probe(int(usage.get("prompt_tokens") or 0), int(usage["completion_tokens"]), int(cached))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # not an OpenAI-compatible answer
-    return probe if probe.completion_tokens >= 1 else None
-
-
-def context_tokens(endpoint: Endpoint, timeout_s: float = 5.0) -> int | None:
-    """The longest sequence (prompt and completion) that the engine takes, as its /v1/models has it."""
-    status, raw = call(endpoint, "GET", "/v1/models", None, timeout_s)
-    try:
-        return int(json.loads(raw)["data"][0]["max_model_len"]) if status == 200 else None
-    except (ValueError, KeyError, TypeError, IndexError):
-        return None  # an engine that does not say

@@ -1,0 +1,124 @@
+"""Each turn's plans for all deployments, made of the registry's rows, and what of them the registry has to know.
+
+On the registry's writer's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from launchers import following, situations
+from launchers.planning import facts as planned
+from launchers.planning.plan import plan
+from launchers.spec import ServeSpec, Spec
+from launchers.steady_clock import SteadyClock
+from registry import aliases, clock, deployments, notices, replicas, revisions
+from registry.db import Database
+from registry.demand import DemandReader
+from registry.deployments import Deployment
+from registry.site import Site
+
+log = logging.getLogger(__name__)
+
+HEADGATE = "(headgate)"  # who moves an alias back that no person moves
+
+
+class DeploymentPlans:
+    """`specs`: what replicas' jobs were told, by the replica's id, as far as it is known."""
+
+    def __init__(self, site: Site, db: Database, specs: Mapping[str, Spec], time: SteadyClock | None = None) -> None:
+        self.site, self.db, self._specs = site, db, specs
+        self.clock = SteadyClock() if time is None else time
+        self.latest: dict[str, planned.Plan] = {}  # of each deployment, by its name
+        self.made_at: str | None = None
+        self.shortened: dict[str, int] = {}  # time limits in seconds that jobs were given later, by the replica's id
+        self.channels: Sequence[str] = ()  # by which people are told something
+        self._demand = DemandReader(site.ledger_db)
+
+    def close(self) -> None:
+        self._demand.close()
+
+    def make(self, cluster: planned.Cluster) -> list[planned.Action]:
+        """What to do now. What is explained to people is kept, too."""
+        now = self.clock.now()
+        since = clock.text(datetime.fromtimestamp(now, UTC) - situations.ENDED)
+        demand, loads, served = self._demand.latest(), self._demand.loads(), self._demand.served()
+
+        def at(text: str) -> float:
+            return self.clock.corrected(clock.parse(text).timestamp(), now)
+
+        actions: list[planned.Action] = []
+        plans: dict[str, planned.Plan] = {}
+        for known in deployments.everything(self.db):
+            if known.state.ended and not (theirs := replicas.unended_of(self.db, known.name)):
+                continue
+            words = following.follow(self.db, known)
+            deployment = deployments.get(self.db, known.name)
+            theirs = deployments.recent_replicas(self.db, deployment.name, since)
+            try:
+                rules = situations.rules_of(deployment, self.site)
+            except ValueError as e:
+                rules, words = planned.Rules(), str(e)
+            decided = plan(
+                situations.situation(
+                    deployment,
+                    theirs,
+                    rules,
+                    at,
+                    now,
+                    called=demand.get(deployment.name),
+                    load=loads.get(deployment.name),
+                    served=served,
+                    limits=self._time_limits(theirs),
+                ),
+                cluster,
+            )
+            if words is not None:
+                decided = replace(decided, why=(*decided.why, words))
+            if self.clock.jump:
+                jumped = f"this host's clock jumped by {self.clock.jump:.0f} s, which is not believed yet"
+                decided = replace(decided, why=(*decided.why, jumped))
+            plans[deployment.name] = decided
+            actions += decided.actions
+        self.latest, self.made_at = plans, clock.now()
+        return actions
+
+    def _time_limits(self, theirs: Iterable[replicas.Replica]) -> dict[str, int]:
+        """Of their jobs, in seconds, as far as that is known."""
+        known = {
+            r.id: spec.resources.time_limit_s for r in theirs if isinstance(spec := self._specs.get(r.id), ServeSpec)
+        }
+        return {**known, **{r.id: self.shortened[r.id] for r in theirs if r.id in self.shortened}}
+
+    def note(self, action: planned.Action) -> None:
+        """What only the registry has to know."""
+        match action:
+            case planned.Drain(replica, why):
+                deployments.drain_replica(self.db, replica, why)
+            case planned.SetState(name, state, cause):
+                deployments.set_state(self.db, name, state, cause)
+            case planned.Scale(name, desired, low_since, why):
+                since = None if low_since is None else clock.text(datetime.fromtimestamp(low_since, UTC))
+                deployments.set_scale(self.db, name, desired, since)
+                if why:
+                    log.info("%s: %d replicas are wanted: %s", name, desired, why)
+            case planned.Settle(name, revision, good, why):
+                self._settle_revision(deployments.get(self.db, name), revision, good, why)
+            case planned.Warn(name, words):
+                notices.tell(self.db, self.site.ledger_db, name, words, self.channels)
+
+    def _settle_revision(self, deployment: Deployment, revision: int, good: bool, why: str) -> None:
+        """One that is given up takes the alias back that asked for it."""
+        log.warning("%s: revision %d is %s: %s", deployment.name, revision, "good" if good else "given up", why)
+        tried = revisions.get(self.db, deployment.name, revision)
+        revisions.settle(self.db, deployment.name, revision, good, why)
+        if good or deployment.follows is None:
+            return
+        model, _, alias = deployment.follows.partition("@")
+        last = aliases.newest(self.db, model, alias)
+        if last and (model, last.to_version) == (tried.model, tried.version) and last.from_version is not None:
+            words = f"deployment {deployment.name} gave version {tried.version} up: {why}"
+            aliases.roll_back(self.db, model, alias, HEADGATE, words)

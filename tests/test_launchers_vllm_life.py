@@ -1,0 +1,296 @@
+"""An engine's life over real processes: watched, started again in place, drained, and what is said of it meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from specs import folder_of, serve
+from waiting import wait_for
+
+from launchers import announce
+from launchers import task as tasks
+from launchers.announce import Announcement
+from launchers.child import Ending
+from launchers.restart import Cause
+from launchers.run_folder import RunFolder
+from launchers.spec import Environment
+from launchers.task import Task
+from launchers.told import Told
+from launchers.vllm import adapters, life, probes, watch
+from launchers.vllm.endpoint import Endpoint
+from launchers.vllm.life import Life
+from launchers.voice import Voice
+
+ENGINE = str(Path(__file__).with_name("stand_in_engine.py"))
+
+
+class Living:
+    """One engine's life, in a thread."""
+
+    def __init__(self, runs: Path, words: tuple[str, ...], changed: dict[str, Any]) -> None:
+        environment = Environment(kind="venv", python=sys.executable, command=("{python}", ENGINE))
+        spec = serve(**{"shutdown_timeout_s": 1, "environment": environment, "engine_args": words, **changed})
+        self.folder: RunFolder = folder_of(spec, runs)
+        (self.folder.root / "code").symlink_to(ROOT)
+        self.folder.rendezvous.mkdir()
+        self.told = Told()
+        self.voice = Voice(self.folder.announcements)
+        self.life = Life(self.folder, spec, Task(0, 1, 0, "7", 0, "c1"), self.voice, self.told)
+        self.ending: Ending | None = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self.ending = self.life.run()
+
+    def said(self, kind: str) -> list[Announcement]:
+        names = announce.names(self.folder.announcements)
+        read = (announce.read(self.folder.announcements / name, os.getuid()) for name in names)
+        return [a for a in read if a.kind == kind]
+
+    def ready(self, times: int = 1) -> Announcement:
+        return wait_for(lambda: (found := self.said("replica-ready"))[times - 1 :] and found)[times - 1]
+
+    def end(self) -> Ending:
+        self.thread.join(30)
+        assert self.ending is not None
+        return self.ending
+
+    def endpoint(self) -> Endpoint:
+        assert self.life.endpoint is not None
+        return self.life.endpoint
+
+
+@pytest.fixture
+def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Living]]:
+    """Everything that takes its time takes less."""
+    monkeypatch.setattr(life, "BACK_OFF_S", (0.1,))
+    monkeypatch.setattr(life, "LOAD_S", 0.0)
+    for name, seconds in (("TURN_S", 0.05), ("LOOK_S", 0.1), ("ANSWER_S", 1.0), ("PROBE_S", 0.2)):
+        monkeypatch.setattr(watch, name, seconds)
+    begun: list[Living] = []
+
+    def live(*words: str, runs: Path = tmp_path, **changed: Any) -> Living:
+        begun.append(Living(runs, words, changed))
+        return begun[-1]
+
+    yield live
+    for one in begun:
+        one.told.stop("cancelled", "the test is over")
+        one.thread.join(30)
+        assert not one.thread.is_alive()
+
+
+def test_a_crashed_engine_is_started_again_behind_the_same_door(live: Callable[..., Living], tmp_path: Path) -> None:
+    one = live("--leave-once", str(tmp_path / "leave"))
+    first = one.ready()
+    (tmp_path / "leave").touch()
+    again = one.ready(2)
+    (said,) = one.said("engine-restarting")
+    assert said.facts == {
+        "failure": "crashed", "cause": "the engine ended by itself with exit code 0: done here", "restarts": 1
+    }  # fmt: skip
+    assert first.name < said.name < again.name
+    assert all(again.facts[name] == first.facts[name] for name in ("host", "port", "certificate"))
+    assert probes.healthy(one.endpoint()) and one.endpoint().key == one.folder.secret.read_text()
+    one.told.stop("cancelled", "cancelled")
+    assert one.end() == Ending(0, "cancelled", Cause.CANCELLED)
+
+
+def test_an_engine_that_keeps_crashing_is_given_up(live: Callable[..., Living], tmp_path: Path) -> None:
+    one = live("--leave-when", str(tmp_path / "leave"), max_restarts=2)
+    one.ready()
+    (tmp_path / "leave").touch()
+    ended = one.end()
+    assert (ended.exit_code, ended.kind, ended.failure) == (1, Cause.CRASHED, "crashed")
+    assert ended.cause.endswith(": done here; it was started again 2 times in 10 minutes")
+    assert [a.facts["restarts"] for a in one.said("engine-restarting")] == [1, 2]
+
+
+def test_an_engine_that_hangs_is_started_again(live: Callable[..., Living], tmp_path: Path) -> None:
+    hang = tmp_path / "hang"
+    one = live("--hang-when", str(hang), hang_timeout_s=1)
+    one.ready()
+    hang.touch()
+    (said,) = wait_for(lambda: one.said("engine-restarting"))
+    assert said.facts["failure"] == "hung" and said.facts["cause"].startswith("the engine hangs: ")
+    hang.unlink()
+    one.ready(2)
+    assert probes.proven(one.endpoint(), "generate", "chat") is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [("CUDA out of memory", "out-of-memory"), ("CUDA error: misaligned address", "cuda"), ("what is it?", "crashed")],
+)
+def test_an_engine_that_never_was_ready_is_not_started_again(
+    live: Callable[..., Living], words: str, kind: str
+) -> None:
+    one = live("--die", words)
+    ended = one.end()
+    assert ended.failure == kind and ended.cause == f"the engine ended with exit code 3: RuntimeError: {words}"
+    assert one.said("engine-restarting") == []
+
+
+def test_a_port_that_was_taken_meanwhile_is_changed(
+    live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = tasks.free_port
+    with socket.socket() as strangers:
+        strangers.bind(("127.0.0.1", 0))
+        strangers.listen()
+        taken = int(strangers.getsockname()[1])
+        ports = iter([taken])
+        monkeypatch.setattr(tasks, "free_port", lambda host="": next(ports, None) or free(host))
+        one = live()
+        ready = one.ready()
+    assert ready.facts["port"] != taken
+    assert [a.facts["failure"] for a in one.said("engine-restarting")] == ["port"]
+
+
+def test_what_probes_took_is_said_at_the_end(live: Callable[..., Living]) -> None:
+    one = live()
+    one.ready()
+    wait_for(lambda: one.folder.attempt_log("7.0", 0).read_text().count("asked for a token") >= 3)
+    one.told.stop("cancelled", "cancelled")
+    one.end()
+    (told,) = one.said("probes")
+    count = told.facts["count"]
+    assert count >= 1
+    assert told.facts["probe"] == {"prompt_tokens": 2 * count, "completion_tokens": count, "cached_tokens": 0}
+
+
+def test_the_load_is_reported(live: Callable[..., Living]) -> None:
+    one = live()
+    says = json.loads(wait_for(lambda: one.folder.load.exists() and one.folder.load.read_text()))
+    assert {k: says[k] for k in ("running", "waiting", "restarts")} == {"running": 2, "waiting": 0, "restarts": 0}
+    assert {"kv_cache_usage", "generated_tokens", "at"} <= says.keys()
+
+
+@pytest.mark.parametrize(
+    ("asked", "why", "cause"),
+    [("cancelled", "cancelled", Cause.CANCELLED), ("timeout", "time limit", Cause.TIME_LIMIT)],
+)
+def test_a_replica_says_that_it_drains_and_why(live: Callable[..., Living], asked: str, why: str, cause: Cause) -> None:
+    one = live()
+    one.ready()
+    one.told.stop(asked, why)
+    assert one.end() == Ending(0, asked, cause)
+    assert [a.facts for a in one.said("replica-draining")] == [{"why": why}]
+
+
+def test_a_replica_is_stopped_alone_by_a_file(live: Callable[..., Living]) -> None:
+    one = live()
+    one.ready()
+    (one.folder.switches / "stop").touch()
+    assert one.end() == Ending(0, "cancelled", Cause.CANCELLED)
+    assert [a.facts for a in one.said("replica-draining")] == [{"why": "asked"}]
+
+
+def test_a_stop_is_heard_while_an_engine_is_about_to_be_started_again(
+    live: Callable[..., Living], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "BACK_OFF_S", (600.0,))
+    one = live("--leave-when", str(tmp_path / "leave"))
+    one.ready()
+    (tmp_path / "leave").touch()
+    wait_for(lambda: one.said("engine-restarting"))
+    one.told.stop("cancelled", "cancelled")
+    assert one.end() == Ending(0, "cancelled", Cause.CANCELLED)
+
+
+def test_a_disk_that_takes_nothing_does_not_end_an_engine(live: Callable[..., Living], tmp_path: Path) -> None:
+    one = live("--leave-once", str(tmp_path / "leave"))
+    one.ready()
+    log = one.folder.attempt_log("7.0", 0)
+    away = [(place, place.with_name(f"{place.name}-away")) for place in (one.folder.announcements, one.folder.logs)]
+    for place, elsewhere in away:
+        place.rename(elsewhere)
+    (tmp_path / "leave").touch()
+    wait_for(lambda: one.life.restarts == 1 and one.life.ready)  # it serves again, and cannot say so
+    assert probes.healthy(one.endpoint())
+    for place, elsewhere in away:
+        elsewhere.rename(place)
+    one.ready(2)
+    assert [a.facts["restarts"] for a in one.said("engine-restarting")] == [1] and "done here" in log.read_text()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    place = tmp_path / "small"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"no file system of our own to fill (needs root): {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_does_not_end_an_engine_and_what_happened_is_said_later(
+    small_disk: Path, live: Callable[..., Living], tmp_path: Path
+) -> None:
+    one = live("--leave-once", str(tmp_path / "leave"), runs=small_disk)
+    one.ready()
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as f:
+        while True:
+            f.write(bytes(4096))
+    (tmp_path / "leave").touch()
+    wait_for(lambda: one.life.restarts == 1 and one.life.ready)
+    assert probes.proven(one.endpoint(), "generate", "chat") is not None
+    assert len(one.said("replica-ready")) == 1
+    filler.unlink()
+    one.ready(2)
+    one.told.stop("cancelled", "cancelled")
+    assert one.end() == Ending(0, "cancelled", Cause.CANCELLED)
+    assert [a.facts["restarts"] for a in one.said("engine-restarting")] == [1]
+
+
+@pytest.mark.parametrize("runner", ["embed", "score"])
+def test_an_engine_that_does_not_generate_is_proven_by_what_it_does(live: Callable[..., Living], runner: str) -> None:
+    ready = live(runner=runner).ready()
+    assert ready.facts["probe"] == {"prompt_tokens": 3, "completion_tokens": 0, "cached_tokens": 0}
+
+
+def test_adapters_are_there_before_a_replica_is_ready_and_follow_what_is_asked(
+    live: Callable[..., Living], tmp_path: Path
+) -> None:
+    places = {}
+    for name in ("polite", "terse"):
+        places[name] = str(tmp_path / name)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_model.safetensors").touch()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    one = live(adapters={"polite": places["polite"]})
+    ready = one.ready()
+    (loaded,) = one.said("adapters-loaded")
+    assert loaded.name < ready.name and loaded.facts == {"adapters": ["polite"], "problem": None}
+    adapters.ask(one.folder, places | {"rude": "/nowhere"})
+    wait_for(lambda: len(one.said("adapters-loaded")) == 2)
+    told = one.said("adapters-loaded")[1].facts
+    assert told["adapters"] == ["polite", "terse"] and "/nowhere" in told["problem"]
+    adapters.ask(one.folder, {"terse": places["terse"]})
+    wait_for(lambda: len(one.said("adapters-loaded")) == 3)
+    assert one.said("adapters-loaded")[2].facts == {"adapters": ["terse"], "problem": None}
+
+
+def test_a_new_engine_without_its_adapters_is_no_replica(
+    live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "engine_args", lambda _: ())
+    ended = live(adapters={"rude": "/nowhere"}).end()
+    assert ended.failure == "bad-model" and "/nowhere" in ended.cause
