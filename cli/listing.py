@@ -40,7 +40,18 @@ def status(context: Context, /, as_json: bool) -> None:
         if runs:
             click.echo("\n" + table([_run(r) for r in runs[-10:]], ("run", "kind", "state", "age", "cause")))
         if deployments:
-            columns = ("deployment", "state", "model", "ready", "replica", "replica_state", "endpoint", "job", "cause")
+            columns = (
+                "deployment",
+                "state",
+                "model",
+                "ready",
+                "replica",
+                "revision",
+                "replica_state",
+                "endpoint",
+                "job",
+                "cause",
+            )
             click.echo("\n" + table([row for d in deployments for row in _deployment(d)], columns))
     if not (said and gateway_up):
         raise SystemExit(1)
@@ -77,6 +88,7 @@ def _deployment(d: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 **row,
                 "replica": replica["id"],
+                "revision": replica["revision"],
                 "replica_state": replica["state"],
                 "endpoint": f"{replica['host']}:{replica['port']}" if replica["host"] else None,
                 "job": f"{job['job_id']} {job['state']}" if job else None,

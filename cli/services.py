@@ -90,8 +90,9 @@ def upgrade(context: Context, /) -> None:
 
 
 @click.command()
+@click.option("--standby", is_flag=True, help="Where another controller runs here: wait until it ends, then lead.")
 @click.pass_obj
-def controller(context: Context, /) -> None:
+def controller(context: Context, /, standby: bool) -> None:
     """Reconcile and serve the control API until SIGTERM."""
     from launchers.control import run
     from launchers.schedulers import scheduler_for
@@ -99,7 +100,7 @@ def controller(context: Context, /) -> None:
     prepare_service()
     site = context.site()
     try:
-        run(site, scheduler_for(site))
+        run(site, scheduler_for(site), standby=standby)
     except (StorageError, ValueError) as e:
         raise click.ClickException(str(e)) from e
     except OSError as e:  # the control API's address is taken, say

@@ -13,6 +13,7 @@ import signal
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ from launchers.scheduler import Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.schedulers import watch_for
 from registry import models, tenants
 from registry.access import Forbidden, Principal
-from registry.db import Conflict, NotFound, RegistryError, StorageError, open_writer
+from registry.db import AnotherWriter, Conflict, NotFound, RegistryError, StorageError, open_writer
 from registry.migrations import MIGRATIONS
 from registry.server_tls import server_context
 from registry.site import Site
@@ -50,6 +51,7 @@ from slurm.errors import SlurmUnavailable
 
 log = logging.getLogger(__name__)
 
+STANDBY_POLL_S = 1.0
 STATUS = {
     Unauthenticated: 401,
     Forbidden: 403,
@@ -197,10 +199,13 @@ async def poke(request: web.Request) -> web.Response:
 # The process.
 
 
-def run(site: Site, scheduler: Scheduler) -> None:
-    """Serve until SIGTERM. Raises StorageError, ValueError or OSError, before it serves, when it cannot start."""
+def run(site: Site, scheduler: Scheduler, *, standby: bool = False) -> None:
+    """Serve until SIGTERM. Raises StorageError, ValueError or OSError, before it serves, when it cannot start.
+
+    `standby`: where another one has the registry, wait until it ends, however long that takes.
+    """
     tls = server_context(site.control.tls, "control.tls") if site.control.tls else None
-    app = make_app(site, scheduler)
+    app = _led(site, scheduler) if standby else make_app(site, scheduler)
     site.runs_dir.mkdir(parents=True, exist_ok=True)
     path = site.control_socket
     path.unlink(missing_ok=True)  # left by one that was killed; the registry's writer lock says that none is alive
@@ -215,6 +220,22 @@ def run(site: Site, scheduler: Scheduler) -> None:
         asyncio.run(_serve(app, listeners))
     finally:
         path.unlink(missing_ok=True)
+
+
+def _led(site: Site, scheduler: Scheduler) -> web.Application:
+    waits = False
+    while True:
+        try:
+            app = make_app(site, scheduler)
+        except AnotherWriter:
+            if not waits:
+                log.info("another controller leads; this one stands by")
+            waits = True
+            time.sleep(STANDBY_POLL_S)
+        else:
+            if waits:
+                log.info("the other controller has ended: this one leads")
+            return app
 
 
 async def _serve(app: web.Application, listeners: list[tuple[socket.socket, ssl.SSLContext | None]]) -> None:

@@ -115,18 +115,21 @@ class Controller:
         await self.write(self._adopt)
         await self.write(self._ingest)
         open_jobs = await self.write(accounting.unsettled, self.db)
+        cluster = planned.Cluster(known=False)
         try:
             self.cluster = self.cluster or await self.ask(lambda: self.scheduler.cluster)
             statuses = await self.ask(self.scheduler.states, [ref_of(j) for j in open_jobs]) if open_jobs else {}
             await self.write(self._observe, statuses)
+            cluster = await self._outlook()
+            # Books that cannot be had keep nobody from being served: only the queue's silence does.
             await self.write(self._note_found, await self._find_lost())
             await self.settle(running=self._turns % RUNNING_USAGE_TURNS == 0)
             self.scheduler_error = None
-            cluster = await self._outlook()
         except SchedulerError as e:
             self.scheduler_error = str(e)
-            cluster = planned.Cluster(known=False, silence=str(e))
-            log.warning("the scheduler gave no answer, so nothing changes: %s", e)
+            if not cluster.known:
+                cluster = planned.Cluster(known=False, silence=str(e))
+            log.warning("the scheduler gave no full answer: %s", e)
         await self.write(promotions.advance, self.db)
         await self._act(await self.write(self.plans.make, cluster))
         self._turns += 1

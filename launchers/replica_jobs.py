@@ -21,6 +21,7 @@ from launchers.situations import resources_asked
 from launchers.spec import ServeSpec
 from launchers.vllm import adapters
 from registry import accounting, clock, deployments, replicas, revisions
+from registry.db import transaction
 from registry.deployments import Deployment, DeploymentState, ReplicaState
 from registry.replicas import Replica
 from registry.revisions import Revision
@@ -86,19 +87,20 @@ class ReplicaJobs:
             deployments.set_state(self.db, deployment.name, DeploymentState.FAILED, cause)
 
     def _note(self, specs: Sequence[ServeSpec], members: Sequence[StartReplica]) -> None:
-        for spec, one in zip(specs, members, strict=True):
-            deployments.add_replica(
-                self.db,
-                spec.id,
-                spec.name,
-                spec.owner,
-                str(self.site.runs_dir / spec.id),
-                revision=spec.revision,
-                reason=one.why,
-                replaces=one.replaces,
-                overflow=one.overflow,
-                pack=spec.pack[0] if spec.pack else None,
-            )
+        with transaction(self.db):  # all that share a job, or none
+            for spec, one in zip(specs, members, strict=True):
+                deployments.add_replica(
+                    self.db,
+                    spec.id,
+                    spec.name,
+                    spec.owner,
+                    str(self.site.runs_dir / spec.id),
+                    revision=spec.revision,
+                    reason=one.why,
+                    replaces=one.replaces,
+                    overflow=one.overflow,
+                    pack=spec.pack[0] if spec.pack else None,
+                )
 
     async def stop(self, replica_id: str, why: str) -> None:
         """End a replica's job; one that was never submitted is over. What has begun drains as long as it may."""

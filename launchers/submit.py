@@ -66,7 +66,11 @@ def slurm_parameters(request: JobRequest) -> dict[str, Any]:
         "time": math.ceil(r.time_limit_s / 60),  # minutes, which is all that Slurm counts
         "signal_delay_s": signal_lead_s(r.time_limit_s),
         # Both said, because a cluster's JobRequeue and a person's SBATCH_REQUEUE would decide otherwise.
-        "additional_parameters": {"no-requeue" if request.batch is None else "requeue": True},
+        "additional_parameters": {
+            "no-requeue" if request.batch is None else "requeue": True,
+            # What it comes after has failed: it would wait for ever.
+            **({"kill-on-invalid-dep": "yes"} if request.after else {}),
+        },
         "setup": [
             # srun has ignored sbatch's --cpus-per-task since 22.05.
             f"export SRUN_CPUS_PER_TASK={r.cpus_per_task}",

@@ -5,7 +5,6 @@ What could not be written is kept, with the time at which it was said, and writt
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +30,7 @@ class Voice:
         self._waiting: deque[tuple[int, str, dict[str, Any]]] = deque(maxlen=MOST)
         self._said_ns = 0
         self._tried_at = 0.0
+        self._gone = False  # the directory: the run was deleted, and nobody listens
 
     def say(self, kind: str, **facts: Any) -> None:
         """State a fact: now, or as soon as it can be written. In the order in which they were said."""
@@ -44,17 +44,22 @@ class Voice:
             self._write()
 
     def finish(self, timeout_s: float = LAST_WORD_S) -> bool:
-        """Wait for what is not yet written. Whether all was said."""
+        """Wait for what is not yet written, unless its directory was deleted. Whether all was said."""
         until = self._clock() + timeout_s
-        while self._waiting and self._clock() < until:
+        self._write()
+        while self._waiting and not self._gone and self._clock() < until:
             self._sleep(RETRY_S)
             self._write()
         return not self._waiting
 
     def _write(self) -> None:
-        self._tried_at = self._clock()
-        with contextlib.suppress(OSError):
+        self._tried_at, self._gone = self._clock(), False
+        try:
             while self._waiting:
                 at_ns, kind, facts = self._waiting[0]
                 announce_later(self._directory, at_ns, kind, facts)
                 self._waiting.popleft()
+        except FileNotFoundError:
+            self._gone = True
+        except OSError:
+            pass  # later

@@ -42,6 +42,7 @@ def models(tmp_path: Path) -> list[Path]:
     for directory in made:
         directory.mkdir()
         (directory / "config.json").write_text("{}")
+        (directory / "model.safetensors").touch()
     return made
 
 
@@ -71,9 +72,9 @@ def test_serving_the_same_name_again_changes_it_and_says_what(laptop: Platform, 
     assert (done.exit_code, done.stdout) == (0, "deployment again is ready\n")
     assert "deployment again: max: 2 -> 3" in done.stderr
     assert states(laptop, "again") == [(1, "good")]  # more of the same is no other revision
-    done = invoke(laptop, *serve, "--max", "3", "--target-tokens", "1000", "--engine-args", "--seed '1'")
+    done = invoke(laptop, *serve, "--max", "3", "--target-tokens", "1000", "--engine-args", "--leave-when '/no where'")
     assert (done.exit_code, done.stdout) == (0, "deployment again is ready\n"), done.output
-    assert 'engine_args: [] -> ["--seed", "1"]' in done.stderr
+    assert 'engine_args: [] -> ["--leave-when", "/no where"]' in done.stderr
     assert states(laptop, "again") == [(1, "good"), (2, "good")]
     assert ok(laptop, "delete", "again") == "deployment again: stopped\n"
 
@@ -89,7 +90,7 @@ def test_what_is_said_in_options_is_what_is_wanted(laptop: Platform, models: lis
     assert spec.resources == {"time_limit_s": 7200, "options": ["--time-min=30"]}
     assert spec.overflow == {"qos": "low"}
     assert spec.routing == "round-robin"
-    ok(laptop, "delete", "said")
+    ok(laptop, "delete", "said", "--no-wait")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_a_file_is_applied_once_and_then_says_the_same(laptop: Platform, models:
     assert f"{file}:12: deployments.fourth.modle: unknown key; did you mean 'model'?" in refused.output
     assert "third" not in ok(laptop, "get", "--all")
     for name in ("first", "second"):
-        ok(laptop, "delete", name)
+        ok(laptop, "delete", name, "--no-wait")
 
 
 def test_nothing_of_a_file_is_applied_when_the_controller_refuses_any(
@@ -197,7 +198,7 @@ def test_replicas_are_scaled_by_hand(laptop: Platform, models: list[Path]) -> No
     wait_for(lambda: " 2/2 (2..2)" in ok(laptop, "get", "-o", "table", "scaled"), 60)
     assert ok(laptop, "scale", "scaled", "--min", "1", "--max", "3").endswith(", 1 to 3 as the load asks\n")
     assert states(laptop, "scaled") == [(1, "good")]
-    ok(laptop, "delete", "scaled")
+    ok(laptop, "delete", "scaled", "--no-wait")
 
 
 def test_a_version_is_rolled_out_proves_itself_and_is_rolled_back(laptop: Platform, models: list[Path]) -> None:
@@ -211,7 +212,19 @@ def test_a_version_is_rolled_out_proves_itself_and_is_rolled_back(laptop: Platfo
     assert said.splitlines() == ["deployment rolled: revision 3 (rolled@1) is wanted", "deployment rolled is ready"]
     said = ok(laptop, "rollout", "rolled", "--restart", "--wait")
     assert said.splitlines() == ["deployment rolled: revision 4 (rolled@1) is wanted", "deployment rolled is ready"]
-    ok(laptop, "delete", "rolled")
+    ok(laptop, "delete", "rolled", "--no-wait")
+
+
+def test_a_revision_that_fails_is_given_up_and_says_why(laptop: Platform, models: list[Path]) -> None:
+    serve = ("serve", str(models[0]), "--name", "spoilt")
+    ok(laptop, *serve)
+    done = invoke(laptop, *serve, "--engine-arg=--no-such-argument")
+    assert done.exit_code == 1
+    assert "revision 2 was given up, and 1 is served again: " in done.stderr
+    assert "no-such-argument" in done.stderr
+    assert states(laptop, "spoilt") == [(1, "good"), (2, "bad")]
+    assert "revision 2 (spoilt@1) is bad: " in ok(laptop, "rollout", "spoilt", "--status")
+    ok(laptop, "delete", "spoilt", "--no-wait")
 
 
 def test_a_paused_deployment_rolls_nothing_out_until_it_goes_on(laptop: Platform, models: list[Path]) -> None:
@@ -223,7 +236,7 @@ def test_a_paused_deployment_rolls_nothing_out_until_it_goes_on(laptop: Platform
     assert {r["replica"]["revision"] for r in described(laptop, "paused")["replicas"]} == {1}
     assert ok(laptop, "pause", "paused", "--off") == "deployment paused goes on\n"
     wait_for(lambda: states(laptop, "paused") == [(1, "good"), (2, "good")], 60)
-    ok(laptop, "delete", "paused")
+    ok(laptop, "delete", "paused", "--no-wait")
 
 
 def test_a_deployment_is_explained_in_words(laptop: Platform, models: list[Path]) -> None:
@@ -232,7 +245,7 @@ def test_a_deployment_is_explained_in_words(laptop: Platform, models: list[Path]
     first, *more = ok(laptop, "explain", "explained").splitlines()
     assert first == "explained  ready  explained@1, revision 1"
     assert more and all(line.startswith(("  ", "next:", "as of ")) for line in more)
-    ok(laptop, "delete", "explained")
+    ok(laptop, "delete", "explained", "--no-wait")
 
 
 def test_moves_of_an_alias_are_kept_taken_back_and_followed(laptop: Platform, models: list[Path]) -> None:

@@ -95,6 +95,7 @@ def endpoint(job: Job, ready: Announcement) -> Endpoint:
     return Endpoint(facts["host"], facts["port"], job.folder.secret.read_text(), facts["certificate"])
 
 
+@pytest.mark.timeout(1800)  # three starts of vLLM, each of which may take START_S
 def test_an_engine_that_is_killed_or_hangs_is_started_again_and_answers_at_the_same_place(
     models: Path, tmp_path: Path
 ) -> None:

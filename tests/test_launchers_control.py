@@ -30,7 +30,7 @@ from conftest import ROOT
 from specs import folder_of, serve, train
 from waiting import eventually, wait_for
 
-from launchers import control_http, ended_runs
+from launchers import control_http, ended_runs, replica_jobs
 from launchers import controller as controllers
 from launchers.announce import announce
 from launchers.control import CONTROLLER, make_app, principal_of
@@ -275,26 +275,29 @@ async def test_what_a_starting_replica_was_asked_is_in_the_platforms_books(platf
 
 
 async def test_an_engine_that_fails_fails_its_deployment_with_its_words(platform: Platform) -> None:
-    await platform.deploy("--die", "no kernel image", replicas=2)
+    await platform.deploy("--die", "size mismatch for lm_head", replicas=2)
     described = await platform.reaches("failed")
-    assert described["deployment"]["cause"] == "the engine ended with exit code 3: RuntimeError: no kernel image"
+    cause = "the engine ended with exit code 3: RuntimeError: size mismatch for lm_head"
+    assert described["deployment"]["cause"] == cause
+    assert {r["replica"]["failure"] for r in described["replicas"]} <= {"bad-model", None}
     jobs = await platform.settled()
     assert "FAILED" in {job["state"] for job in jobs}
     assert len(platform.jobs()) == 2
 
 
-async def test_a_lost_replica_is_replaced(platform: Platform) -> None:
+async def test_an_engine_that_is_killed_is_started_again_in_its_replicas_job(platform: Platform) -> None:
     await platform.deploy()
     (old,) = (await platform.reaches("ready"))["replicas"]
     _kill_engine(platform.site)
 
-    async def another_is_ready() -> Any:
-        replicas = (await platform.get("deployments/chat"))["replicas"]
-        return len(replicas) == 2 and replicas[1]["replica"]["state"] == "ready" and replicas
+    async def ready_again() -> Any:
+        (found,) = (await platform.get("deployments/chat"))["replicas"]
+        replica = found["replica"]
+        return replica["restarts"] == 1 and replica["state"] == "ready" and found
 
-    first, _ = await eventually(another_is_ready)
-    assert first["replica"]["id"] == old["replica"]["id"]
-    assert first["replica"]["cause"].startswith("the engine was killed by SIGKILL")
+    again = await eventually(ready_again)
+    assert again["replica"]["id"] == old["replica"]["id"]
+    assert [job["job_id"] for job in again["jobs"]] == [job["job_id"] for job in old["jobs"]]
     await platform.reaches("ready")  # a turn later
     await platform.stopped()
 
@@ -371,7 +374,7 @@ async def test_books_closed_by_a_report_do_not_hide_that_a_job_is_over(platform:
 async def test_a_drain_that_does_not_end_is_cut_by_a_cancel(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controllers, "CANCEL_AGAIN_S", -0.9)  # a tenth of a second after the first
+    monkeypatch.setattr(replica_jobs, "CANCEL_AGAIN_S", -0.9)  # a tenth of a second after the first
     await platform.deploy("--deaf")
     await platform.reaches("ready")
     assert (await platform.post("deployments/chat/stop")).status == 200
@@ -440,7 +443,7 @@ async def test_a_replicas_row_says_what_it_waits_for_and_until_when_its_job_may_
 
 
 async def test_a_deployment_of_no_replicas_sleeps_is_wakened_by_a_call_and_goes_to_sleep_again(
-    platform: Platform, monkeypatch: pytest.MonkeyPatch
+    platform: Platform,
 ) -> None:
     ledger = open_writer(platform.site.ledger_db, LEDGER_MIGRATIONS)  # the gateway's
     await platform.deploy(replicas=0)
@@ -456,14 +459,19 @@ async def test_a_deployment_of_no_replicas_sleeps_is_wakened_by_a_call_and_goes_
     await platform.turns(4)
     assert len(platform.jobs()) == 1
 
-    monkeypatch.setattr(plan, "KEEP_AWAKE_S", 0.0)  # it is as if nobody had called for that long
+    async def sleeps_after(seconds: float) -> None:
+        spec = {**(await platform.get("deployments/chat"))["spec"], "idle_timeout_s": seconds}
+        applied = await platform.post("deployments/chat/apply", {"spec": spec})
+        assert (applied.status, applied.body["done"]) == (200, "scaled")
+
+    await sleeps_after(0.001)  # it is as if nobody had called for that long
     (same,) = (await platform.reaches("asleep"))["replicas"]
     assert same["replica"]["id"] == first["replica"]["id"]
     await platform.settled()
     assert (await platform.get("deployments/chat"))["replicas"][0]["replica"]["state"] == "stopped"
     assert (await platform.get("deployments/chat"))["deployment"]["state"] == "asleep"
 
-    monkeypatch.undo()
+    await sleeps_after(900)
     note_demand(ledger, [Demand("chat", clock.now(), 1)])
     _, second = (await platform.reaches("ready"))["replicas"]
     assert second["replica"]["state"] == "ready"

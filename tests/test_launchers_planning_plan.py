@@ -570,3 +570,40 @@ def test_without_words_the_actions_are_the_same() -> None:
     quick = plan(situation, KNOWN, words=False)
     assert quick.actions == plan(situation, KNOWN).actions != ()
     assert quick.why == quick.next == ()
+
+
+def test_a_job_that_may_run_in_several_partitions_is_stopped_by_maintenance_of_all_their_nodes_only() -> None:
+    wanted = deployment("starting", rules={"partition": "a,b"})
+    nodes = {"a": frozenset({"n1"}), "b": frozenset({"n2"})}
+    for reserved, limit in ((ALL, 7140), (frozenset({"n1"}), None)):
+        cluster = replace(maintained(7200, reserved), partition_nodes=nodes)
+        found = plan(Situation(wanted=wanted, timings=Timings(0.0, 60.0), now=NOW), cluster).actions
+        assert [a.time_limit_s for a in found if isinstance(a, StartReplica)] == [limit]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "words"),
+    [
+        ([replica("r0")], "its first replica starts"),
+        ([replica("r0"), new("n0", "pending")], "its first replica waits in Slurm's queue"),
+        (
+            [replica("r0"), new("n0", "failed", failure="crashed", cause="the engine ended", ended_at=NOW - 3)],
+            "its first replica starts, again from 13:46 UTC on (the last one: the engine ended)",
+        ),
+        (
+            [replica("r0"), new("n0", requests=5, ready_at=NOW - 50)],
+            "its first replica is watched for 5 min and 20 requests, or twice as long; it has answered 5",
+        ),
+    ],
+)
+def test_how_far_a_rollout_is_is_said_in_plain_words(replicas: list[Had], words: str) -> None:
+    decision = plan(Situation(wanted=rolling(), replicas=tuple(replicas), now=NOW), KNOWN)
+    assert f"rolls out revision 2 in place of 1: {words}" in decision.why
+
+
+def test_a_rollout_that_slurm_has_no_room_for_says_what_it_waits_for() -> None:
+    waits = replica("r1", "pending", waiting_reason="Resources")
+    decision = plan(Situation(wanted=rolling(least=2), replicas=(replica("r0"), waits), now=NOW), KNOWN)
+    assert decision.actions == ()
+    submitted = "its first replica is submitted when r1 has started, which waits (Resources)"
+    assert f"rolls out revision 2 in place of 1: {submitted}" in decision.why

@@ -124,7 +124,7 @@ def check_turn(world: World) -> None:
     assert again == [], f"not quiet: {again} after {actions}"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(rules=rules, least=st.integers(0, 3), happen=events)
 def test_whatever_happens_no_more_than_wanted_is_started_no_less_serves_and_the_plan_is_quiet(
     rules: Rules, least: int, happen: list[tuple[str, int]]
@@ -136,7 +136,7 @@ def test_whatever_happens_no_more_than_wanted_is_started_no_less_serves_and_the_
         check_turn(world)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rules=rules, least=st.integers(1, 3), happen=events)
 def test_once_the_world_is_at_peace_as_many_serve_as_are_wanted_and_every_rollout_has_ended(
     rules: Rules, least: int, happen: list[tuple[str, int]]

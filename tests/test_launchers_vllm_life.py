@@ -190,6 +190,19 @@ def test_a_replica_says_that_it_drains_and_why(live: Callable[..., Living], aske
     assert [a.facts for a in one.said("replica-draining")] == [{"why": why}]
 
 
+def test_at_its_time_limit_a_replica_says_that_it_drains_before_it_refuses_anybody(
+    live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "HEARD_S", 600.0)
+    one = live(shutdown_timeout_s=600)
+    one.ready()
+    one.told.stop("timeout", "time limit")
+    wait_for(lambda: one.said("replica-draining"))
+    assert probes.proven(one.endpoint(), "generate", "chat") is not None
+    monkeypatch.setattr(life, "HEARD_S", 0.0)
+    assert one.end() == Ending(0, "timeout", Cause.TIME_LIMIT)
+
+
 def test_a_replica_is_stopped_alone_by_a_file(live: Callable[..., Living]) -> None:
     one = live()
     one.ready()

@@ -14,8 +14,6 @@ from specs import folder_of, serve
 
 from launchers import submit
 from launchers.launch import freeze, request_for
-from launchers.local_scheduler import LocalScheduler
-from launchers.scheduler import JobRef, JobRequest, SchedulerError
 from launchers.spec import Resources
 from launchers.task import END_APART
 from launchers.vllm import pack
@@ -125,16 +123,3 @@ def test_a_task_without_a_folder_says_so(tmp_path: Path) -> None:
     done = subprocess.run(argv, env=environ, timeout=60, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert "task 3 of a pack of 1 replicas has none" in done.stderr
-
-
-def test_of_a_pack_that_the_scheduler_refuses_nothing_is_left(tmp_path: Path) -> None:
-    class Refusing(LocalScheduler):
-        def submit(self, request: JobRequest) -> JobRef:
-            assert request.apart
-            raise SchedulerError("no such partition")
-
-    specs = [serve(f"chat-{n}", pack=("chat-1", "chat-2")) for n in (1, 2)]
-    scheduler: Any = Refusing(tmp_path / "spool")
-    with pytest.raises(SchedulerError, match="no such partition"):
-        pack.launch(specs, tmp_path / "runs", scheduler)
-    assert list((tmp_path / "runs").iterdir()) == []

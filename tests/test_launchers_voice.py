@@ -54,11 +54,18 @@ def test_what_could_not_be_written_is_said_later_with_its_own_time_and_in_order(
 
 
 def test_the_last_word_is_waited_for_but_not_for_ever(tmp_path: Path, voice: Voice, now: Now) -> None:
+    (tmp_path / "said").touch()  # no directory: as one that cannot be reached
     voice.say("attempt-ended", exit_code=0)
     assert not voice.finish(60) and now.slept == 60
+    (tmp_path / "said").unlink()
     (tmp_path / "said").mkdir()
     assert voice.finish(60) and [a.kind for a in said(tmp_path)] == ["attempt-ended"]
     assert voice.finish(60) and now.slept <= 62
+
+
+def test_nobody_waits_for_a_run_that_was_deleted(voice: Voice, now: Now) -> None:
+    voice.say("attempt-ended", exit_code=0)
+    assert not voice.finish(60) and now.slept == 0
 
 
 def test_of_too_many_that_wait_the_oldest_go_first(tmp_path: Path, voice: Voice, now: Now) -> None:

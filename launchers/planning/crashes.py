@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from launchers.planning.facts import Cluster, Had, Situation
 from launchers.planning.fleet import DRAINING, READY, Fleet
+from launchers.vllm.failures import Kind, Policy, policy
 from registry.replicas import ReplicaState
 
-HOPELESS = frozenset({"bad-model", "bad-argument", "out-of-memory"})  # the same arguments fail the same way
-OF_THE_NODE = frozenset({"node", "cuda"})  # another node may do
+HOPELESS = frozenset(kind for kind in Kind if policy(kind, was_ready=False) is Policy.HOPELESS)
+OF_THE_NODE = frozenset({Kind.NODE, Kind.CUDA})  # another node may do
 MAX_LOST = 3  # losses in a row for each wanted replica, of a revision that never served; of another, twice as many
 SERVED_S = 300.0  # a replica that served for less before it crashed was as good as lost
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0
@@ -62,7 +63,7 @@ def avoided(s: Situation, fleet: Fleet, cluster: Cluster) -> tuple[str, ...]:
     """Nodes on which a replica failed because of the node, lately; none when there are no others."""
     since = s.now - AVOIDED_S
     bad = {node for r in fleet.ended if r.failure in OF_THE_NODE and (r.ended_at or 0.0) > since for node in r.nodes}
-    nodes = cluster.partition_nodes.get(s.wanted.rules.partition)
+    nodes = cluster.nodes_of(s.wanted.rules.partition)
     return () if nodes and nodes <= bad else tuple(sorted(bad))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from launchers.planning import maintenance, rollover, scale
 from launchers.planning.facts import Cluster, Had, Maintenance, Situation
-from launchers.planning.fleet import DRAINING, READY, STARTING
+from launchers.planning.fleet import DRAINING, PENDING, READY
 
 if TYPE_CHECKING:
     from launchers.planning.turn import Turn
@@ -19,9 +19,7 @@ Next = tuple[float | None, str]
 
 def silence(cluster: Cluster) -> tuple[str, ...]:
     cause = f" ({cluster.silence})" if cluster.silence else ""
-    return (
-        f"the scheduler does not answer{cause}: until it does, nothing is started or stopped, and what serves serves",
-    )
+    return (f"the scheduler does not answer{cause}: nothing is started or stopped until it does",)
 
 
 def ending(s: Situation, live: Sequence[Had]) -> tuple[str, ...]:
@@ -49,6 +47,8 @@ def why(turn: Turn) -> tuple[str, ...]:
         lines.append(_held(turn))
     if turn.base.too_many:
         lines.append(f"replicas are lost again and again, the last one: {turn.base.cause}; it is tried every 10 min")
+    if not count and turn.fleet.coming:
+        lines.append("what comes up all the same serves, and is kept for whoever called")
     if w.paused:
         lines.append("is paused: nothing is scaled or rolled out, and what ends is replaced")
     coming = turn.missing or turn.started or turn.fleet.pending
@@ -64,12 +64,12 @@ def coming(turn: Turn) -> tuple[Next, ...]:
     found: list[Next] = []
     for losses, revision in {turn.base: turn.course.base, turn.newest: w.revision}.items():
         if losses.retry_at > s.now:
-            found.append((losses.retry_at, f"revision {revision} is tried again: {losses.count} were lost in a row"))
+            found.append((losses.retry_at, f"revision {revision} is tried again: {_lost(losses.count)} in a row"))
     for r in turn.slots:
         if r.state is READY and r.ends_at is not None and r.id not in turn.fleet.successors:
             lead = rollover.lead_s(s, r)
             end = f"its job ends at {when(s, r.ends_at)}, and queue, start-up and drain take about {lead / 60:.0f} min"
-            found.append((r.ends_at - lead, f"a successor of {r.id} is submitted: {end}"))
+            found.append((max(s.now, r.ends_at - lead), f"a successor of {r.id} is submitted: {end}"))
     for r in turn.fleet.pending:
         reason = f": {r.waiting_reason}" if r.waiting_reason else ""
         found.append((r.expected_start_at, f"{r.id} starts{reason}"))
@@ -117,10 +117,10 @@ def _held(turn: Turn) -> str:
     more = f"{turn.missing} more {'is' if turn.missing == 1 else 'are'} wanted"
     if turn.s.now < turn.base.retry_at:
         again = when(turn.s, turn.base.retry_at)
-        return f"{more}; {turn.base.count} were lost in a row, so the next is started at {again}: {turn.base.cause}"
-    waits = turn.waits
-    reason = waits.waiting_reason if waits else "one at a time"
-    return f"{more}; Slurm cannot start the one that waits ({reason}), so none is submitted"
+        return f"{more}; {_lost(turn.base.count)} in a row, so the next is started at {again}: {turn.base.cause}"
+    if (waits := turn.waits) is None:
+        return f"{more}, one at a time"
+    return f"{more}; Slurm cannot start the one that waits ({waits.waiting_reason}), so none is submitted"
 
 
 def _rollout(turn: Turn) -> str:
@@ -135,7 +135,9 @@ def _rollout(turn: Turn) -> str:
     if not any(r.state is READY for r in new):
         again = f", again from {when(s, turn.newest.retry_at)} on" if turn.newest.retry_at > s.now else ""
         last = f" (the last one: {turn.newest.cause})" if turn.newest.count else ""
-        state = "starts" if any(r.state is STARTING for r in new) else "is to start"
+        state = "waits in Slurm's queue" if new and all(r.state is PENDING for r in new) else "starts"
+        if not new and (waits := turn.waits):
+            state = f"is submitted when {waits.id} has started, which waits ({waits.waiting_reason})"
         return f"{to}: its first replica {state}{again}{last}"
     answered = sum(r.requests for r in s.replicas if r.revision == w.revision)
     watched = f"{w.rules.bake_s / 60:.0f} min and {w.rules.bake_requests} requests, or twice as long"
@@ -150,6 +152,10 @@ def _draining(s: Situation, live: Sequence[Had]) -> tuple[str, ...]:
             left = "its requests are not known" if r.outstanding is None else f"{r.outstanding} requests are left"
             lines.append(f"{r.id} drains until {until} at the latest: {left}")
     return tuple(lines)
+
+
+def _lost(count: int) -> str:
+    return f"{count} {'was' if count == 1 else 'were'} lost"
 
 
 def _replicas(count: int) -> str:

@@ -121,6 +121,13 @@ class Cluster:
     maintenance: tuple[Maintenance, ...] = ()
     partition_nodes: Mapping[str, frozenset[str]] = field(default_factory=dict)  # "": the default partition's
 
+    def nodes_of(self, partitions: str) -> frozenset[str]:
+        """Of all that a job may name, with commas; none where any of them is not known."""
+        names = partitions.split(",")
+        if len(names) == 1 or not all(name in self.partition_nodes for name in names):
+            return self.partition_nodes.get(partitions, frozenset())
+        return frozenset[str]().union(*(self.partition_nodes[name] for name in names))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:

@@ -15,7 +15,7 @@ def ahead(s: Situation, cluster: Cluster) -> list[Maintenance]:
     """What goes on or is to come, and takes all nodes on which this deployment's replicas may run."""
     if not cluster.maintenance:
         return []
-    nodes = cluster.partition_nodes.get(s.wanted.rules.partition)
+    nodes = cluster.nodes_of(s.wanted.rules.partition)
     return [m for m in cluster.maintenance if nodes and m.ends_at > s.now and _takes(m.nodes, nodes)]
 
 

@@ -36,6 +36,7 @@ LOAD_S = 10.0  # between two reports of load
 PROBES_S = 600.0  # between two reports of what probes took
 BACK_OFF_S = (1.0, 5.0, 20.0)  # before the first, second, ... restart of late
 LATE_S = 600.0  # of late: in these last seconds
+HEARD_S = 2.0  # from the word of a coming end to its beginning, so that gateways hear of it: there is time for both
 GRACE_S = 10.0  # beyond the engine's own shutdown timeout, before it is killed
 LOG_LINES, LOG_BYTES = 1000, 256 << 10  # of an engine's output that is searched for a cause
 # What the shared file system, or this node's view of it, is to blame for: elsewhere the same may work.
@@ -134,6 +135,7 @@ class Life:
                 watch.stop()
             child.kill_group(engine)
             if watch is not None:
+                watch.join()  # the next engine is forked with no thread about
                 self._tell_probes(watch)
 
     def _start(self, spec: ServeSpec) -> subprocess.Popen[bytes]:
@@ -208,12 +210,18 @@ class Life:
             if self.ready and self.first:
                 self.voice.say("replica-draining", why=self.told.why)
         waited = time.monotonic() - since
-        # The parts of an engine that have no front are needed until the front has finished.
-        if not self._forwarded and (self.first or self._over.exists() or waited > self.spec.shutdown_timeout_s):
+        if not self._forwarded and self._may_end(waited):
             self._forwarded = True
             engine.terminate()
         if waited > self.spec.shutdown_timeout_s + GRACE_S:
             child.kill_group(engine)
+
+    def _may_end(self, waited: float) -> bool:
+        """Whether the engine is to hear of it now, `waited` seconds after we did."""
+        if self.first:
+            return self.told.asked != "timeout" or not self.ready or waited >= HEARD_S
+        # The parts of an engine that have no front are needed until the front has finished.
+        return os.path.lexists(self._over) or waited > self.spec.shutdown_timeout_s
 
     def _hear(self, watch: Watch) -> Failure | None:
         with contextlib.suppress(Empty):

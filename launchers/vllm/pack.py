@@ -10,23 +10,12 @@ import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from launchers.environment import GPU_LISTS
-from launchers.freeze import note_environment
-from launchers.launch import (
-    Launched,
-    freeze,
-    program,
-    remove,
-    request_for,
-    submit_or_remove,
-    write_job,
-    write_whole,
-)
+from launchers.launch import program
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRequest, Scheduler
-from launchers.spec import Resources, ServeSpec, dump
+from launchers.scheduler import JobRequest
+from launchers.spec import Resources
 from launchers.vllm.arguments import last, ranks
 
 MODULE = "launchers.vllm.pack"
@@ -90,32 +79,6 @@ def request(first: JobRequest, folders: Sequence[RunFolder]) -> JobRequest:
         return first
     asked = resources(first.resources, len(folders))
     return dataclasses.replace(first, command=command(folders), resources=asked, apart=True)
-
-
-def launch(specs: Sequence[ServeSpec], runs_dir: Path, scheduler: Scheduler) -> list[Launched]:
-    """Make the members' run folders, which all say which job is theirs, and submit the one job. One is no pack.
-
-    Raises as launchers.launch.launch does; of a job that was refused nothing is left. The job's key is the first id.
-    """
-    folders = [RunFolder(runs_dir.resolve() / spec.id) for spec in specs]
-    made: list[RunFolder] = []
-    try:
-        for folder in folders:
-            folder.create()
-            made.append(folder)
-            freeze(folder.code)
-            note_environment(folder.environment, os.environ)
-        asked = request(request_for(specs[0], folders[0]), folders)
-        folders[0].script.write_text(scheduler.script(asked), encoding="utf-8")
-        for spec, folder in zip(specs, folders, strict=True):
-            write_whole(folder.spec, dump(spec))  # last: a folder with a spec is one to be adopted
-    except BaseException:
-        remove(made)
-        raise
-    job = submit_or_remove(asked, scheduler, folders)
-    for folder in folders:
-        write_job(folder, job)
-    return [Launched(folder, job) for folder in folders]
 
 
 def member_env(environ: Mapping[str, str], number: int, members: int) -> dict[str, str]:

@@ -112,10 +112,17 @@ class Watch:
         self._lock = threading.Lock()
         self._used, self._count = NOTHING, 0
         self._probing: threading.Thread | None = None
-        threading.Thread(target=self._run, name="watch", daemon=True).start()
+        self._watching = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._watching.start()
 
     def stop(self) -> None:
         self._stop.set()
+
+    def join(self) -> None:
+        """Wait for what was asked last. A dead engine's questions end at once; nothing else is waited for long."""
+        for thread in (self._watching, self._probing):
+            if thread is not None:
+                thread.join(ANSWER_S)
 
     def used(self) -> tuple[Probe, int]:
         """What the probes took since the last time, and how many there were. Those before it was ready are Ready's."""
