@@ -208,11 +208,13 @@ async def _next(gw: Gateway, asked: Asked, call: Call, failed: Mapping[Life, Ups
 
 
 async def _wait_for_replica(gw: Gateway, asked: Asked, call: Call, but: Container[Life] = ()) -> None:
-    """A stream is told what it waits for, for as long as it takes; anything else waits up to the site's bound, and so
-    does a stream for another replica than those that it was tried on."""
+    """A stream is told what it waits for, for as long as it takes; anything else waits up to the site's bound.
+
+    So does a stream for another replica than those that it was tried on; unless it has begun, it may yet be refused.
+    """
     began = gw.clock()
     name, heartbeat = asked.served_by, None
-    if call.stream:
+    if call.stream and (not but or asked.front.started):
         heartbeat = delivery.comments(asked.front, replies.headers(gw.site, asked))
     await gw.room.until_ready(
         name,
