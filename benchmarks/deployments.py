@@ -36,7 +36,7 @@ KILLED_S = 2.0  # until all clients of a killed gateway have noticed
 class Size:
     rollovers: int = 20
     rolling: int = 5  # deployments
-    minutes: int = 2  # of each of their jobs
+    minutes: int = 3  # of each of their jobs
     preemptions: int = 10
     kills: int = 10
     streams: int = 12

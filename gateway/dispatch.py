@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from gateway import attempt, calls, delivery, media, replies, trial
@@ -35,7 +36,7 @@ from gateway.errors import (
 from gateway.fair_queue import Priority
 from gateway.front import Front, Request
 from gateway.ledger_writer import LedgerWriter
-from gateway.metering import Meter, Usage
+from gateway.metering import STOPPING, Meter, Usage
 from gateway.metrics import Metrics
 from gateway.names import Names
 from gateway.providers import Providers
@@ -45,6 +46,7 @@ from gateway.replica_health import Fault, ReplicaHealth
 from gateway.router import LIKELY_OUTPUT_TOKENS, Routed, Router
 from gateway.shadow import Shadow
 from gateway.surfaces.table import SURFACES
+from gateway.upstream import ConnectionLost
 from gateway.waiting_room import WaitingRoom
 from gateway.workload import Tally, Work, Workload
 from registry.deployments import Replica
@@ -53,6 +55,8 @@ from registry.ledger import Outcome
 from registry.site import Site
 
 log = logging.getLogger(__name__)
+
+Life = tuple[str, int]  # a replica, and how often its engine was started again: after that, it is as good as another
 
 ATTEMPTS = 3  # replicas that one request is tried on
 SESSION = "x-headgate-session"  # requests that share one go where their prompts are cached
@@ -149,7 +153,8 @@ async def answer(gw: Gateway, asked: Asked) -> None:
 async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
     """In its turn, on the replica with the least to do; on another one if that fails before its first output.
 
-    Where the site allows it, a stream that broke off later is continued on another one, too.
+    Where the site allows it, a stream that broke off later is continued on another one, too. Where a replica ends and
+    there is no other, its successor is waited for, or its engine's new start.
     """
     name, tenant, front = asked.served_by, asked.caller.tenant.name, asked.front
     gw.called.note(name)
@@ -160,11 +165,11 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
     slot = queue.try_enter(tenant, call.tokens, priority)
     if slot is None:
         slot = await queue.enter(tenant, call.tokens, priority, likely_tokens(call))
-    failed: dict[str, UpstreamFailed] = {}
+    failed: dict[Life, UpstreamFailed] = {}
     said = Said(call) if gw.site.gateway.continue_streams and may_continue(call) else None
     with slot:
         asked.queued_s += slot.waited_s
-        while (routed := _route(gw, asked, call, failed)) is not None:
+        while (routed := await _next(gw, asked, call, failed)) is not None:
             slot.used_at(routed.replica.id)
             try:
                 with routed:
@@ -172,7 +177,7 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
             except UpstreamFailed as e:
                 log.warning("replica %s of %s failed: %s", routed.replica.id, name, e)
                 gw.health.failed(routed.replica.id, str(e), fault(e))
-                failed[routed.replica.id] = e
+                failed[life(routed.replica)] = e
                 spoke = asked.outcome is not None  # this replica, before it failed
                 if len(failed) == ATTEMPTS or (isinstance(e, UpstreamSilent) and not spoke):
                     raise
@@ -192,24 +197,36 @@ def _nobody(gw: Gateway, name: str, call: Call) -> NoReplica:
     return NoReplica(f"no replica of {name} is ready")
 
 
-async def _wait_for_replica(gw: Gateway, asked: Asked, call: Call) -> None:
-    """A stream is told what it waits for, for as long as it takes; anything else waits up to the site's bound."""
+async def _next(gw: Gateway, asked: Asked, call: Call, failed: Mapping[Life, UpstreamFailed]) -> Routed | None:
+    """A place on a replica that has not failed; None where there is none, nor will be soon."""
+    routed = _route(gw, asked, call, failed)
+    if routed is None and failed and all(ends(error) for error in failed.values()):
+        with suppress(NoReplica, QueueFull):  # what it failed of says more
+            await _wait_for_replica(gw, asked, call, failed)
+            routed = _route(gw, asked, call, failed)
+    return routed
+
+
+async def _wait_for_replica(gw: Gateway, asked: Asked, call: Call, but: Container[Life] = ()) -> None:
+    """A stream is told what it waits for, for as long as it takes; anything else waits up to the site's bound.
+
+    So does a stream for another replica than those that it was tried on; unless it has begun, it may yet be refused.
+    """
     began = gw.clock()
-    settings, heartbeat = gw.site.gateway, None
-    if call.stream:
+    name, heartbeat = asked.served_by, None
+    if call.stream and (not but or asked.front.started):
         heartbeat = delivery.comments(asked.front, replies.headers(gw.site, asked))
-    bound = None if call.stream else settings.start_wait_s
     await gw.room.until_ready(
-        asked.served_by,
-        lambda: gw.catalog.ready(asked.served_by),
+        name,
+        lambda: [r for r in gw.catalog.ready(name) if life(r) not in but],
         heartbeat=heartbeat,
-        bound_s=bound,
+        bound_s=None if call.stream and not but else gw.site.gateway.start_wait_s,
         tokens=likely_tokens(call),
     )
     asked.queued_s += gw.clock() - began
 
 
-def _route(gw: Gateway, asked: Asked, call: Call, failed: Container[str]) -> Routed | None:
+def _route(gw: Gateway, asked: Asked, call: Call, failed: Container[Life]) -> Routed | None:
     session = asked.front.request.headers.get(SESSION)
     if session is not None:
         session = f"{asked.caller.tenant.name}/{session}"  # tenants may choose alike
@@ -217,13 +234,13 @@ def _route(gw: Gateway, asked: Asked, call: Call, failed: Container[str]) -> Rou
 
 
 def route(
-    gw: Gateway, deployment: str, call: Call, but: Container[str] = (), session: str | None = None
+    gw: Gateway, deployment: str, call: Call, but: Container[Life] = (), session: str | None = None
 ) -> Routed | None:
     """A place on one of the ready replicas that are healthy; where none is, on the one that failed least recently.
 
     While two revisions share the calls, a conversation (`session`) stays with its own.
     """
-    ready = [r for r in gw.catalog.ready(deployment) if r.id not in but]
+    ready = [r for r in gw.catalog.ready(deployment) if life(r) not in but]
     view = gw.catalog.view
     if call.model != deployment and view.adapters.get(call.model) == deployment:
         ready = trial.with_adapter(ready, call.model, view.deployments[deployment])
@@ -332,6 +349,15 @@ def work(gw: Gateway, deployment: str) -> Work:
     waiting, more, longest_s = gw.room.work(deployment)
     computing = gw.router.queued(gw.catalog.view.live.get(deployment, ()))
     return Work(running, computing, in_line + waiting, tokens + more, max(waited_s, longest_s))
+
+
+def life(replica: Replica) -> Life:
+    return replica.id, replica.restarts
+
+
+def ends(error: UpstreamFailed) -> bool:
+    """Whether a replica that failed so has ended or is about to: another follows, or its engine starts again."""
+    return isinstance(error, Unreachable | ConnectionLost) or str(error) == STOPPING
 
 
 def fault(error: UpstreamFailed) -> Fault:

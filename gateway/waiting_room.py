@@ -134,7 +134,7 @@ class WaitingRoom:
 class _Room:
     """Those who wait for one deployment."""
 
-    def __init__(self, ready: frozenset[str]) -> None:
+    def __init__(self, ready: frozenset[tuple[str, int]]) -> None:
         self.ready = ready  # when it was last looked at
         self.since: dict[object, float] = {}  # of each, when it came; the first came first
         self.tokens = 0
@@ -223,8 +223,9 @@ def _moment(at: datetime, now: datetime) -> str:
     return at.strftime("%H:%M UTC" if at.date() == now.date() else "%Y-%m-%d %H:%M UTC")
 
 
-def _ready(standing: Standing) -> frozenset[str]:
-    return frozenset(r.id for r in standing.replicas if r.state is ReplicaState.READY)
+def _ready(standing: Standing) -> frozenset[tuple[str, int]]:
+    """One whose engine was started again is another: whoever left the former out may ask it."""
+    return frozenset((r.id, r.restarts) for r in standing.replicas if r.state is ReplicaState.READY)
 
 
 def _error(message: str, retry_after: int | None) -> NoReplica:

@@ -131,7 +131,8 @@ def site_at(state_dir: Path, port: int = 0, external: dict[str, External] | None
         name="test",
         state_dir=state_dir,
         shared_dir=state_dir,
-        gateway=Gateway(port=port, **gateway),
+        # Nobody waits long for a replica that does not come.
+        gateway=Gateway(**{"port": port, "start_wait_s": 0.5} | gateway),
         scheduler=Scheduler(kind="local"),
         prices={"default": Price(prompt=1, completion=2), "claude": Price(prompt=3, completion=15)},
         external=external or {},

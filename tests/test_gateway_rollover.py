@@ -96,3 +96,46 @@ async def test_an_engine_that_starts_again_in_place_is_not_asked_until_it_is_rea
         endpoint = (engine.host, engine.port, engine.key)
         replicas.replica_is_ready(platform.registry, "replica-1", *endpoint, certificate=engine.certificate)
         assert text(await stream.read()) == "".join(PIECES)
+
+
+async def seen_failing(platform: Platform, engine: Engine) -> None:
+    """A client waits for another replica than the one that failed."""
+    assert platform.app is not None
+    room = platform.app[GATEWAY].room
+    await until(lambda: engine.requests and room.waiting().get("tiny"))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_request_whose_only_replica_dies_waits_for_the_successor_and_is_answered(
+    tmp_path: Path, stream: bool
+) -> None:
+    old, new = Engine(pieces=PIECES, hold_after=0, fail="die"), Engine(pieces=PIECES)
+    settings = {"continue_streams": True, "start_wait_s": 60}
+    async with gateway(tmp_path, old, **settings) as platform, running(new), platform.http() as http:
+        if not stream:
+            old.go.set()
+        asked = asyncio.create_task(http.post("/v1/chat/completions", json=HELLO | {"stream": stream}))
+        await seen_failing(platform, old)
+        platform.gone("replica-1")
+        platform.ready(new, "replica-2")
+        answer = await asked
+        assert answer.status == 200
+        body = await answer.read()
+        said = text(body) if stream else json.loads(body)["choices"][0]["message"]["content"]
+        assert said == "".join(PIECES)
+
+
+async def test_a_stream_whose_only_engine_crashes_goes_on_when_it_was_started_again_in_place(tmp_path: Path) -> None:
+    engine = Engine(pieces=PIECES, hold_after=4)
+    settings = {"continue_streams": True, "start_wait_s": 60}
+    async with gateway(tmp_path, engine, **settings) as platform, platform.http() as http:
+        stream = await http.post("/v1/chat/completions", json=HELLO | {"stream": True})
+        engine.fail = "die"
+        engine.go.set()
+        await seen_failing(platform, engine)
+        engine.fail, engine.hold_after = None, None
+        replicas.replica_is_restarting(platform.registry, "replica-1", "the engine was killed by signal 9", 1)
+        endpoint = (engine.host, engine.port, engine.key)
+        replicas.replica_is_ready(platform.registry, "replica-1", *endpoint, certificate=engine.certificate)
+        body = await stream.read()
+        assert text(body) == "".join(PIECES) and body.count(COMMENT) == 1
