@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from launchers import facts, replica_launch
@@ -23,7 +23,6 @@ from launchers.vllm import adapters
 from registry import accounting, clock, deployments, replicas, revisions
 from registry.db import transaction
 from registry.deployments import Deployment, DeploymentState, ReplicaState
-from registry.replicas import Replica
 from registry.revisions import Revision
 from registry.site import Site
 
@@ -181,13 +180,19 @@ class ReplicaJobs:
                 jobs = await controller.write(accounting.of_subject, self.db, subject)
         return jobs
 
-    def ask_adapters(self, theirs: Iterable[Replica], wanted: dict[str, str]) -> None:
-        """Have engines that run load other adapters, and drop those that are not wanted any more."""
-        for replica in theirs:
-            folder = self._folder(replica.id)
+    def ask_adapters(self, wanted: Mapping[str, dict[str, str]]) -> None:
+        """Have engines load other adapters than they were started with or asked for last, and drop the rest.
+
+        `wanted`: by the replica's id, name -> directory.
+        """
+        for replica_id, names in wanted.items():
+            spec, folder = self._controller.specs.get(replica_id), self._folder(replica_id)
+            if not isinstance(spec, ServeSpec):
+                continue  # it is not known yet what it has
             try:
-                if adapters.wanted(folder) != wanted:
-                    adapters.ask(folder, wanted)
+                asked = adapters.wanted(folder)
+                if (spec.adapters if asked is None else asked) != names:
+                    adapters.ask(folder, names)
             except (OSError, ValueError) as e:
                 log.warning("%s: not asked for other adapters: %s", folder.root, e)
 
