@@ -131,7 +131,9 @@ class Controller:
                 cluster = planned.Cluster(known=False, silence=str(e))
             log.warning("the scheduler gave no full answer: %s", e)
         await self.write(promotions.advance, self.db)
-        await self._act(await self.write(self.plans.make, cluster))
+        actions = await self.write(self.plans.make, cluster)
+        await self.write(self._jobs.ask_adapters, self.plans.adapters)
+        await self._act(actions)
         self._turns += 1
 
     async def settle(self, *, running: bool) -> None:

@@ -10,15 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from launchers import following, situations
+from launchers import adapter_changes, following, situations
 from launchers.planning import facts as planned
 from launchers.planning.plan import plan
 from launchers.spec import ServeSpec, Spec
 from launchers.steady_clock import SteadyClock
 from registry import aliases, clock, deployments, notices, replicas, revisions
-from registry.db import Database
+from registry.db import Database, transaction
 from registry.demand import DemandReader
-from registry.deployments import Deployment
+from registry.deployments import Deployment, DeploymentState
+from registry.replicas import Replica, ReplicaState
 from registry.site import Site
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class DeploymentPlans:
         self.clock = SteadyClock() if time is None else time
         self.latest: dict[str, planned.Plan] = {}  # of each deployment, by its name
         self.made_at: str | None = None
+        self.adapters: dict[str, dict[str, str]] = {}  # what replicas are to have: by id, name -> directory
         self.shortened: dict[str, int] = {}  # time limits in seconds that jobs were given later, by the replica's id
         self.channels: Sequence[str] = ()  # by which people are told something
         self._demand = DemandReader(site.ledger_db)
@@ -52,12 +54,21 @@ class DeploymentPlans:
 
         actions: list[planned.Action] = []
         plans: dict[str, planned.Plan] = {}
+        self.adapters = {}
         for known in deployments.everything(self.db):
             if known.state.ended and not (theirs := replicas.unended_of(self.db, known.name)):
                 continue
             words = following.follow(self.db, known)
             deployment = deployments.get(self.db, known.name)
             theirs = deployments.recent_replicas(self.db, deployment.name, since)
+            changing = self._change_adapters(
+                deployment, theirs, now - at(deployment.rollout_at or deployment.created_at)
+            )
+            if changing is not None and changing.done:
+                deployment = deployments.get(self.db, known.name)
+                theirs = deployments.recent_replicas(self.db, deployment.name, since)
+            elif changing is not None and changing.asked:  # nothing to roll out: the stable revision's replicas stay
+                deployment = replace(deployment, revision=deployment.stable or deployment.revision)
             try:
                 rules = situations.rules_of(deployment, self.site)
             except ValueError as e:
@@ -76,6 +87,8 @@ class DeploymentPlans:
                 ),
                 cluster,
             )
+            if changing is not None:
+                decided = replace(decided, why=(*decided.why, changing.words))
             if words is not None:
                 decided = replace(decided, why=(*decided.why, words))
             if self.clock.jump:
@@ -85,6 +98,31 @@ class DeploymentPlans:
             actions += decided.actions
         self.latest, self.made_at = plans, clock.now()
         return actions
+
+    def _change_adapters(
+        self, deployment: Deployment, theirs: Iterable[Replica], waited_s: float
+    ) -> adapter_changes.Change | None:
+        """What replicas are to have loaded: what their revision is made of, or the one that they become. Where they
+        have it, they become it here."""
+        live = [
+            r
+            for r in theirs
+            if not r.state.ended and r.state is not ReplicaState.DRAINING and deployments.is_current(deployment, r)
+        ]
+        own = {n: revisions.get(self.db, deployment.name, n) for n in {r.revision for r in live}}
+        wanted, changing = revisions.get(self.db, deployment.name, deployment.revision), None
+        over = deployment.paused or deployment.state.ended or deployment.state is DeploymentState.STOPPING
+        if deployment.stable in own and not over:
+            changing = adapter_changes.change(own[deployment.stable], wanted, live, waited_s)
+        asked = () if changing is None else changing.asked
+        for r in live:
+            if names := adapter_changes.adapters_of(wanted if r.id in asked else own[r.revision]):
+                self.adapters[r.id] = names
+        if changing is not None and changing.done:
+            with transaction(self.db):
+                replicas.move_replicas(self.db, asked, wanted.revision)
+                revisions.settle(self.db, deployment.name, wanted.revision, True, "engines that run have its adapters")
+        return changing
 
     def _time_limits(self, theirs: Iterable[replicas.Replica]) -> dict[str, int]:
         """Of their jobs, in seconds, as far as that is known."""

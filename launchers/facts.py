@@ -19,7 +19,7 @@ from launchers.spec import ConvertSpec, EvaluateSpec, ServeSpec, SmokeSpec, Spec
 from launchers.untrusted import read_bytes
 from launchers.vllm import adapters, certificate
 from launchers.vllm.failures import Kind
-from registry import accounting, aliases, attempts, checkpoints, clock, deployments, models, promotions, runs
+from registry import accounting, aliases, attempts, checkpoints, clock, deployments, models, promotions, revisions, runs
 from registry.db import Database, RegistryError, StorageError
 from registry.deployments import ReplicaState
 from registry.steps import PLATFORM, Attempt, Hold, Outcome, Step, UsageEvent
@@ -106,9 +106,7 @@ def _apply(db: Database, folder: RunFolder, spec: Spec, owner: str, uid: int, sa
                 _number(facts.get("context_tokens")),
                 None if announced is None else certificate.checked(announced),
             )
-            deployment = deployments.get(db, spec.name)
-            if any(r.id == spec.id and deployments.is_current(deployment, r) for r in deployments.replicas(db)):
-                models.mark_servable(db, deployment.model, deployment.version)
+            _proven(db, spec)
             if "probe" in facts:  # not in those of a Headgate that booked none
                 book(probe_of(spec, said))
         case "replica-draining" if isinstance(spec, ServeSpec):
@@ -185,6 +183,15 @@ def probe_of(spec: ServeSpec, said: Announcement) -> list[Step]:
         _count(used[f"{name}_tokens"], MAX_TOKENS) for name in ("prompt", "completion", "cached")
     )
     return [Hold(attempt, 0, 0), UsageEvent(attempt, prompt, completion, 0, Outcome.COMPLETED, at, cached)]
+
+
+def _proven(db: Database, spec: ServeSpec) -> None:
+    """An engine has loaded the model of its own revision, whatever its deployment wants by now."""
+    deployment = deployments.get(db, spec.name)
+    for replica in deployments.replicas(db, spec.name):
+        if replica.id == spec.id and deployments.is_current(deployment, replica):
+            loaded = revisions.get(db, spec.name, replica.revision)
+            models.mark_servable(db, loaded.model, loaded.version)
 
 
 def _attempt_started(db: Database, spec: Spec, said: Announcement) -> None:

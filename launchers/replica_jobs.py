@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from launchers import facts, replica_launch
@@ -23,7 +23,6 @@ from launchers.vllm import adapters
 from registry import accounting, clock, deployments, replicas, revisions
 from registry.db import transaction
 from registry.deployments import Deployment, DeploymentState, ReplicaState
-from registry.replicas import Replica
 from registry.revisions import Revision
 from registry.site import Site
 
@@ -33,14 +32,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CANCEL_AGAIN_S = 60.0  # how much longer than its drain may take a job has, before it is cancelled outright
-STOP = "stop"  # the switch in a folder that ends one replica of a job, and leaves the others
+STOP = "stop"  # the switch in a folder at which its supervisor ends this one replica
 
 
 class ReplicaJobs:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self.site, self.db = controller.site, controller.db
-        self._cancelled: dict[JobRef, float] = {}  # when a job was last cancelled, by the monotonic clock
+        # When a replica was last told to end, by its switch or by its job's: by the monotonic clock.
+        self._told: dict[tuple[str, JobRef], float] = {}
 
     async def start(self, planned: Sequence[StartReplica]) -> None:
         """Replicas that are planned in a row and alike share jobs, as many as the deployment says."""
@@ -103,52 +103,60 @@ class ReplicaJobs:
                 )
 
     async def stop(self, replica_id: str, why: str) -> None:
-        """End a replica's job; one that was never submitted is over. What has begun drains as long as it may."""
+        """End a replica; one that was never submitted is over. What has begun drains as long as it may."""
         controller = self._controller
         try:
             jobs = [j for j in await self._jobs_of(replica_id) if not JobState(j.state).ended]
             if not jobs:
                 await controller.write(deployments.set_replica_state, self.db, replica_id, ReplicaState.STOPPED, why)
-                return
-            if not await controller.write(self._alone, replica_id, why):
-                return  # its job goes on with the others
             for job in map(ref_of, jobs):
-                await self._end(replica_id, job, why)
+                if (end := await controller.write(self._tell, replica_id, job, why)) is not None:
+                    await controller.ask(end, job)
+                    self._told[replica_id, job] = time.monotonic()
         except SchedulerError as e:
             log.warning("%s: not stopped yet: %s", replica_id, e)
 
-    async def _end(self, replica_id: str, job: JobRef, why: str) -> None:
-        controller = self._controller
-        since = self._cancelled.get(job)
-        if since is not None and time.monotonic() - since < self.site.replicas.shutdown_timeout_s + CANCEL_AGAIN_S:
-            return
-        await controller.write(self._drains, replica_id, why)
-        begun = job.job_id in await controller.write(facts.announced_jobs, self._folder(replica_id))
-        await controller.ask(
-            controller.scheduler.drain if begun and since is None else controller.scheduler.cancel, job
-        )
-        self._cancelled[job] = time.monotonic()
+    def _tell(self, replica_id: str, job: JobRef, why: str) -> Callable[[JobRef], None] | None:
+        """Tell a replica that has begun by its switch. Returns what the scheduler has to do of its job, if anything.
+
+        A signal of the scheduler's may reach the engine's own processes, which then die under their requests. It is for
+        what has not begun, does not listen, or has a folder that cannot be written; and never for one of several that
+        share a job, unless none of them is to go on.
+        """
+        scheduler = self._controller.scheduler
+        if self._has_time(replica_id, job):
+            return None
+        late = (replica_id, job) in self._told
+        shared = [r for r in replicas.replicas_of_job(self.db, self._subject(replica_id)) if not r.state.ended]
+        alone = all(r.id == replica_id or self._is_late(r.id, job) for r in shared)
+        self._drains(replica_id, why)
+        try:
+            (self._folder(replica_id).switches / STOP).touch()
+            begun = job.job_id in facts.announced_jobs(self._folder(replica_id))
+        except OSError as e:
+            log.warning("%s: cannot be told to stop by its switch: %s", replica_id, e)
+            return (scheduler.cancel if late else scheduler.drain) if alone else None
+        if begun and not late:
+            self._told[replica_id, job] = time.monotonic()
+            return None
+        if alone:
+            return scheduler.cancel
+        if not begun:  # it is over as soon as it begins
+            deployments.set_replica_state(self.db, replica_id, ReplicaState.STOPPED)
+        return None
+
+    def _has_time(self, replica_id: str, job: JobRef) -> bool:
+        """Whether it was told, and may still drain."""
+        since = self._told.get((replica_id, job))
+        patience_s = self.site.replicas.shutdown_timeout_s + CANCEL_AGAIN_S
+        return since is not None and time.monotonic() - since < patience_s
+
+    def _is_late(self, replica_id: str, job: JobRef) -> bool:
+        return (replica_id, job) in self._told and not self._has_time(replica_id, job)
 
     def _drains(self, replica_id: str, why: str) -> None:
         if not deployments.drain_replica(self.db, replica_id, why):
             deployments.set_replica_state(self.db, replica_id, ReplicaState.DRAINING)
-
-    def _alone(self, replica_id: str, why: str) -> bool:
-        """Whether its job may end as a whole. A replica that shares it is told by its switch, and the job ends when all
-        are to; one whose job still waits is over at once."""
-        found = next((r for r in replicas.unended_replicas(self.db) if r.id == replica_id), None)
-        if found is None or found.pack is None:
-            return True
-        members = [r for r in replicas.replicas_of_job(self.db, found.pack) if not r.state.ended]
-        if all(r.id == replica_id or _told(self._folder(r.id)) for r in members):
-            return True
-        folder = self._folder(found.id)
-        if not _told(folder):
-            (folder.switches / STOP).touch()
-            self._drains(found.id, why)
-        if found.started_at is None:
-            deployments.set_replica_state(self.db, found.id, ReplicaState.STOPPED)
-        return False
 
     async def shorten(self, action: Shorten) -> None:
         controller = self._controller
@@ -163,7 +171,7 @@ class ReplicaJobs:
     async def _jobs_of(self, replica_id: str) -> list[accounting.Job]:
         """A replica's jobs, also one whose submission left no note."""
         controller = self._controller
-        subject = subject_of(controller.specs.get(replica_id), replica_id)
+        subject = self._subject(replica_id)
         jobs = await controller.write(accounting.of_subject, self.db, subject)
         if not jobs and subject in controller.specs:
             found = await controller.ask(controller.scheduler.find, subject)
@@ -172,15 +180,24 @@ class ReplicaJobs:
                 jobs = await controller.write(accounting.of_subject, self.db, subject)
         return jobs
 
-    def ask_adapters(self, theirs: Iterable[Replica], wanted: dict[str, str]) -> None:
-        """Have engines that run load other adapters, and drop those that are not wanted any more."""
-        for replica in theirs:
-            folder = self._folder(replica.id)
+    def ask_adapters(self, wanted: Mapping[str, dict[str, str]]) -> None:
+        """Have engines load other adapters than they were started with or asked for last, and drop the rest.
+
+        `wanted`: by the replica's id, name -> directory.
+        """
+        for replica_id, names in wanted.items():
+            spec, folder = self._controller.specs.get(replica_id), self._folder(replica_id)
+            if not isinstance(spec, ServeSpec):
+                continue  # it is not known yet what it has
             try:
-                if adapters.wanted(folder) != wanted:
-                    adapters.ask(folder, wanted)
+                asked = adapters.wanted(folder)
+                if (spec.adapters if asked is None else asked) != names:
+                    adapters.ask(folder, names)
             except (OSError, ValueError) as e:
                 log.warning("%s: not asked for other adapters: %s", folder.root, e)
+
+    def _subject(self, replica_id: str) -> str:
+        return subject_of(self._controller.specs.get(replica_id), replica_id)
 
     def _folder(self, replica_id: str) -> RunFolder:
         return RunFolder(self.site.runs_dir / replica_id)
@@ -245,7 +262,3 @@ def _batched(some: Iterable[StartReplica], size: int) -> Iterator[list[StartRepl
     left = list(some)
     for n in range(0, len(left), size):
         yield left[n : n + size]
-
-
-def _told(folder: RunFolder) -> bool:
-    return (folder.switches / STOP).exists()

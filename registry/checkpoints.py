@@ -42,14 +42,16 @@ def prune(db: Database, run: str, iteration: int) -> None:
 
 
 def get(db: Database, ref: str) -> Checkpoint:
-    """By id (RUN/ITERATION), or by run id or run name: then its newest."""
+    """By id (RUN/ITERATION), or by run id or run name: then its newest. Of several runs of a name the newest counts
+    that has what is asked for."""
+    run, _, iteration = ref.partition("/")
     found = row(db, "SELECT * FROM checkpoints WHERE id = ? AND pruned_at IS NULL", ref) or row(
         db,
         "SELECT c.* FROM checkpoints c JOIN runs r ON r.id = c.run "
-        "WHERE (r.id = ? OR r.name = ?) AND pruned_at IS NULL "
+        "WHERE ? IN (r.id, r.name) AND ? IN ('', CAST(c.iteration AS TEXT)) AND pruned_at IS NULL "
         "ORDER BY r.created_at DESC, c.iteration DESC",
-        ref,
-        ref,
+        run,
+        iteration,
     )
     if found is None:
         raise NotFound(f"no complete checkpoint is called {ref!r} (RUN or RUN/ITERATION); see `headgate checkpoints`")

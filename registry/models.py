@@ -20,6 +20,11 @@ class ModelState(enum.StrEnum):
     SERVABLE = "servable"
 
 
+# Whether the first step of a promotion made models `m`, and the promotion failed or has not ended.
+_ON_TRIAL = """EXISTS (SELECT 1 FROM promotions p JOIN runs r ON r.id = json_extract(p.steps, '$[0]')
+    WHERE p.model = m.name AND m.path = r.folder || '/model' AND p.state != 'promoted')"""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
     name: str
@@ -82,20 +87,23 @@ def mark_servable(db: Database, name: str, version: int) -> None:
 
 
 def resolve(db: Database, ref: str) -> ModelVersion:
-    """`name`, `name@alias` or `name@version`. A bare name means its alias `latest`, else its newest version."""
+    """`name`, `name@alias` or `name@version`. A bare name means its alias `latest`, else its newest version, but for
+    those that a promotion made and has not promoted."""
     name, _, which = ref.partition("@")
     if which.isdigit():
         return get(db, name, int(which))
     found = row(db, "SELECT version FROM aliases WHERE model = ? AND alias = ?", name, which or "latest")
     if found:
         return get(db, name, found["version"])
-    newest = row(db, "SELECT max(version) AS v FROM models WHERE name = ?", name)
-    if newest is None or newest["v"] is None:
+    if row(db, "SELECT 1 FROM models WHERE name = ?", name) is None:
         known = ", ".join(sorted({m.name for m in everything(db)})) or "none yet"
         raise NotFound(f"no model is called {name!r}; there are: {known}")
     if which:
         aliases = [r["alias"] for r in rows(db, "SELECT alias FROM aliases WHERE model = ?", name)]
         raise NotFound(f"model {name} has no alias {which!r}; it has: {', '.join(aliases) or 'none'}")
+    newest = row(db, f"SELECT max(version) AS v FROM models m WHERE name = ? AND NOT {_ON_TRIAL}", name)
+    if newest is None or newest["v"] is None:
+        raise NotFound(f"no version of model {name} has been promoted; name one: {name}@VERSION")
     return get(db, name, newest["v"])
 
 
@@ -108,7 +116,8 @@ def get(db: Database, name: str, version: int) -> ModelVersion:
 
 def owner_of(db: Database, name: str) -> str:
     """Whose all of a model's versions are. Raises NotFound."""
-    return resolve(db, name).owner
+    found = row(db, "SELECT owner FROM models WHERE name = ?", name)
+    return resolve(db, name).owner if found is None else str(found["owner"])
 
 
 def everything(db: Database) -> list[ModelVersion]:

@@ -213,6 +213,14 @@ def note_adapters(db: Database, replica_id: str, names: Iterable[str]) -> None:
         c.execute("UPDATE replicas SET adapters = ? WHERE id = ? AND ended_at IS NULL", (loaded, replica_id))
 
 
+def move_replicas(db: Database, ids: Iterable[str], revision: int) -> None:
+    """Their engines have by now what this revision of their deployment is made of."""
+    with transaction(db) as c:
+        c.executemany(
+            "UPDATE replicas SET revision = ? WHERE id = ? AND ended_at IS NULL", [(revision, one) for one in ids]
+        )
+
+
 def replicas(db: Database, deployment: str | None = None) -> list[Replica]:
     """All that ever were, or that ever had this deployment's name; oldest first."""
     return _read(db, "deployment = ?", deployment) if deployment else _read(db, "true")

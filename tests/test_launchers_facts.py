@@ -19,7 +19,7 @@ from launchers.announce import announce
 from launchers.run_folder import RunFolder
 from launchers.spec import Spec
 from launchers.vllm import adapters
-from registry import attempts, checkpoints, deployments, models, runs
+from registry import attempts, checkpoints, deployments, models, revisions, runs
 from registry.db import Database, NotFound, StorageError, row
 from registry.deployments import Replica, ReplicaState
 from registry.models import ModelState
@@ -544,3 +544,16 @@ def test_a_judgement_that_comes_after_the_next_attempt_began_does_not_stop_the_c
     run.ingest()
     assert run.run.state is RunState.RUNNING
     assert attempts.of_run(run.db, run.spec.id)[0].saved_iteration == 40
+
+
+def test_a_replica_that_is_ready_proves_the_model_of_its_own_revision_only(
+    registry: Database, replica: Subject
+) -> None:
+    models.register(registry, "tiny", "ada", "/models/tiny-2")
+    revisions.add(
+        registry, "chat", model="tiny", version=2, model_path="/models/tiny-2", request={}, by="ada", why="rolled out"
+    )
+    replica.say("replica-ready", host="n1", port=8000)
+    replica.ingest()
+    assert models.get(registry, "tiny", 1).state is ModelState.SERVABLE
+    assert models.get(registry, "tiny", 2).state is ModelState.CONVERTED

@@ -529,11 +529,40 @@ def test_a_node_that_failed_a_replica_is_avoided_for_an_hour_unless_there_is_no_
     ).actions
     assert isinstance(start, StartReplica) and start.exclude == ("n1",)
     only = Cluster(partition_nodes={"": frozenset({"n1"})})
-    (start,) = plan(Situation(wanted=deployment("starting"), replicas=tuple(failed), now=NOW), only).actions
+    (start,) = plan(Situation(wanted=deployment("starting"), replicas=tuple(failed[:6]), now=NOW), only).actions
     assert isinstance(start, StartReplica) and start.exclude == ()
     old = crashes(1, "failed", failure="node", nodes=("n1",), last_s_ago=3600.0)
     (start,) = plan(Situation(wanted=deployment("starting"), replicas=tuple(old), now=NOW), KNOWN).actions
     assert isinstance(start, StartReplica) and start.exclude == ()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count", "given_up"),
+    [
+        ({"n1"}, 3, False),  # as many as of any other losses
+        ({"n1"}, 4, True),
+        ({"n1", "n2"}, 4, False),  # the other node may do
+        ({"n1", "n2"}, 9, False),
+        ({"n1", "n2"}, 10, True),  # but the cluster never gives it
+        (set(), 9, False),  # which nodes there are is not known
+        (set(), 10, True),
+    ],
+)
+def test_failures_of_nodes_count_once_every_node_has_failed_or_very_many_times(
+    nodes: set[str], count: int, given_up: bool
+) -> None:
+    failed = crashes(count, "failed", failure="cuda", nodes=("n1",))
+    cluster = Cluster(partition_nodes={"": frozenset(nodes)} if nodes else {})
+    found = decided(deployment("starting", stable=None), *failed, cluster=cluster)
+    words = f"{count} replicas were lost, the last one: cause 0"
+    assert found == ([("is", "failed", words)] if given_up else [("start", 1)])
+
+
+def test_a_node_that_is_down_is_none_that_has_yet_to_be_tried() -> None:
+    failed = crashes(4, "failed", failure="node", nodes=("n1",))
+    both = Cluster(partition_nodes={"": frozenset({"n1", "n2"})}, down={"n2": "no power"})
+    ((what, state, _),) = decided(deployment("starting", stable=None), *failed, cluster=both)
+    assert (what, state) == ("is", "failed")
 
 
 def test_a_former_deployments_replicas_are_wound_down_and_count_for_nothing() -> None:

@@ -77,8 +77,13 @@ def test_a_checkpoint_is_found_by_its_id_and_by_its_run_the_newest(registry: Dat
     assert checkpoints.get(registry, "r-1/10").iteration == 10
     assert checkpoints.get(registry, "r-1").id == "r-1/20"
     assert checkpoints.get(registry, "r").id == "r-2/20"
+    checkpoints.prune(registry, "r-2", 10)
+    assert checkpoints.get(registry, "r/20").id == "r-2/20"
+    assert checkpoints.get(registry, "r/10").id == "r-1/10"  # the newest run that has it
     with pytest.raises(NotFound, match="no complete checkpoint is called 'r-1/30'"):
         checkpoints.get(registry, "r-1/30")
+    with pytest.raises(NotFound, match="no complete checkpoint is called 'r/1'"):
+        checkpoints.get(registry, "r/1")
 
 
 def test_a_checkpoint_written_once_more_replaces_its_facts(registry: Database) -> None:

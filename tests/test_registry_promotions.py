@@ -216,3 +216,33 @@ def test_a_run_found_again_changes_nothing_and_what_it_heard_stays(registry: Dat
     promotions.heard(registry, "smoke-1", {"prompts": 3})
     adopt(registry, *RUNS)
     assert [step.said for step in now(registry).steps] == [{}, {"prompts": 3}, {}]
+
+
+def test_a_bare_name_is_never_a_version_whose_promotion_goes_on_or_failed(registry: Database) -> None:
+    models.register(registry, "chat", "ada", "/m/1")
+    adopt(registry, *RUNS)
+    tried = models.register(registry, "chat", "ada", "/runs/convert-1/model").version  # and its run has not ended
+    assert models.resolve(registry, "chat").version == 1
+    complete(registry, "convert-1")
+    runs.ended(registry, "smoke-1", RunState.FAILED, "no tokens")
+    assert now(registry).state is PromotionState.FAILED
+    assert models.resolve(registry, "chat").version == 1
+    assert models.resolve(registry, f"chat@{tried}").version == tried
+
+
+def test_a_bare_name_is_the_newest_version_once_that_is_promoted(registry: Database) -> None:
+    models.register(registry, "chat", "ada", "/m/1")
+    adopt(registry, *RUNS)
+    version = convert(registry)
+    complete(registry, *RUNS[1:])
+    assert now(registry).state is PromotionState.PROMOTED
+    assert models.resolve(registry, "chat").version == version
+
+
+def test_a_model_with_nothing_but_a_failed_promotion_has_an_owner_and_no_bare_name(registry: Database) -> None:
+    adopt(registry, *RUNS)
+    version = convert(registry)
+    with pytest.raises(NotFound, match="no version of model chat has been promoted; name one: chat@VERSION"):
+        models.resolve(registry, "chat")
+    assert models.resolve(registry, f"chat@{version}").version == version
+    assert models.owner_of(registry, "chat") == "ada"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launchers.planning.facts import Cluster, Had, Situation
@@ -12,6 +13,7 @@ from registry.replicas import ReplicaState
 HOPELESS = frozenset(kind for kind in Kind if policy(kind, was_ready=False) is Policy.HOPELESS)
 OF_THE_NODE = frozenset({Kind.NODE, Kind.CUDA})  # another node may do
 MAX_LOST = 3  # losses in a row for each wanted replica, of a revision that never served; of another, twice as many
+NODES_TRIED = 3  # times as many losses that nodes are blamed for count like all others
 SERVED_S = 300.0  # a replica that served for less before it crashed was as good as lost
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0
 AVOIDED_S = 3600.0  # for how long a node is not used on which a replica failed because of the node
@@ -31,7 +33,7 @@ class Losses:
 NONE = Losses()
 
 
-def losses(s: Situation, fleet: Fleet, revision: int, count: int) -> Losses:
+def losses(s: Situation, fleet: Fleet, cluster: Cluster, revision: int, count: int) -> Losses:
     """`count`: the replicas that are wanted."""
     if not fleet.ended:
         return NONE
@@ -52,8 +54,10 @@ def losses(s: Situation, fleet: Fleet, revision: int, count: int) -> Losses:
         for r in lost:
             if r.failure in HOPELESS or (r.state is ReplicaState.FAILED and r.failure is None):
                 return Losses(len(lost), 0.0, r.cause or cause, r.cause or "its replica failed before it was ready")
-    counted = sum(r.failure not in OF_THE_NODE for r in lost)
-    too_many = counted > MAX_LOST * (2 if proven else 1) * max(count, 1)
+    most = MAX_LOST * (2 if proven else 1) * max(count, 1)
+    of_nodes = [r for r in lost if r.failure in OF_THE_NODE]
+    counted = len(lost) if _not_the_nodes(s, cluster, of_nodes, most) else len(lost) - len(of_nodes)
+    too_many = counted > most
     wait_s = LONGEST_WAIT_S if too_many else min(FIRST_WAIT_S * 2 ** min(len(lost) - 1, 10), LONGEST_WAIT_S)
     given_up = f"{counted} replicas were lost, the last one: {cause}" if too_many and not serves else None
     return Losses(len(lost), (last.ended_at or 0.0) + wait_s, cause, given_up, too_many)
@@ -65,6 +69,13 @@ def avoided(s: Situation, fleet: Fleet, cluster: Cluster) -> tuple[str, ...]:
     bad = {node for r in fleet.ended if r.failure in OF_THE_NODE and (r.ended_at or 0.0) > since for node in r.nodes}
     nodes = cluster.nodes_of(s.wanted.rules.partition)
     return () if nodes and nodes <= bad else tuple(sorted(bad))
+
+
+def _not_the_nodes(s: Situation, cluster: Cluster, failed: Sequence[Had], most: int) -> bool:
+    """Whether replicas that failed because of their nodes would do so on any: each node was tried, or very many."""
+    nodes = cluster.nodes_of(s.wanted.rules.partition) - cluster.down.keys() - cluster.leaving.keys()
+    everywhere = bool(nodes) and nodes <= {node for r in failed for node in r.nodes}
+    return everywhere or len(failed) > NODES_TRIED * most
 
 
 def _proof(r: Had, revision: int) -> float | None:

@@ -23,12 +23,14 @@ def plan(situation: Situation, cluster: Cluster, *, words: bool = True) -> Plan:
         return _end(situation, fleet, words)
     size = scale.size(situation, fleet)
     course = rollout.course(situation, fleet)
-    newest = crashes.losses(situation, fleet, wanted.revision, size.count)
+    newest = crashes.losses(situation, fleet, cluster, wanted.revision, size.count)
     if course.rolling and not wanted.paused and (cause := course.bad or newest.given_up):
         return _go_back(situation, cluster, cause, words)
     if newest.given_up and not course.rolling and not fleet.ready:
         return _fail(situation, fleet, newest.given_up)
-    base = newest if course.base == wanted.revision else crashes.losses(situation, fleet, course.base, size.count)
+    base = (
+        newest if course.base == wanted.revision else crashes.losses(situation, fleet, cluster, course.base, size.count)
+    )
 
     turn = Turn(situation, cluster, fleet, size, course, newest, base)
     turn.note_size()
