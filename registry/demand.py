@@ -55,12 +55,13 @@ class Served:
     first_output_s: float = 0.0  # and the sum of those times, in seconds
 
     def left(self, draining_at: str) -> int | None:
-        """Requests that a replica still has which drains since then; None while it may still be given more.
+        """Requests that a replica still has which drains since then; None while no gateway lives.
 
-        A gateway learns within NOTICED_S that a replica takes no more: what it said before says nothing.
+        A gateway learns within NOTICED_S that a replica takes no more: what it said before does not say that it has
+        nothing left. Nor does what it says after its clock was set back: then the time to drain decides.
         """
         noticed = clock.text(clock.parse(draining_at) + timedelta(seconds=NOTICED_S))
-        return self.outstanding if self.at >= noticed else None
+        return self.outstanding if self.outstanding is None or self.at >= noticed else max(self.outstanding, 1)
 
 
 GATEWAY_LIVES_S = 15.0  # a gateway that has said nothing for so long has nothing running

@@ -146,13 +146,27 @@ def test_what_was_said_before_a_replica_drained_does_not_say_that_it_is_empty(ho
     house.served("a", "r1", 0)
     house.passes(1)
     draining_at = house.at()
-    assert house.reader.served()["r1"].left(draining_at) is None
+    assert house.reader.served()["r1"].left(draining_at) == 1
     house.passes(NOTICED_S)
     house.load("a")
     assert house.reader.served()["r1"].left(draining_at) == 0
     house.load("b")
     house.wall -= timedelta(seconds=2)
     house.load("b")  # it spoke before that
+    assert house.reader.served()["r1"].left(draining_at) == 1
+
+
+def test_a_replica_that_drains_when_the_clock_is_set_back_keeps_its_requests(house: House) -> None:
+    house.load("a")
+    house.served("a", "r1", 3)
+    draining_at = house.at()
+    assert house.reader.served()["r1"].outstanding == 3
+    house.wall -= timedelta(hours=2)
+    for _ in range(60):
+        house.passes(1)
+        house.load("a")
+        assert house.reader.served()["r1"].left(draining_at) == 3
+    house.passes(GATEWAY_LIVES_S + 1)
     assert house.reader.served()["r1"].left(draining_at) is None
 
 
