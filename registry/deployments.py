@@ -227,6 +227,9 @@ def change(
         most = old.max_replicas if max_replicas is None else max_replicas
         if not 0 <= least <= most or most < 1:
             raise ValueError(f"'min' must be 0 ... 'max', and 'max' at least 1, not {least} and {most}")
+        pack = int(old.request.get("pack") or 1)
+        if max_replicas is not None and most < pack:
+            raise ValueError(f"'max' must be at least 'pack' ({pack}), not {most}: so many share one job")
         c.execute(
             "UPDATE deployments SET min_replicas = ?, max_replicas = ?, paused = ? WHERE name = ?",
             (least, most, old.paused if paused is None else paused, name),

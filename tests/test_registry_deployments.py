@@ -317,6 +317,16 @@ def test_the_bounds_and_a_pause_change_without_a_new_revision(registry: Database
         deployments.change(registry, "chat", max_replicas=9)
 
 
+def test_as_many_as_share_a_job_are_the_least_that_the_most_may_be(registry: Database) -> None:
+    deployments.create(
+        registry, "chat", "ada", model="tiny", version=1, model_path="/m/tiny", min_replicas=1, max_replicas=8,
+        request={"pack": 4}, by="ada", why="served",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"'max' must be at least 'pack' \(4\), not 3: so many share one job"):
+        deployments.change(registry, "chat", max_replicas=3)
+    assert deployments.change(registry, "chat", max_replicas=4).max_replicas == 4
+
+
 def test_recent_replicas_are_the_live_ones_those_that_ended_since_and_the_last_that_was_ready(
     registry: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
