@@ -74,7 +74,6 @@ def _situation(
     wanted = Wanted(
         name=f"d{n}",
         state=DeploymentState.READY,
-        created_at=NOW - 10 * DAY,
         least=1,
         most=2 * REPLICAS,
         revision=revision,

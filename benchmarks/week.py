@@ -105,7 +105,7 @@ class Ours:
     def __init__(self) -> None:
         rules = Rules(target_tokens=TARGET_TOKENS, time_limit_s=TIME_LIMIT_S)
         state = DeploymentState.STARTING
-        self._wanted = Wanted(name="chat", state=state, created_at=EPOCH - 1, least=1, most=MOST, rules=rules)
+        self._wanted = Wanted(name="chat", state=state, least=1, most=MOST, rules=rules)
 
     def __call__(self, cluster: Cluster, line: Line) -> None:
         now = EPOCH + cluster.now

@@ -10,7 +10,7 @@ from launchers.deployment_spec import DeploymentSpec, spec_of
 from launchers.planning.facts import Cluster, Had, Loaded, Maintenance, Rules, Situation, Timings, Wanted
 from launchers.resources import REPLICA_OPTIONS, resources_from
 from launchers.scheduler import Outlook
-from registry import clock
+from registry import clock, deployments
 from registry.demand import Demand, Load, Served
 from registry.deployments import Deployment, Replica, ReplicaState
 from registry.site import Site
@@ -39,7 +39,6 @@ def situation(
         wanted=Wanted(
             name=deployment.name,
             state=deployment.state,
-            created_at=at(deployment.created_at),
             least=deployment.min_replicas,
             most=deployment.max_replicas,
             paused=deployment.paused,
@@ -52,11 +51,11 @@ def situation(
             low_since=_at(deployment.low_since, at),
             rules=rules,
         ),
-        replicas=tuple(_had(r, at, served.get(r.id), limits.get(r.id)) for r in theirs),
+        replicas=tuple(_had(r, deployment, at, served.get(r.id), limits.get(r.id)) for r in theirs),
         load=None
         if load is None
         else Loaded(load.running, load.running_tokens, load.queued, load.queued_tokens, load.waited_s),
-        called_at=None if called is None else at(called.at),
+        called_at=_called(deployment, called, at),
         timings=timings(theirs, at),
         now=now,
     )
@@ -65,7 +64,10 @@ def situation(
 def rules_of(deployment: Deployment, site: Site) -> Rules:
     """What a deployment says of itself, over what the site says of all. Raises ValueError for what no site takes."""
     spec, usual, common = spec_of(deployment), site.deployments, site.replicas
-    asks = resources_from(site.defaults.serve, spec.resources, REPLICA_OPTIONS)
+    asks, spare = (
+        resources_from(site.defaults.serve, resources_asked(spec, overflow=kind), REPLICA_OPTIONS)
+        for kind in (False, True)
+    )
     return Rules(
         target_tokens=spec.target_tokens,
         target_wait_s=_or(spec.target_wait_s, usual.target_wait_s),
@@ -82,6 +84,8 @@ def rules_of(deployment: Deployment, site: Site) -> Rules:
         shutdown_s=common.shutdown_timeout_s,
         margin_s=usual.margin_s,
         partition=asks.partition or "",
+        overflow_time_limit_s=spare.time_limit_s,
+        overflow_partition=spare.partition or "",
     )
 
 
@@ -111,7 +115,7 @@ def cluster_of(outlook: Outlook) -> Cluster:
     )
 
 
-def _had(r: Replica, at: Moment, served: Served | None, time_limit_s: int | None) -> Had:
+def _had(r: Replica, deployment: Deployment, at: Moment, served: Served | None, time_limit_s: int | None) -> Had:
     outstanding = None
     if served is not None:
         outstanding = served.left(r.draining_at) if r.draining_at is not None else served.outstanding
@@ -119,6 +123,7 @@ def _had(r: Replica, at: Moment, served: Served | None, time_limit_s: int | None
         id=r.id,
         state=r.state,
         created_at=at(r.created_at),
+        former=not deployments.is_current(deployment, r),  # by what is written: the steady clock keeps no order
         revision=r.revision,
         started_at=_at(r.started_at, at),
         ready_at=_at(r.ready_at, at),
@@ -141,6 +146,14 @@ def _had(r: Replica, at: Moment, served: Served | None, time_limit_s: int | None
         first_outputs=served.first_outputs if served else 0,
         first_output_s=served.first_output_s if served else 0.0,
     )
+
+
+def _called(deployment: Deployment, called: Demand | None, at: Moment) -> float | None:
+    """When it was last called. A former deployment's calls do not count; where the clock was set back and either may
+    be meant, it is called."""
+    if called is None or not (called.at >= deployment.created_at or at(called.at) >= at(deployment.created_at)):
+        return None
+    return at(called.at)
 
 
 def _at(text: str | None, at: Moment) -> float | None:

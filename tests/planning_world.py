@@ -39,7 +39,7 @@ class World:
     def __init__(self, rules: Rules | None = None, **wanted: Any) -> None:
         self.now = NOW
         state = DeploymentState.STARTING
-        self.wanted = Wanted(name="chat", state=state, created_at=NOW, rules=rules or Rules(), **wanted)
+        self.wanted = Wanted(name="chat", state=state, rules=rules or Rules(), **wanted)
         self.replicas: dict[str, Had] = {}
         self.cluster = Cluster()
         self.load: Loaded | None = Loaded(0, 0, 0, 0, 0.0)

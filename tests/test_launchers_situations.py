@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launchers import situations
 from launchers.planning.facts import Loaded, Situation, Timings
 from launchers.scheduler import Maintenance, Outlook
+from launchers.steady_clock import SteadyClock
 from registry import clock
 from registry import site as settings
 from registry.demand import Demand, Load, Served
@@ -82,7 +85,7 @@ def test_times_are_the_planners_and_a_jobs_end_is_slurmctlds() -> None:
     assert (had.draining_at, had.expected_start_at) == (moment(50), moment(30))
     assert had.ends_at == NOON.timestamp() + 3600  # whose clock did not jump
     assert (had.nodes, had.time_limit_s) == (("n1", "n2"), 1800)
-    assert (found.wanted.created_at, found.now) == (moment(0), moment(1000))
+    assert found.now == moment(1000)
 
 
 def test_a_rollout_begins_with_the_deployment_where_none_was_asked_for() -> None:
@@ -105,10 +108,37 @@ def test_load_and_calls_are_the_gateways() -> None:
 
 def test_a_replica_that_drains_has_what_gateways_say_that_have_noticed() -> None:
     draining = replica(state=ReplicaState.DRAINING, draining_at=text(500))
-    for said_at, outstanding in ((500.5, None), (501.5, 2)):
-        (had,) = seen(draining, served={"r1": Served("r1", text(said_at), 2, 9, 1, 4, 0.5)}).replicas
+    for said_at, said, outstanding in ((500.5, 0, 1), (500.5, 2, 2), (501.5, 2, 2), (501.5, 0, 0)):
+        (had,) = seen(draining, served={"r1": Served("r1", text(said_at), said, 9, 1, 4, 0.5)}).replicas
         assert had.outstanding == outstanding
         assert (had.requests, had.failures, had.first_outputs, had.first_output_s) == (9, 1, 4, 0.5)
+
+
+@given(
+    made_s=st.floats(0, 20_000), called_s=st.floats(0, 20_000), jump_s=st.floats(-20_000, 20_000), former=st.booleans()
+)
+def test_whatever_clock_is_set_whose_a_replica_is_stays_told_by_what_is_written(
+    made_s: float, called_s: float, jump_s: float, former: bool
+) -> None:
+    wall, monotonic = NOON.timestamp() + 20_000, 0.0
+    steady = SteadyClock(lambda: wall, lambda: monotonic)
+    steady.now()
+    wall, monotonic = wall + 1 + jump_s, 1.0
+    now = steady.now()
+    was = deployment(created_at=text(made_s))
+    theirs = replica(created_at=text(made_s - 1) if former else text(max(made_s, called_s)))
+    found = situations.situation(
+        was, [theirs], situations.rules_of(was, site()),
+        lambda written: steady.corrected(clock.parse(written).timestamp(), now), now,
+        called=Demand("chat", text(max(made_s, called_s)), 0), served={}, limits={},
+    )  # fmt: skip
+    assert [r.former for r in found.replicas] == [former]
+    assert found.called_at is not None
+
+
+def test_calls_of_a_former_deployment_do_not_count() -> None:
+    assert seen(called=Demand("chat", text(-1), 0)).called_at is None
+    assert seen(called=Demand("chat", text(0), 0)).called_at == moment(0)
 
 
 def test_why_a_job_waits_is_said_of_one_that_waits_only() -> None:
@@ -129,6 +159,11 @@ def test_a_deployments_own_words_come_before_the_sites() -> None:
     found = situations.rules_of(deployment(request={**own, "resources": resources}), ours)
     assert (found.idle_s, found.bake_s, found.bake_requests) == (5.0, 10.0, 0)  # none is a word, too
     assert (found.pack, found.overflow, found.partition, found.time_limit_s) == (2, True, "gpu,cpu", 7200)
+    assert (found.where(True), found.limit_s(True)) == ("gpu,cpu", 7200)  # its own words are over the others'
+    spare = {"partition": "spare", "time_limit_s": 3600}
+    found = situations.rules_of(deployment(request={**own, "resources": resources, "overflow": spare}), ours)
+    assert (found.where(True), found.limit_s(True)) == ("spare", 3600)
+    assert (found.where(False), found.limit_s(False)) == ("gpu,cpu", 7200)
 
 
 def test_what_no_site_takes_is_refused() -> None:

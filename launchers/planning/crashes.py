@@ -16,25 +16,27 @@ MAX_LOST = 3  # losses in a row for each wanted replica, of a revision that neve
 NODES_TRIED = 3  # times as many losses that nodes are blamed for count like all others
 SERVED_S = 300.0  # a replica that served for less before it crashed was as good as lost
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0
+HURRIED_WAIT_S = 60.0  # the longest, for the successor of one that serves and will end
 AVOIDED_S = 3600.0  # for how long a node is not used on which a replica failed because of the node
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Of one revision, in a row."""
+    """Of one revision's replicas, guaranteed or preemptible ones, in a row."""
 
     count: int = 0
-    retry_at: float = 0.0  # nothing is started before
+    retry_at: float = 0.0  # nothing is started before,
+    succeed_at: float = 0.0  # and no successor before
     cause: str = ""  # of the last one
     given_up: str | None = None  # why starting another would only burn the allocation, if it would
-    too_many: bool = False  # yet another replica serves
+    too_many: bool = False  # all the same it is tried: another replica serves, or the revision has proven itself
 
 
 NONE = Losses()
 
 
-def losses(s: Situation, fleet: Fleet, cluster: Cluster, revision: int, count: int) -> Losses:
-    """`count`: the replicas that are wanted."""
+def losses(s: Situation, fleet: Fleet, cluster: Cluster, revision: int, count: int, overflow: bool) -> Losses:
+    """`count`: the replicas that are wanted. `overflow`: of preemptible ones."""
     if not fleet.ended:
         return NONE
     ended = [r for r in fleet.ended if r.revision == revision]
@@ -42,10 +44,6 @@ def losses(s: Situation, fleet: Fleet, cluster: Cluster, revision: int, count: i
         (at for r in (*fleet.ready, *fleet.draining, *ended) if (at := _proof(r, revision))), default=0.0
     )
     lost = [r for r in ended if _lost(r) and (r.ended_at or 0.0) >= succeeded_at]
-    if not lost:
-        return NONE
-    last = max(lost, key=lambda r: r.ended_at or 0.0)
-    cause = last.cause or "stopped before it was ready"
     serves = any(r.revision == revision for r in fleet.ready)
     proven = revision == s.wanted.stable
     if not (
@@ -53,27 +51,36 @@ def losses(s: Situation, fleet: Fleet, cluster: Cluster, revision: int, count: i
     ):
         for r in lost:
             if r.failure in HOPELESS or (r.state is ReplicaState.FAILED and r.failure is None):
-                return Losses(len(lost), 0.0, r.cause or cause, r.cause or "its replica failed before it was ready")
+                cause = r.cause or "its replica failed before it was ready"
+                return Losses(len(lost), cause=cause, given_up=cause)
+    lost = [r for r in lost if r.overflow == overflow]
+    if not lost:
+        return NONE
+    last = max(lost, key=lambda r: r.ended_at or 0.0)
+    ended_at, cause = last.ended_at or 0.0, last.cause or "stopped before it was ready"
     most = MAX_LOST * (2 if proven else 1) * max(count, 1)
-    of_nodes = [r for r in lost if r.failure in OF_THE_NODE]
-    counted = len(lost) if _not_the_nodes(s, cluster, of_nodes, most) else len(lost) - len(of_nodes)
+    blamed = [r for r in lost if _blamed(r)]
+    of_nodes = [r for r in blamed if r.failure in OF_THE_NODE]
+    everywhere = _not_the_nodes(s, cluster, of_nodes, most, overflow)
+    counted = len(blamed) if everywhere else len(blamed) - len(of_nodes)
     too_many = counted > most
     wait_s = LONGEST_WAIT_S if too_many else min(FIRST_WAIT_S * 2 ** min(len(lost) - 1, 10), LONGEST_WAIT_S)
-    given_up = f"{counted} replicas were lost, the last one: {cause}" if too_many and not serves else None
-    return Losses(len(lost), (last.ended_at or 0.0) + wait_s, cause, given_up, too_many)
+    given_up = f"{counted} replicas were lost, the last one: {cause}" if too_many and not (serves or proven) else None
+    succeed_at = ended_at + (min(wait_s, HURRIED_WAIT_S) if proven else wait_s)
+    return Losses(len(lost), ended_at + wait_s, succeed_at, cause, given_up, too_many)
 
 
-def avoided(s: Situation, fleet: Fleet, cluster: Cluster) -> tuple[str, ...]:
+def avoided(s: Situation, fleet: Fleet, cluster: Cluster, overflow: bool) -> tuple[str, ...]:
     """Nodes on which a replica failed because of the node, lately; none when there are no others."""
     since = s.now - AVOIDED_S
     bad = {node for r in fleet.ended if r.failure in OF_THE_NODE and (r.ended_at or 0.0) > since for node in r.nodes}
-    nodes = cluster.nodes_of(s.wanted.rules.partition)
+    nodes = cluster.nodes_of(s.wanted.rules.where(overflow))
     return () if nodes and nodes <= bad else tuple(sorted(bad))
 
 
-def _not_the_nodes(s: Situation, cluster: Cluster, failed: Sequence[Had], most: int) -> bool:
+def _not_the_nodes(s: Situation, cluster: Cluster, failed: Sequence[Had], most: int, overflow: bool) -> bool:
     """Whether replicas that failed because of their nodes would do so on any: each node was tried, or very many."""
-    nodes = cluster.nodes_of(s.wanted.rules.partition) - cluster.down.keys() - cluster.leaving.keys()
+    nodes = cluster.nodes_of(s.wanted.rules.where(overflow)) - cluster.down.keys() - cluster.leaving.keys()
     everywhere = bool(nodes) and nodes <= {node for r in failed for node in r.nodes}
     return everywhere or len(failed) > NODES_TRIED * most
 
@@ -85,6 +92,12 @@ def _proof(r: Had, revision: int) -> float | None:
     if r.state is READY or r.state is DRAINING:
         return r.ready_at
     return r.ended_at if (r.ended_at or 0.0) - r.ready_at >= SERVED_S else None
+
+
+def _blamed(r: Had) -> bool:
+    """Whether its own end speaks against its revision: what was not submitted, preempted, cancelled or on a node that
+    went down says nothing of the next one, which is only tried later."""
+    return r.failure is not None or r.state is ReplicaState.FAILED
 
 
 def _lost(r: Had) -> bool:

@@ -29,9 +29,10 @@ def ending(s: Situation, live: Sequence[Had]) -> tuple[str, ...]:
     return (f"is being stopped: {len(live)} {_replicas(len(live))} left, of which {drain} drain", *_draining(s, live))
 
 
-def whole_outage(s: Situation, window: Maintenance) -> str:
+def whole_outage(s: Situation, window: Maintenance, overflow: bool) -> str:
     """The same words for the same maintenance, whenever they are asked for."""
-    partition = f"partition {s.wanted.rules.partition}" if s.wanted.rules.partition else "the default partition"
+    where = s.wanted.rules.where(overflow)
+    partition = f"partition {where}" if where else "the default partition"
     return (
         f"{s.wanted.name} will not be served during maintenance {window.name}, from {_date(window.starts_at)} "
         f"to {_date(window.ends_at)}: it takes all nodes of {partition}"
@@ -45,14 +46,15 @@ def why(turn: Turn) -> tuple[str, ...]:
         lines.append(_rollout(turn))
     if turn.missing:
         lines.append(_held(turn))
-    if turn.base.too_many:
-        lines.append(f"replicas are lost again and again, the last one: {turn.base.cause}; it is tried every 10 min")
+    for losses, kind in {turn.spare: "preemptible replicas", turn.base: "replicas"}.items():
+        if losses.too_many:
+            lines.append(f"{kind} are lost again and again, the last one: {losses.cause}; it is tried every 10 min")
     if not count and turn.fleet.coming:
         lines.append("what comes up all the same serves, and is kept for whoever called")
     if w.paused:
         lines.append("is paused: nothing is scaled or rolled out, and what ends is replaced")
     coming = turn.missing or turn.started or turn.fleet.pending
-    if coming and (window := maintenance.in_the_way(s, turn.windows)):
+    if coming and (window := maintenance.in_the_way(s, turn.windows_of(turn.short_of), turn.short_of)):
         until = when(s, window.ends_at)
         lines.append(f"maintenance {window.name} takes all its nodes until {until}: new jobs wait for its end")
     return (*lines, *_draining(s, turn.fleet.draining))
@@ -62,7 +64,11 @@ def coming(turn: Turn) -> tuple[Next, ...]:
     """By time; what has none last."""
     s, w = turn.s, turn.s.wanted
     found: list[Next] = []
-    for losses, revision in {turn.base: turn.course.base, turn.newest: w.revision}.items():
+    for losses, revision in {
+        turn.spare: turn.course.base,
+        turn.base: turn.course.base,
+        turn.newest: w.revision,
+    }.items():
         if losses.retry_at > s.now:
             found.append((losses.retry_at, f"revision {revision} is tried again: {_lost(losses.count)} in a row"))
     for r in turn.slots:
@@ -115,10 +121,11 @@ def _has(turn: Turn) -> str:
 
 def _held(turn: Turn) -> str:
     more = f"{turn.missing} more {'is' if turn.missing == 1 else 'are'} wanted"
-    if turn.s.now < turn.base.retry_at:
-        again = when(turn.s, turn.base.retry_at)
-        return f"{more}; {_lost(turn.base.count)} in a row, so the next is started at {again}: {turn.base.cause}"
-    if (waits := turn.waits) is None:
+    losses = turn.losses(turn.short_of)
+    if turn.s.now < losses.retry_at:
+        again = when(turn.s, losses.retry_at)
+        return f"{more}; {_lost(losses.count)} in a row, so the next is started at {again}: {losses.cause}"
+    if (waits := turn.waits(turn.short_of)) is None:
         return f"{more}, one at a time"
     return f"{more}; Slurm cannot start the one that waits ({waits.waiting_reason}), so none is submitted"
 
@@ -136,7 +143,7 @@ def _rollout(turn: Turn) -> str:
         again = f", again from {when(s, turn.newest.retry_at)} on" if turn.newest.retry_at > s.now else ""
         last = f" (the last one: {turn.newest.cause})" if turn.newest.count else ""
         state = "waits in Slurm's queue" if new and all(r.state is PENDING for r in new) else "starts"
-        if not new and (waits := turn.waits):
+        if not new and (waits := turn.waits(turn.preemptible)):
             state = f"is submitted when {waits.id} has started, which waits ({waits.waiting_reason})"
         return f"{to}: its first replica {state}{again}{last}"
     answered = sum(r.requests for r in s.replicas if r.revision == w.revision)

@@ -32,6 +32,18 @@ class Rules:
     shutdown_s: float = 30.0
     margin_s: float = 60.0
     partition: str = ""  # where its jobs run; "": the default
+    overflow_time_limit_s: int | None = None  # of a preemptible replica's job; None: as of the others
+    overflow_partition: str | None = None
+
+    def limit_s(self, overflow: bool) -> int:
+        """The time limit of a job of this kind."""
+        own = self.overflow_time_limit_s if overflow else None
+        return self.time_limit_s if own is None else own
+
+    def where(self, overflow: bool) -> str:
+        """The partition that a job of this kind runs in."""
+        own = self.overflow_partition if overflow else None
+        return self.partition if own is None else own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +52,6 @@ class Wanted:
 
     name: str
     state: DeploymentState
-    created_at: float
     least: int = 1
     most: int = 1
     paused: bool = False
@@ -61,6 +72,7 @@ class Had:
     id: str
     state: ReplicaState
     created_at: float
+    former: bool = False  # it was a former deployment's, of the same name
     revision: int = 1
     started_at: float | None = None  # its supervisor's beginning
     ready_at: float | None = None
@@ -136,7 +148,7 @@ class Situation:
     wanted: Wanted
     replicas: tuple[Had, ...] = ()
     load: Loaded | None = None  # None: no gateway that lives has said
-    called_at: float | None = None  # when it was last called, or a request was still in flight
+    called_at: float | None = None  # when it (no former one) was last called, or a request was still in flight
     timings: Timings = Timings(0.0, 60.0)
     now: float
 

@@ -41,10 +41,9 @@ def sort(situation: Situation) -> Fleet:
     draining: list[Had] = []
     ended: list[Had] = []
     successions = False
-    created_at = situation.wanted.created_at
     for r in situation.replicas:
         state = r.state
-        if r.created_at < created_at:
+        if r.former:
             if not state.ended:
                 former.append(r)
             continue

@@ -11,41 +11,42 @@ import functools
 from launchers.planning.facts import Cluster, Had, Maintenance, Situation
 
 
-def ahead(s: Situation, cluster: Cluster) -> list[Maintenance]:
-    """What goes on or is to come, and takes all nodes on which this deployment's replicas may run."""
+def ahead(s: Situation, cluster: Cluster, overflow: bool) -> list[Maintenance]:
+    """What goes on or is to come, and takes all nodes on which this deployment's replicas of this kind may run."""
     if not cluster.maintenance:
         return []
-    nodes = cluster.nodes_of(s.wanted.rules.partition)
+    nodes = cluster.nodes_of(s.wanted.rules.where(overflow))
     return [m for m in cluster.maintenance if nodes and m.ends_at > s.now and _takes(m.nodes, nodes)]
 
 
-def fitting_s(s: Situation, windows: list[Maintenance]) -> int | None:
+def fitting_s(s: Situation, windows: list[Maintenance], overflow: bool) -> int | None:
     """The time limit with which a job submitted now ends before the next maintenance, also if it first waits; None:
     its own fits, or nothing that is worth its start does."""
+    own = s.wanted.rules.limit_s(overflow)
     for m in windows:
         left = m.starts_at - s.now
-        if left <= 0 or left >= s.wanted.rules.time_limit_s + s.timings.queue_s:
+        if left <= 0 or left >= own + s.timings.queue_s:
             continue
         rest = left - s.wanted.rules.margin_s - min(s.timings.queue_s, left / 4)
         limit = int(rest // 60) * 60  # Slurm counts minutes
-        return limit if s.wanted.rules.shortest_s <= limit < s.wanted.rules.time_limit_s else None
+        return limit if s.wanted.rules.shortest_s <= limit < own else None
     return None
 
 
 def shorter_s(s: Situation, windows: list[Maintenance], pending: Had) -> int | None:
     """The time limit that a waiting job needs, if with its own it would run into maintenance."""
-    limit = pending.time_limit_s or s.wanted.rules.time_limit_s
+    limit = pending.time_limit_s or s.wanted.rules.limit_s(pending.overflow)
     if not any(0 < m.starts_at - s.now < limit for m in windows):
         return None
-    fits = fitting_s(s, windows)
+    fits = fitting_s(s, windows, pending.overflow)
     return fits if fits is not None and fits < limit else None
 
 
-def in_the_way(s: Situation, windows: list[Maintenance]) -> Maintenance | None:
+def in_the_way(s: Situation, windows: list[Maintenance], overflow: bool) -> Maintenance | None:
     """The one that goes on, or is so near that what is submitted now starts only after it."""
     for m in windows:
         left = m.starts_at - s.now
-        if left <= 0 or (left < s.wanted.rules.time_limit_s and fitting_s(s, windows) is None):
+        if left <= 0 or (left < s.wanted.rules.limit_s(overflow) and fitting_s(s, windows, overflow) is None):
             return m
     return None
 

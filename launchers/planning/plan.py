@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from launchers.planning import crashes, explain, rollout, scale
+from launchers.planning.crashes import Losses
 from launchers.planning.facts import Action, Cluster, Plan, SetState, Settle, Situation
 from launchers.planning.fleet import Fleet, sort
 from launchers.planning.turn import Turn, wind_down
@@ -23,16 +24,20 @@ def plan(situation: Situation, cluster: Cluster, *, words: bool = True) -> Plan:
         return _end(situation, fleet, words)
     size = scale.size(situation, fleet)
     course = rollout.course(situation, fleet)
-    newest = crashes.losses(situation, fleet, cluster, wanted.revision, size.count)
+    preemptible = wanted.rules.overflow and wanted.least == 0  # what is started first
+
+    def losses(revision: int, overflow: bool) -> Losses:
+        return crashes.losses(situation, fleet, cluster, revision, size.count, overflow)
+
+    newest = losses(wanted.revision, preemptible)
     if course.rolling and not wanted.paused and (cause := course.bad or newest.given_up):
         return _go_back(situation, cluster, cause, words)
     if newest.given_up and not course.rolling and not fleet.ready:
         return _fail(situation, fleet, newest.given_up)
-    base = (
-        newest if course.base == wanted.revision else crashes.losses(situation, fleet, cluster, course.base, size.count)
-    )
+    base = newest if course.base == wanted.revision else losses(course.base, preemptible)
+    spare = losses(course.base, True) if wanted.rules.overflow and not preemptible else base
 
-    turn = Turn(situation, cluster, fleet, size, course, newest, base)
+    turn = Turn(situation, cluster, fleet, size, course, newest, base, spare)
     turn.note_size()
     turn.wind_down()
     turn.hand_over()

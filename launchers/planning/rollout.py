@@ -39,7 +39,7 @@ def course(s: Situation, fleet: Fleet) -> Course:
     old = any(r.revision == w.stable for r in fleet.slots)
     if w.least == 0 and not old:  # it slept: the new one serves from the first call on, or never gets ready
         return Course(w.revision, (w.revision,), rolling=True)
-    new = [r for r in s.replicas if r.revision == w.revision and r.created_at >= w.created_at]
+    new = [r for r in s.replicas if r.revision == w.revision and not r.former]
     since = min((r.ready_at for r in new if r.ready_at is not None and not _crashed(r)), default=None)
     bad = worse(new, [r for r in s.replicas if r.revision == w.stable])
     if bad is None and since is not None and _baked(s, new, since):

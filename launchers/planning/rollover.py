@@ -19,7 +19,7 @@ def lead_s(s: Situation, r: Had) -> float:
     rules = s.wanted.rules
     overlap = s.timings.start_s + drain_s(s) + rules.margin_s
     # A job so short that start-up and drain fill it would otherwise have its successor run beside it all the time.
-    return s.timings.queue_s + min(overlap, (r.time_limit_s or rules.time_limit_s) / 2)
+    return s.timings.queue_s + min(overlap, (r.time_limit_s or rules.limit_s(r.overflow)) / 2)
 
 
 def soon(s: Situation) -> float:
@@ -31,7 +31,7 @@ def soon(s: Situation) -> float:
 def last_moment(s: Situation, r: Had) -> float | None:
     """When it drains, whether or not another one is ready: what it has in flight must end before its job does."""
     rules = s.wanted.rules
-    limit = r.time_limit_s or rules.time_limit_s
+    limit = r.time_limit_s or rules.limit_s(r.overflow)
     return None if r.ends_at is None else r.ends_at - rules.shutdown_s - min(rules.margin_s, limit / 8)
 
 

@@ -47,7 +47,7 @@ def size(s: Situation, fleet: Fleet) -> Size:
     if w.rules.target_tokens is None:
         if w.least:
             return Size(_whole(w, w.least), Ground.LEAST, w.least, None)
-        called = w.created_at <= (s.called_at or 0.0) and now - (s.called_at or 0.0) < w.rules.idle_s
+        called = s.called_at is not None and now - s.called_at < w.rules.idle_s
         return Size(floor, Ground.CALLED if called else Ground.UNUSED, floor, None)
     before = max(floor, _within(w, floor if w.desired is None else w.desired))
     if s.load is None:
@@ -70,10 +70,9 @@ def size(s: Situation, fleet: Fleet) -> Size:
 
 def awake(s: Situation, fleet: Fleet) -> bool:
     """Whether a deployment that may sleep wants a replica: for its idle time from its last call on, or from when its
-    replica got ready if Slurm's queue was longer than its callers' patience. A former deployment's calls do not count.
-    """
+    replica got ready if Slurm's queue was longer than its callers' patience."""
     since = s.now - s.wanted.rules.idle_s
-    if s.called_at is not None and s.called_at >= s.wanted.created_at and s.called_at > since:
+    if s.called_at is not None and s.called_at > since:
         return True
     return any(r.ready_at is not None and r.ready_at > since for r in fleet.ready)
 
@@ -91,13 +90,14 @@ def _asked(w: Wanted, load: Loaded, fleet: Fleet, floor: int) -> tuple[int, Grou
 
 
 def _within(w: Wanted, count: int) -> int:
-    return _whole(w, min(max(count, w.least), max(w.most, w.least)))
+    return _whole(w, max(count, w.least))
 
 
 def _whole(w: Wanted, count: int) -> int:
-    """Replicas that share a job come together."""
-    pack = w.rules.pack
-    return count if pack == 1 else -(-count // pack) * pack
+    """Replicas that share a job come together, but never more than the most: below it, as many whole jobs as fit, and
+    a job that is not whole only where the least asks for it."""
+    pack, most = w.rules.pack, max(w.most, w.least, 1)
+    return min(-(-count // pack) * pack, max(most // pack * pack, w.least) or most)
 
 
 def words(s: Situation, size: Size) -> str:

@@ -12,6 +12,7 @@ from launchers.planning.facts import (
     Cluster,
     Drain,
     Had,
+    Maintenance,
     Scale,
     SetState,
     Settle,
@@ -31,24 +32,48 @@ class Turn:
     """`slots` are the replicas that come or serve and are to stay, each with its successor as one."""
 
     def __init__(
-        self, s: Situation, cluster: Cluster, fleet: Fleet, size: Size, course: Course, newest: Losses, base: Losses
+        self,
+        s: Situation,
+        cluster: Cluster,
+        fleet: Fleet,
+        size: Size,
+        course: Course,
+        newest: Losses,
+        base: Losses,
+        spare: Losses,
     ) -> None:
         self.s, self.cluster, self.fleet = s, cluster, fleet
         self.size, self.course = size, course
-        self.newest, self.base = newest, base  # losses of the revision wanted, and of the one that fills up
+        # Losses of the revision wanted, of the one that fills up, and of that one's preemptible replicas.
+        self.newest, self.base, self.spare = newest, base, spare
         self.actions: list[Action] = []
         self.slots = fleet.slots
         self.ready = len(fleet.ready)
-        self.windows = maintenance.ahead(s, cluster)
+        self.preemptible = s.wanted.rules.overflow and s.wanted.least == 0  # the kind that is started first
+        self.windows = maintenance.ahead(s, cluster, self.preemptible)
+        self.spare_windows = self.windows
+        if s.wanted.rules.overflow and not self.preemptible:
+            self.spare_windows = maintenance.ahead(s, cluster, True)
         self.ending: list[tuple[Had, str]] = []  # replicas that need a successor, and why
-        self.missing = 0  # replicas that are wanted and not started now
+        self.missing = 0  # replicas that are wanted and not started now,
+        self.short_of = self.preemptible  # and whether the next of them is a preemptible one
         self.started = 0
         self.stopped: set[str] = set()
 
-    @property
-    def waits(self) -> Had | None:
-        """A replica that Slurm cannot start now, and says why: it would not start another one either."""
-        return next((r for r in self.fleet.pending if r.waiting_reason and r.id not in self.stopped), None)
+    def waits(self, overflow: bool) -> Had | None:
+        """A replica of this kind that Slurm cannot start now, and says why: it would not start another one either. The
+        one on trial may ask for something else."""
+        return next(
+            (
+                r
+                for r in self.fleet.pending
+                if r.waiting_reason and r.overflow == overflow and r.id not in self.stopped and not self._on_trial(r)
+            ),
+            None,
+        )
+
+    def losses(self, overflow: bool) -> Losses:
+        return self.spare if overflow else self.base
 
     def note_size(self) -> None:
         w, size = self.s.wanted, self.size
@@ -107,28 +132,31 @@ class Turn:
 
     def fill_up(self) -> None:
         """What is missing, and one beyond while a revision takes over or a guaranteed replica is to replace another."""
-        w, count = self.s.wanted, self.size.count
-        missing = count - len(self.slots)
-        if missing > 0:
-            self.missing = missing
-            may = missing if self.waits is None else min(missing, max(w.least, 1) - len(self.slots))
-            if self.s.now < self.base.retry_at:
-                may = 0
-            elif self.base.too_many:
-                may = min(may, 1)
-            for _ in range(may):
-                self._start(self.course.base, f"{count} {_are(count)} wanted", self._guaranteed(self.slots))
-            self.missing = missing - max(may, 0)
-        elif count and len(self.slots) == count and self.waits is None:
+        count = self.size.count
+        kept = [r for r in self.slots if not self._on_trial(r)]
+        beside = min(self._trial_place(), len(self.slots) - len(kept))
+        places = count - len(self.slots) + beside
+        self.missing = max(places, 0)
+        while self.missing > 0:
+            guaranteed = self._guaranteed(kept)
+            self.short_of = self.s.wanted.rules.overflow and not guaranteed
+            losses, least = self.losses(self.short_of), guaranteed or not (kept or self.started)
+            if self.s.now < losses.retry_at or (losses.too_many and self.started):
+                return
+            if self.waits(self.short_of) is not None and not least:
+                return
+            self._start(self.course.base, f"{count} {_are(count)} wanted", guaranteed)
+            self.missing -= 1
+        if count and places == 0:
             self._surge()
 
     def replace_in_time(self) -> None:
         """Successors of what ends or must leave, one each, in the queue early enough to serve by then."""
-        if not self.size.count or self.s.now < self.base.retry_at:
+        if not self.size.count:
             return
         stays = {r.id for r in self.slots}
         for r, why in self.ending:
-            if r.id in stays:
+            if r.id in stays and self.s.now >= self.losses(r.overflow).succeed_at:
                 revision = r.revision if r.revision in self.course.kept else self.course.base
                 self._start(revision, f"{r.id} is succeeded: {why}", not r.overflow, replaces=r.id)
 
@@ -137,11 +165,12 @@ class Turn:
         s = self.s
         for window in self.windows:
             if self.size.count and s.now < window.starts_at:
-                self.actions.append(Warn(s.wanted.name, whole_outage(s, window)))
-        if self.windows:
+                self.actions.append(Warn(s.wanted.name, whole_outage(s, window, self.preemptible)))
+        if self.windows or self.spare_windows:
             for r in self.fleet.pending:
-                if limit := maintenance.shorter_s(s, self.windows, r):
-                    why = f"it starts before maintenance {self.windows[0].name} if it ends before it"
+                windows = self.windows_of(r.overflow)
+                if limit := maintenance.shorter_s(s, windows, r):
+                    why = f"it starts before maintenance {windows[0].name} if it ends before it"
                     self.actions.append(Shorten(r.id, limit, why))
 
     def conclude(self) -> None:
@@ -164,23 +193,32 @@ class Turn:
     def _surge(self) -> None:
         w, course = self.s.wanted, self.course
         if self._trial_place():
-            if self.s.now >= self.newest.retry_at and not any(r.revision == w.revision for r in self.slots):
+            tried = any(self._on_trial(r) for r in self.slots)
+            if self.s.now >= self.newest.retry_at and not tried and self.waits(self.preemptible) is None:
                 self._start(w.revision, f"revision {w.revision} is tried beside revision {w.stable}", w.least > 0)
-        elif self.s.now < self.base.retry_at:
-            return
         elif self._outdated():
             kept = [r for r in self.slots if r.revision in course.kept]
-            if all(r.state is READY for r in kept):
-                self._start(course.base, f"revision {course.base} takes over", self._guaranteed(kept))
+            guaranteed = self._guaranteed(kept)
+            if all(r.state is READY for r in kept) and self._may(w.rules.overflow and not guaranteed):
+                self._start(course.base, f"revision {course.base} takes over", guaranteed)
+        elif not self._may(False):
+            return
         elif w.rules.overflow and sum(not r.overflow for r in self.slots) < min(w.least, self.size.count):
             why = f"{w.least} that {_are(w.least)} not preemptible {_are(w.least)} wanted"
             if (early := next((r for r in self.slots if r.overflow and r.state is not READY), None)) is not None:
                 self._take_away(early, why)
             self._start(course.base, why, True)
 
+    def _may(self, overflow: bool) -> bool:
+        return self.s.now >= self.losses(overflow).retry_at and self.waits(overflow) is None
+
+    def windows_of(self, overflow: bool) -> list[Maintenance]:
+        return self.spare_windows if overflow else self.windows
+
     def _start(self, revision: int, why: str, guaranteed: bool, replaces: str | None = None) -> None:
         """Its place counts among the slots from the next plan on; `started` tells this one."""
-        s, rules = self.s, self.s.wanted.rules
+        s, overflow = self.s, self.s.wanted.rules.overflow and not guaranteed
+        windows = self.windows_of(overflow)
         self.started += 1
         self.actions.append(
             StartReplica(
@@ -188,9 +226,9 @@ class Turn:
                 revision=revision,
                 why=why,
                 replaces=replaces,
-                overflow=rules.overflow and not guaranteed,
-                time_limit_s=maintenance.fitting_s(s, self.windows) if self.windows else None,
-                exclude=crashes.avoided(s, self.fleet, self.cluster) if self.fleet.ended else (),
+                overflow=overflow,
+                time_limit_s=maintenance.fitting_s(s, windows, overflow) if windows else None,
+                exclude=crashes.avoided(s, self.fleet, self.cluster, overflow) if self.fleet.ended else (),
             )
         )
 
@@ -219,9 +257,14 @@ class Turn:
         return [] if self.s.wanted.paused else [r for r in self.slots if r.revision not in kept]
 
     def _trial_place(self) -> int:
-        """Whether there is one more than wanted for the revision on trial: not before what is older has gone."""
-        course = self.course
-        return int(course.trial and not self.s.wanted.paused and not self._outdated())
+        """Whether there is one more than wanted for the revision on trial: not before what is older has gone, and while
+        the deployment is paused only for one that is there."""
+        if not self.course.trial or self._outdated():
+            return 0
+        return int(not self.s.wanted.paused or any(self._on_trial(r) for r in self.slots))
+
+    def _on_trial(self, r: Had) -> bool:
+        return self.course.trial and r.revision == self.s.wanted.revision
 
     def _guaranteed(self, among: Iterable[Had]) -> bool:
         """Whether the next one is to be guaranteed. Those that this plan starts count."""
@@ -230,7 +273,7 @@ class Turn:
     def _may_go(self, r: Had) -> bool:
         """Not the one on trial, and not a guaranteed one that the least consists of."""
         w = self.s.wanted
-        if self.course.trial and r.revision == w.revision:
+        if self._on_trial(r):
             return False
         guaranteed = sum(not one.overflow for one in self.slots)
         return r.overflow or not w.rules.overflow or guaranteed > w.least

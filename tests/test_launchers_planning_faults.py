@@ -1,0 +1,207 @@
+"""What the planner makes of several things that go wrong at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from planning_world import NOW, World
+
+from launchers.planning.facts import Cluster, Drain, Had, Loaded, Maintenance, Rules, StartReplica
+from launchers.vllm.failures import Kind
+from registry.deployments import DeploymentState
+from registry.replicas import ReplicaState
+
+PENDING, STARTING, READY, LOST = ReplicaState.PENDING, ReplicaState.STARTING, ReplicaState.READY, ReplicaState.LOST
+
+
+def having(*replicas: Had, rules: Rules | None = None, **wanted: Any) -> World:
+    world = World(rules, **({"stable": 1} | wanted))
+    world.replicas = {r.id: r for r in replicas}
+    return world
+
+
+def had(name: str, state: ReplicaState = READY, **more: Any) -> Had:
+    served = {"started_at": NOW - 5000, "ready_at": NOW - 4000} if state is READY else {}
+    return Had(id=name, state=state, **({"created_at": NOW - 5000} | served | more))
+
+
+def lost(name: str, ended_at: float = NOW - 400, **more: Any) -> Had:
+    return had(name, LOST, ended_at=ended_at, **more)
+
+
+def starts(world: World) -> list[StartReplica]:
+    return [a for a in world.turn().actions if isinstance(a, StartReplica)]
+
+
+# A rollout.
+
+
+@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.parametrize("trial", [PENDING, STARTING, READY])
+@pytest.mark.parametrize("reason", [None, "Resources"])
+@pytest.mark.parametrize("stable", [0, 1])
+def test_a_lost_stable_replica_is_replaced_whatever_the_one_on_trial_does(
+    paused: bool, trial: ReplicaState, reason: str | None, stable: int
+) -> None:
+    waits = {"waiting_reason": reason} if trial is PENDING else {}
+    on_trial = had("n0", trial, revision=2, **waits)
+    if trial is READY:
+        on_trial = had("n0", revision=2, ready_at=NOW - 5)
+    old = [had(f"r{n}") for n in range(stable)]
+    world = having(*old, on_trial, lost("r9"), revision=2, least=stable + 1, paused=paused)
+    assert [(a.revision, a.replaces) for a in starts(world)] == [(1, None)]
+    assert starts(world) == []
+
+
+def test_a_rollout_that_is_paused_on_trial_keeps_all_that_serve() -> None:
+    world = having(had("r0"), had("n0", revision=2, ready_at=NOW - 5), revision=2, paused=True)
+    assert not [a for a in world.turn().actions if isinstance(a, Drain)]
+
+
+# What says nothing of a revision.
+
+
+@pytest.mark.parametrize("why", ["not submitted", "preempted"])
+@pytest.mark.parametrize("stable", [None, 1])
+def test_what_is_lost_without_a_failure_of_its_own_never_gives_up_a_revision_and_is_tried_ever_more_slowly(
+    why: str, stable: int | None
+) -> None:
+    world = having(stable=stable)
+    for _ in range(6 * 3600 // 20):
+        world.turn()
+        for r in world.of(PENDING):
+            if why == "preempted":
+                world.run(r.id)
+            world.end(r.id)
+        world.pass_time(20.0)
+    assert not world.wanted.state.ended
+    assert 30 < world.started < 60
+
+
+@pytest.mark.parametrize("failure", ["crashed", "bad-model", "cuda", "never-ready", None])
+def test_a_proven_revision_is_never_given_up(failure: str | None) -> None:
+    world = having()
+    for _ in range(6 * 3600 // 20):
+        world.turn()
+        for r in world.of(PENDING):
+            world.run(r.id)
+            world.end(r.id, ReplicaState.FAILED, failure)
+        world.pass_time(20.0)
+    assert world.wanted.state is DeploymentState.STARTING
+    assert 30 < world.started < 60
+
+
+@pytest.mark.parametrize("failure", [Kind.CRASHED, Kind.NEVER_READY, Kind.HUNG])
+def test_a_first_revision_whose_engine_is_to_blame_is_given_up_after_four(failure: Kind) -> None:
+    blamed = [lost(f"c{n}", NOW - 5000, started_at=NOW - 5000, failure=failure) for n in range(4)]
+    for count, state in ((3, DeploymentState.STARTING), (4, DeploymentState.FAILED)):
+        world = having(*blamed[:count], lost("x", NOW - 5000), stable=None)
+        world.turn()
+        assert world.wanted.state is state
+
+
+# Preemptible and guaranteed ones.
+
+SPARE = Rules(target_tokens=1000, overflow=True)
+
+
+def test_a_preemptible_replica_that_waits_keeps_no_guaranteed_one_from_being_replaced() -> None:
+    waits = {"overflow": True, "waiting_reason": "Resources"}
+    world = having(
+        *(had("g1"), lost("g2"), had("o1", PENDING, **waits), had("o2", PENDING, **waits)),
+        **{"rules": SPARE, "least": 2, "most": 4, "desired": 4},
+    )
+    world.load = Loaded(4, 4000, 0, 0, 0.0)
+    assert [a.overflow for a in starts(world)] == [False]
+    assert starts(world) == []
+
+
+def test_a_guaranteed_replica_that_waits_keeps_no_preemptible_one_from_being_started() -> None:
+    world = having(
+        *(had("g1"), had("g2", PENDING, waiting_reason="Resources")),
+        **{"rules": SPARE, "least": 2, "most": 4, "desired": 3},
+    )
+    world.load = Loaded(4, 3000, 0, 0, 0.0)
+    assert [a.overflow for a in starts(world)] == [True]
+
+
+def test_losses_of_preemptible_replicas_do_not_delay_guaranteed_ones() -> None:
+    preempted = [lost(f"o{n}", NOW - n, started_at=NOW - 900, overflow=True) for n in range(17)]
+    world = having(had("g1", ends_at=NOW + 200), *preempted, rules=SPARE, most=2, desired=2)
+    world.load = Loaded(4, 2000, 0, 0, 0.0)
+    assert [(a.replaces, a.overflow) for a in starts(world)] == [("g1", False)]
+    assert any("17 were lost in a row" in words for _, words in world.turn().next)
+
+
+def test_the_end_of_a_replica_that_serves_does_not_wait_for_long_because_successors_were_lost() -> None:
+    failed = [lost(f"s{n}", NOW - 30, replaces="r0", failure="crashed") for n in range(9)]
+    world = having(had("r0", ends_at=NOW + 200), *failed)
+    assert starts(world) == []
+    world.pass_time(30.0)
+    assert [a.replaces for a in starts(world)] == ["r0"]
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+@pytest.mark.parametrize(
+    ("nodes", "guaranteed_s", "spare_s"),
+    [
+        ({"n1", "n2"}, 35_940, None),  # an hour ends before it anyway
+        ({"n2"}, None, None),
+        ({"n1"}, 35_940, None),
+    ],
+)
+def test_time_limits_before_maintenance_are_each_kinds_own(
+    overflow: bool, nodes: set[str], guaranteed_s: int | None, spare_s: int | None
+) -> None:
+    rules = Rules(
+        target_tokens=1000, overflow=True, time_limit_s=86_400, overflow_time_limit_s=3600, overflow_partition="spare"
+    )
+    world = having(*([had("g1")] if overflow else []), rules=rules, most=2, desired=1 + overflow)
+    world.load = Loaded(1, 2000 if overflow else 10, 0, 0, 0.0)
+    window = Maintenance("m", NOW + 36_000, NOW + 72_000, frozenset(nodes))
+    both = {"": frozenset({"n1"}), "spare": frozenset({"n2"})}
+    world.cluster = Cluster(maintenance=(window,), partition_nodes=both)
+    assert [(a.overflow, a.time_limit_s) for a in starts(world)] == [(overflow, spare_s if overflow else guaranteed_s)]
+
+
+def test_a_preemptible_job_is_shortened_for_maintenance_of_its_own_partition() -> None:
+    rules = Rules(target_tokens=1000, overflow=True, overflow_time_limit_s=7200, overflow_partition="spare")
+    both = {"": frozenset({"n1"}), "spare": frozenset({"n2"})}
+    for node, shortened in (("n1", 0), ("n2", 1)):
+        world = having(had("g1"), had("o1", PENDING, overflow=True), rules=rules, most=2, desired=2)
+        world.load = Loaded(1, 2000, 0, 0, 0.0)
+        world.cluster = Cluster(
+            maintenance=(Maintenance("m", NOW + 3600, NOW + 7200, frozenset({node})),), partition_nodes=both
+        )
+        world.turn()
+        assert (world.replicas["o1"].time_limit_s is not None) is bool(shortened)
+
+
+# Replicas that share jobs.
+
+
+@given(
+    pack=st.integers(1, 5),
+    least=st.integers(0, 6),
+    more=st.integers(0, 6),
+    tokens=st.integers(0, 20),
+    by_load=st.booleans(),
+)
+def test_never_are_more_wanted_than_the_most_and_never_fewer_than_the_least(
+    pack: int, least: int, more: int, tokens: int, by_load: bool
+) -> None:
+    most = max(least + more, 1)
+    rules = Rules(target_tokens=10 if by_load else None, pack=pack, max_step=16)
+    world = having(rules=rules, least=least, most=most)
+    world.load, world.called_at = Loaded(1, tokens * 10, 0, 0, 0.0), NOW
+    world.turn()
+    assert max(least, 1) <= len(world.of(PENDING)) <= most
+
+
+def test_what_shares_a_job_comes_in_whole_jobs_below_the_most() -> None:
+    world = having(rules=Rules(target_tokens=10, pack=4, max_step=16), least=1, most=6)
+    world.load = Loaded(4, 400_000, 0, 0, 0.0)
+    assert len(starts(world)) == 4
