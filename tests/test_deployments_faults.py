@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,7 +133,7 @@ def deployed(
     model = make_llamas(training_python, tmp_path_factory.mktemp("models")) / "plain"
     settings = (
         f"scheduler.slurm_conf={cluster.root}/etc/slurm.conf", "gateway.continue_streams=true",
-        "replicas.drain_timeout=20s", "replicas.shutdown_timeout=10s", "deployments.margin=5s",
+        "replicas.drain_timeout=20s", "replicas.shutdown_timeout=10s",
     )  # fmt: skip
     with platform("private-cluster.toml", *settings, env=cluster.env) as site:
         site.ok("up")
@@ -162,16 +162,13 @@ def test_a_replica_at_its_time_limit_is_succeeded_however_often_the_controller_i
 ) -> None:
     old, _ = story.replicas()
     before = story.folders()
-    elapsed = sum(
-        int(n) * 60**i
-        for i, n in enumerate(
-            reversed(story.cluster.run("squeue", "-h", "-j", old["job_id"], "-o", "%M").strip().split(":"))
-        )
-    )
-    limit = math.ceil((elapsed + 120) / 60)
-    story.cluster.run("scontrol", "update", f"jobid={old['job_id']}", f"TimeLimit={limit}")
+    (began,), (ready,) = story.said(old["id"], "attempt-started"), story.said(old["id"], "replica-ready")
+    # Its successor is due in moments: it has as long as this one had to start, and then there are a drain and a margin.
+    left_s = ready["at"] - began["at"] + 90
+    minutes = math.ceil((time.time() - began["at"] + left_s) / 60)
+    limit = ("scontrol", "update", f"jobid={old['job_id']}", f"TimeLimit={minutes}")
 
-    def dies_when(happened: Any) -> None:
+    def dies_when(happened: Callable[[], object]) -> None:
         wait_for(happened, timeout=BOUND_S, every=0.02)
         story.kill("controller")
         story.answered(1)
@@ -180,14 +177,18 @@ def test_a_replica_at_its_time_limit_is_succeeded_however_often_the_controller_i
     def successors() -> set[str]:
         return story.folders() - before
 
-    dies_when(successors)  # its folder is there, and its job is being submitted
+    def submitted() -> bool:
+        return bool(successors() & set(story.cluster.run("squeue", "-h", "-p", "gpu", "-o", "%j").split()))
+
+    story.cluster.run(*limit)
+    dies_when(submitted)
     dies_when(lambda: any(story.said(r, "attempt-started") for r in successors()))
     dies_when(lambda: any(story.said(r, "replica-ready") for r in successors()))
     dies_when(lambda: any(r["id"] == old["id"] for r in story.replicas("draining", "stopped")))
     wait_for(lambda: old["id"] not in [r["id"] for r in story.replicas()], timeout=120)
     story.mended(gone=0)
     assert len([r for r in successors() if story.said(r, "attempt-started")]) == 1
-    ended = next(r for r in story.replicas("stopped", "failed", "lost") if r["id"] == old["id"])
+    (ended,) = [r for r in story.replicas("stopped", "failed", "lost") if r["id"] == old["id"]]
     assert ended["state"] == "stopped", ended
 
 
