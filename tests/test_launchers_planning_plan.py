@@ -153,6 +153,16 @@ def test_when_the_load_begins_to_ask_for_fewer_that_is_remembered_and_forgotten_
     assert high == Scale("chat", 3, None, "")
 
 
+def test_of_more_than_one_that_is_not_needed_one_goes_and_the_words_say_why() -> None:
+    wanted = deployment(rules={"target_tokens": 2000}, desired=3, low_since=NOW - 900)
+    three = tuple(replica(f"r{n}") for n in range(3))
+    decision = plan(Situation(wanted=wanted, replicas=three, load=load(1000), now=NOW), KNOWN)
+    words = "1,000 tokens are queued or running, 2,000 each: 1 would do, and not all go at once"
+    assert decision.actions[0] == Scale("chat", 2, NOW - 900, words)
+    assert [_short(a) for a in decision.actions[1:]] == [("drain", "r0")]
+    assert decision.why[0] == f"wants 2 replicas: {words}"
+
+
 def test_while_no_gateway_says_what_the_load_is_nothing_is_scaled() -> None:
     wanted = deployment(rules={"target_tokens": 2000}, desired=3, low_since=NOW - 900)
     assert decided(wanted, *(replica(f"r{n}") for n in range(3)), load=None) == []
