@@ -400,6 +400,8 @@ def new(name: str, state: str = "ready", **more: Any) -> Had:
         # Worse: five points more failures, at least three; or half as slow again.
         ([replica("r0", requests=100), new("n0", failures=3, requests=50)], [("settle", 2, False), ("drain", "n0")]),
         ([replica("r0", requests=100), new("n0", failures=2, requests=20)], [("drain", "r0"), ("settle", 2, True)]),
+        # Gateways avoid what fails: the one request that it was given says nothing good of it, however long ago.
+        ([replica("r0", requests=100), new("n0", failures=1, requests=1, ready_at=NOW - 9999)], []),
         (
             [replica("r0", requests=100, failures=40), new("n0", failures=43)],
             [("drain", "r0"), ("settle", 2, True)],
@@ -603,6 +605,11 @@ def test_a_job_that_may_run_in_several_partitions_is_stopped_by_maintenance_of_a
         (
             [replica("r0"), new("n0", requests=5, ready_at=NOW - 50)],
             "its first replica is watched for 5 min and 20 requests, or twice as long; it has answered 5",
+        ),
+        (
+            [replica("r0", requests=9), new("n0", requests=1, failures=1, ready_at=NOW - 999)],
+            "it has answered 1; 1 of its 1 requests failed (100%; of the stable revision's 0%), so it is watched until "
+            "more is known",
         ),
     ],
 )
