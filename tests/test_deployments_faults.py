@@ -275,7 +275,7 @@ def test_replicas_that_are_preempted_come_back(story: Story) -> None:
     there = len([r for r in story.replicas() if r["nodes"] == node])
     job = story.cluster.run(
         *("sbatch", "--parsable", "--qos=high", "--partition=gpu", "-w", node, f"--gres=gpu:h100:{9 - there}"),
-        *("--time=1", "--output=/dev/null", "--wrap=sleep 1"),
+        *("--mem=100M", "--time=1", "--output=/dev/null", "--wrap=sleep 1"),
     ).strip()
     wait_for(lambda: job not in story.jobs(), timeout=120)
     story.mended(gone=0)
