@@ -193,7 +193,7 @@ def test_a_second_controller_of_the_same_state_is_refused_and_one_that_stands_by
     serve(laptop, "led", "--replicas", "1")
     (replica,) = laptop.has("led", 1)
     refused = laptop.on.run("controller", timeout=60)
-    assert refused.returncode == 1 and "controller" in refused.stderr, refused.stderr
+    assert refused.returncode == 1 and "another process is its writer" in refused.stderr, refused.stderr
     standby = laptop.on.start("controller", "--standby")
     try:
         assert standby.stdout is not None

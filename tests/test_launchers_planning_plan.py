@@ -637,8 +637,8 @@ def test_a_job_that_may_run_in_several_partitions_is_stopped_by_maintenance_of_a
         ),
         (
             [replica("r0", requests=9), new("n0", requests=1, failures=1, ready_at=NOW - 999)],
-            "it has answered 1; 1 of its 1 requests failed (100%; of the stable revision's 0%), so it is watched until "
-            "more is known",
+            "its first replica is watched for 5 min and 20 requests, or twice as long; it has answered 1; 1 of its "
+            "1 requests failed (100%; of the stable revision's 0%), so it is watched until more is known",
         ),
     ],
 )

@@ -82,7 +82,7 @@ def coming(turn: Turn) -> tuple[Next, ...]:
         )
     if w.least == 0 and turn.size.count and s.called_at is not None:
         found.append((s.called_at + w.rules.idle_s, "it goes to sleep, if nobody calls"))
-    if turn.course.trial and turn.course.watched_since is not None and not w.paused:
+    if turn.course.trial and turn.course.watched_since is not None and not (turn.course.doubt or w.paused):
         found.append((turn.course.watched_since + w.rules.bake_s, f"revision {w.revision} is judged"))
     for window in turn.windows:
         if window.starts_at > s.now:
