@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_world import NOW, SERVING, World
 
+from launchers.planning.crashes import losses
 from launchers.planning.facts import Cluster, Drain, Loaded, Maintenance, Rules, StartReplica, Warn
+from launchers.planning.fleet import sort
+from launchers.planning.rollout import course
 from launchers.planning.rollover import last_moment
 from registry.deployments import DeploymentState
 from registry.replicas import ReplicaState
@@ -120,8 +123,23 @@ def check_turn(world: World) -> None:
         assert serves >= min(len(ready_before), world.count) - len(ending), "drained below what is wanted"
     for r in world.of(ReplicaState.DRAINING):
         assert r.draining_at is not None and world.now < r.draining_at + world.wanted.rules.drain_s
+    check_trial(world)
     again = [a for a in world.turn().actions if not isinstance(a, Warn)]
     assert again == [], f"not quiet: {again} after {actions}"
+
+
+def check_trial(world: World) -> None:
+    """While a revision is tried, the stable one has as many as are wanted, unless what was lost has them wait."""
+    situation, wanted = world.situation(), world.wanted
+    fleet, stable = sort(situation), wanted.stable
+    if stable is None or not course(situation, fleet).trial:
+        return
+    lost = [losses(situation, fleet, world.cluster, stable, world.count, kind) for kind in (False, True)]
+    waits = any(r.waiting_reason for r in fleet.pending if r.revision != wanted.revision)
+    tried = [r for r in world.slots if r.revision == wanted.revision]
+    others = [r for r in world.slots if r.revision not in (wanted.revision, stable)]
+    if len(tried) <= 1 and not (others or waits or any(one.count for one in lost)):
+        assert sum(r.revision == stable for r in world.slots) >= world.count, "the trial takes a place"
 
 
 @settings(max_examples=200, deadline=None)
