@@ -143,11 +143,11 @@ def check_trial(world: World) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(rules=rules, least=st.integers(0, 3), happen=events)
+@given(rules=rules, least=st.integers(0, 3), rolls=st.booleans(), happen=events)
 def test_whatever_happens_no_more_than_wanted_is_started_no_less_serves_and_the_plan_is_quiet(
-    rules: Rules, least: int, happen: list[tuple[str, int]]
+    rules: Rules, least: int, rolls: bool, happen: list[tuple[str, int]]
 ) -> None:
-    world = World(rules, least=least, most=6)
+    world = World(rules, least=least, most=6, **({"revision": 2, "stable": 1} if rolls else {}))
     check_turn(world)
     for event, x in happen:
         happens(world, event, x)

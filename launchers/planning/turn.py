@@ -147,7 +147,7 @@ class Turn:
                 return
             self._start(self.course.base, f"{count} {_are(count)} wanted", guaranteed)
             self.missing -= 1
-        if count and places == 0:
+        if count and (places == 0 or (self.started and self._trial_place())):
             self._surge()
 
     def replace_in_time(self) -> None:
