@@ -150,7 +150,7 @@ class DeploymentPlans:
                 since = None if low_since is None else clock.text(datetime.fromtimestamp(low_since, UTC))
                 deployments.set_scale(self.db, name, desired, since)
                 if why:
-                    log.info("%s: %d replicas are wanted: %s", name, desired, why)
+                    log.info("%s: replicas wanted from now on: %d: %s", name, desired, why)
             case planned.Settle(name, revision, good, why):
                 self._settle_revision(deployments.get(self.db, name), revision, good, why)
             case planned.Warn(name, words):
