@@ -441,6 +441,15 @@ def test_a_rollout_goes_on_one_by_one_and_never_serves_with_fewer() -> None:
     assert decided(wanted, old[2], new("n0"), new("n1"), new("n2")) == [("drain", "r2"), ("settle", 2, True)]
 
 
+def test_what_was_good_before_takes_over_without_a_trial() -> None:
+    back = rolling(proven=True)
+    assert decided(back, replica("r1")) == [("start", 2)]
+    assert decided(back, replica("r1"), new("n1", ready_at=NOW - 1)) == [
+        ("drain", "r1"),
+        ("settle", 2, True),
+    ]
+
+
 def test_a_paused_rollout_takes_no_step() -> None:
     assert decided(rolling(paused=True), replica("r0")) == []
     two = replica("r0"), replica("r1")
