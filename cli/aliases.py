@@ -9,6 +9,7 @@ import click
 from cli.client import Control
 from cli.context import Context
 from cli.table import json_option, show
+from registry import canary as percent
 
 
 class Alias(click.ParamType[tuple[str, str]]):
@@ -43,7 +44,10 @@ def list_(context: Context, /, as_json: bool) -> None:
 @click.argument("version", type=click.IntRange(1))
 @click.option("--why", help="Kept in its history.")
 @click.option(
-    "--canary", type=click.IntRange(1, 99), metavar="PERCENT", help="Of the calls, for the new version on trial."
+    "--canary",
+    type=click.IntRange(percent.LEAST, percent.MOST),
+    metavar="PERCENT",
+    help="Of the calls, for the new version on trial.",
 )
 @click.pass_obj
 def set_(context: Context, /, named: tuple[str, str], version: int, why: str | None, canary: int | None) -> None:

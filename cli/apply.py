@@ -60,7 +60,7 @@ def differences(control: Control, path: Path) -> list[Difference]:
     from registry.strict_toml import ConfigError
 
     try:
-        specs = read(Path("/dev/stdin") if str(path) == "-" else path)
+        specs = read(Path("/dev/stdin"), Path.cwd()) if str(path) == "-" else read(path)
     except ConfigError as e:
         raise click.ClickException(str(e)) from e
     return [(spec, applied(control, spec, dry_run=True)) for spec in specs]

@@ -14,6 +14,7 @@ from cli.context import Context
 from cli.moments import Duration
 from cli.resources import WithSbatchOptions, asked, resource_options
 from cli.settling import Changes, wait_settled
+from registry import canary as percent
 
 if TYPE_CHECKING:
     from launchers.deployment_spec import DeploymentSpec
@@ -78,7 +79,10 @@ class Words(click.ParamType[tuple[str, ...]]):
 @click.option("--overflow-qos", metavar="QOS", help="Of replicas above --min, which may be preempted.")
 @click.option("--overflow-partition", metavar="PARTITION", help="Where those run.")
 @click.option(
-    "--canary", type=click.IntRange(1, 99), metavar="PERCENT", help="Of the calls, for a new revision on trial."
+    "--canary",
+    type=click.IntRange(percent.LEAST, percent.MOST),
+    metavar="PERCENT",
+    help="Of the calls, for a new revision on trial.",
 )
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Until it serves what was asked for.")
 @resource_options

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import aliases, clock, models, runs
+from registry import canary as percent
 from registry.db import Conflict, Database, NotFound, RegistryError, StorageError, row, rows, transaction
 from registry.models import ModelState
 from registry.runs import Run, RunState
@@ -88,8 +89,10 @@ def adopt(
         raise RegistryError(f"alias {alias!r} is not allowed: a number after '@' names a version")
     if run not in steps or len(set(steps)) != len(steps) or not 2 <= len(steps) <= len(STEPS):
         raise RegistryError(f"promotion {promotion_id}: {', '.join(steps)} are no steps with {run} among them")
-    if canary is not None and not 1 <= canary <= 100:
-        raise RegistryError(f"promotion {promotion_id}: a canary gets 1 to 100 percent, not {canary}")
+    try:
+        percent.checked(canary)
+    except ValueError as e:
+        raise RegistryError(f"promotion {promotion_id}: {e}") from e
     words = (owner, source, model, alias, canary, json.dumps(list(steps)))
     with transaction(db) as c:
         old = row(db, "SELECT * FROM promotions WHERE id = ?", promotion_id)

@@ -87,6 +87,14 @@ def test_an_alias_that_was_rolled_back_afterwards_stays_back(registry: Database)
     assert where(registry) == first
 
 
+@pytest.mark.parametrize("canary", [0, 100])
+def test_a_canary_that_no_deployment_could_have_is_refused(registry: Database, canary: int) -> None:
+    with pytest.raises(RegistryError, match=f"canary: must be 1 ... 99 .percent of the calls., not {canary}"):
+        adopt(registry, RUNS[0], canary=canary)
+    with pytest.raises(NotFound):
+        promotions.get(registry, "chat-prod-1")
+
+
 def test_without_tasks_the_smoke_test_is_the_last_step(registry: Database) -> None:
     adopt(registry, *RUNS[:2], steps=RUNS[:2])
     version = convert(registry)
