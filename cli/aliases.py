@@ -74,7 +74,11 @@ def history(context: Context, /, named: tuple[str, str], as_json: bool) -> None:
 @click.option("--why", help="Kept in its history.")
 @click.pass_obj
 def rollback(context: Context, /, named: tuple[str, str], why: str | None) -> None:
-    """Have it name the version before its last move again."""
+    """Have it name again the version before the one that it names.
+
+    It never goes to one that it was taken back from, by anybody or by Headgate for a canary that failed: doing it
+    twice goes back twice.
+    """
     model, name = named
     move = _control(context).post("/v1/aliases/rollback", model=model, alias=name, why=why)
     click.echo(f"{model}@{name} is version {move['to_version']} again")

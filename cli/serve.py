@@ -117,6 +117,9 @@ def serve(
     A deployment of that name is changed to what is asked for, without a gap: new replicas prove themselves before
     they take the place of the old ones. No job's time limit ends it, but `headgate delete`.
 
+    All of it: what is not said goes back to its default (one replica, no adapters, no arguments for the engine).
+    `headgate rollout NAME --to MODEL@VERSION` changes the version alone, `headgate scale` the replicas.
+
     sbatch's options say what each replica's job asks for; with --time-min beside -t Slurm may give it less time where
     that starts it sooner.
     """

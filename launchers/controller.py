@@ -53,7 +53,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RUNNING_USAGE_TURNS = 15  # how many turns pass between two looks at the accounts of jobs that still run
-HEADGATE = "(headgate)"  # who moves an alias back that no person moves
 MAX_ARRAY = 4_000_000  # more than any Slurm's MaxArraySize
 
 
