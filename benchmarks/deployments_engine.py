@@ -3,7 +3,8 @@
 A prompt says what is wanted: `nonce=12 tokens=300 interval=20` is request 12, 300 tokens, 20 ms between two. Token 3 of
 it says "12.3 ", so that whoever reads the answer knows what is missing, doubled, or somebody else's. Whoever gives the
 beginning of the answer gets the rest, as from vLLM. At SIGTERM it takes nothing new, goes on for --shutdown-timeout,
-and then ends what still runs with `finish_reason` "abort", as vLLM does. It starts in HEADGATE_BENCH_START_S.
+and then ends what still runs with `finish_reason` "abort", as vLLM does. It starts in HEADGATE_BENCH_START_S. A model
+whose config.json has `"fails": true` answers such a prompt with status 500, whoever asks.
 
 Run by its path, in a job: it imports nothing of ours.
 """
@@ -19,6 +20,7 @@ import signal
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -69,8 +71,8 @@ def read(body: dict[str, Any]) -> tuple[Asked, str]:
 
 
 class Engine:
-    def __init__(self, model: str, shutdown_s: float) -> None:
-        self._model, self._shutdown_s = model, shutdown_s
+    def __init__(self, model: str, shutdown_s: float, fails: bool = False) -> None:
+        self._model, self._shutdown_s, self._fails = model, shutdown_s, fails
         self._key = os.environ.get("HEADGATE_REPLICA_KEY")
         self._running = 0
         self.stopping = asyncio.Event()
@@ -95,6 +97,8 @@ class Engine:
             return web.json_response({"error": {"message": f"no model {body.get('model')}"}}, status=404)
         if self.stopping.is_set():
             return web.json_response({"error": {"message": "cannot schedule new futures after shutdown"}}, status=500)
+        if self._fails and read(body)[0].nonce:
+            return web.json_response({"error": {"message": "this model computes nothing"}}, status=500)
         self._running += 1
         try:
             return await (self._stream(request, body) if body.get("stream") else self._whole(body))
@@ -168,7 +172,9 @@ class Engine:
 
 
 async def serve(asked: argparse.Namespace) -> None:
-    engine = Engine(asked.served_model_name, asked.shutdown_timeout)
+    config = Path(asked.model, "config.json")
+    fails = config.is_file() and json.loads(config.read_text()).get("fails") is True
+    engine = Engine(asked.served_model_name, asked.shutdown_timeout, fails)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, engine.stopping.set)
     await asyncio.sleep(float(os.environ.get(START_VARIABLE, "1")))
     app = web.Application(middlewares=[engine.guarded])
@@ -191,6 +197,7 @@ async def serve(asked: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="")
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)

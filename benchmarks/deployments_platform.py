@@ -155,7 +155,9 @@ class Platform:
             line = " ".join(words)
             if what == "engine" and str(ENGINE) in words and f" {replica.port} " in f"{line} " and self._ours(line):
                 return process
-            if what == "supervisor" and "launchers.supervisor" in words and replica.folder in words:
+            # Not srun, which has the same words.
+            python = bool(words) and Path(words[0]).name.startswith("python")
+            if what == "supervisor" and python and "launchers.supervisor" in words and replica.folder in words:
                 return process
         raise Late(f"replica {replica.id} has no {what}")
 

@@ -107,9 +107,7 @@ class Controller:
                 self.poke()
 
     async def turn(self) -> None:
-        if (other := await self.write(self._lease.other)) is not None:
-            self.scheduler_error = other
-            log.warning("%s", other)
+        if await self.other_leads():
             return
         await self.write(self._adopt)
         await self.write(self._ingest)
@@ -119,6 +117,7 @@ class Controller:
             self.cluster = self.cluster or await self.ask(lambda: self.scheduler.cluster)
             statuses = await self.ask(self.scheduler.states, [ref_of(j) for j in open_jobs]) if open_jobs else {}
             await self.write(self._observe, statuses)
+            await self._jobs.end_left()
             cluster = await self._outlook()
             # Books that cannot be had keep nobody from being served: only the queue's silence does.
             await self.write(self._note_found, await self._find_lost())
@@ -132,8 +131,18 @@ class Controller:
         await self.write(promotions.advance, self.db)
         actions = await self.write(self.plans.make, cluster)
         await self.write(self._jobs.ask_adapters, self.plans.adapters)
+        if await self.other_leads():  # this turn may have taken longer than a lease lasts
+            return
         await self._act(actions)
         self._turns += 1
+
+    async def other_leads(self) -> bool:
+        """Whether another controller does, and nothing may be done here. Renews the lease otherwise."""
+        if (other := await self.write(self._lease.other)) is None:
+            return False
+        self.scheduler_error = other
+        log.warning("%s", other)
+        return True
 
     async def settle(self, *, running: bool) -> None:
         """Bring the accounts of jobs up to date: ended ones always, those that still run when asked to."""
@@ -330,19 +339,25 @@ class Controller:
         return situations.cluster_of(await self.ask(self.scheduler.outlook))
 
     async def _act(self, actions: Sequence[planned.Action]) -> None:
-        """In their order; replicas that are started in a row are started together."""
+        """In their order; replicas that are started in a row are started together. One that fails holds up no other."""
         for starts, some in itertools.groupby(actions, key=lambda action: isinstance(action, planned.StartReplica)):
             if starts:
                 await self._jobs.start([action for action in some if isinstance(action, planned.StartReplica)])
                 continue
             for action in some:
-                match action:
-                    case planned.Stop(replica, why):
-                        await self._jobs.stop(replica, why)
-                    case planned.Shorten():
-                        await self._jobs.shorten(action)
-                    case _:
-                        await self.write(self.plans.note, action)
+                try:
+                    await self._do(action)
+                except RegistryError as e:
+                    log.error("%s was not done, the next turn tries again: %s", action, e)
+
+    async def _do(self, action: planned.Action) -> None:
+        match action:
+            case planned.Stop(replica, why):
+                await self._jobs.stop(replica, why)
+            case planned.Shorten():
+                await self._jobs.shorten(action)
+            case _:
+                await self.write(self.plans.note, action)
 
     def _folder(self, subject: str) -> RunFolder:
         return RunFolder(Path(self.site.runs_dir) / subject)

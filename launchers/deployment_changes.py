@@ -34,7 +34,7 @@ def takes_new_replicas(changes: Iterable[dict[str, Any]]) -> bool:
 def in_place(after: DeploymentSpec) -> dict[str, Any]:
     """What a deployment's `request` has to say of such fields; None: nothing, it is left to the site."""
     asked = to_request(after)
-    return {field: asked.get(field) for field in sorted(IN_PLACE) if field not in ("min", "max", "canary")}
+    return {field: asked.get(field) for field in sorted(IN_PLACE) if field not in ("min", "max")}
 
 
 def _flat(spec: DeploymentSpec) -> dict[str, Any]:

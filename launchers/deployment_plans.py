@@ -15,16 +15,15 @@ from launchers.planning import facts as planned
 from launchers.planning.plan import plan
 from launchers.spec import ServeSpec, Spec
 from launchers.steady_clock import SteadyClock
-from registry import aliases, clock, deployments, notices, replicas, revisions
-from registry.db import Database, transaction
+from registry import clock, deployments, notices, replicas, revisions
+from registry.db import Database, RegistryError, transaction
 from registry.demand import DemandReader
 from registry.deployments import Deployment, DeploymentState
 from registry.replicas import Replica, ReplicaState
+from registry.revisions import RevisionState
 from registry.site import Site
 
 log = logging.getLogger(__name__)
-
-HEADGATE = "(headgate)"  # who moves an alias back that no person moves
 
 
 class DeploymentPlans:
@@ -55,9 +54,8 @@ class DeploymentPlans:
         actions: list[planned.Action] = []
         plans: dict[str, planned.Plan] = {}
         self.adapters = {}
-        for known in deployments.everything(self.db):
-            if known.state.ended and not (theirs := replicas.unended_of(self.db, known.name)):
-                continue
+
+        def decide(known: Deployment) -> planned.Plan:
             words = following.follow(self.db, known)
             deployment = deployments.get(self.db, known.name)
             theirs = deployments.recent_replicas(self.db, deployment.name, since)
@@ -84,6 +82,7 @@ class DeploymentPlans:
                     load=loads.get(deployment.name),
                     served=served,
                     limits=self._time_limits(theirs),
+                    proven=revisions.is_proven(self.db, deployment),
                 ),
                 cluster,
             )
@@ -94,8 +93,17 @@ class DeploymentPlans:
             if self.clock.jump:
                 jumped = f"this host's clock jumped by {self.clock.jump:.0f} s, which is not believed yet"
                 decided = replace(decided, why=(*decided.why, jumped))
-            plans[deployment.name] = decided
-            actions += decided.actions
+            return decided
+
+        for known in deployments.everything(self.db):
+            if known.state.ended and not replicas.unended_of(self.db, known.name):
+                continue
+            try:
+                plans[known.name] = decide(known)
+            except RegistryError as e:  # all others have their plans
+                log.error("%s: nothing is done for it now: %s", known.name, e)
+                plans[known.name] = planned.Plan(why=(f"nothing is done for it now: {e}",))
+            actions += plans[known.name].actions
         self.latest, self.made_at = plans, clock.now()
         return actions
 
@@ -142,21 +150,17 @@ class DeploymentPlans:
                 since = None if low_since is None else clock.text(datetime.fromtimestamp(low_since, UTC))
                 deployments.set_scale(self.db, name, desired, since)
                 if why:
-                    log.info("%s: %d replicas are wanted: %s", name, desired, why)
+                    log.info("%s: replicas wanted from now on: %d: %s", name, desired, why)
             case planned.Settle(name, revision, good, why):
                 self._settle_revision(deployments.get(self.db, name), revision, good, why)
             case planned.Warn(name, words):
                 notices.tell(self.db, self.site.ledger_db, name, words, self.channels)
 
     def _settle_revision(self, deployment: Deployment, revision: int, good: bool, why: str) -> None:
-        """One that is given up takes the alias back that asked for it."""
+        """One that is given up takes the alias back that asked for it: both or neither."""
         log.warning("%s: revision %d is %s: %s", deployment.name, revision, "good" if good else "given up", why)
-        tried = revisions.get(self.db, deployment.name, revision)
-        revisions.settle(self.db, deployment.name, revision, good, why)
-        if good or deployment.follows is None:
-            return
-        model, _, alias = deployment.follows.partition("@")
-        last = aliases.newest(self.db, model, alias)
-        if last and (model, last.to_version) == (tried.model, tried.version) and last.from_version is not None:
-            words = f"deployment {deployment.name} gave version {tried.version} up: {why}"
-            aliases.roll_back(self.db, model, alias, HEADGATE, words)
+        with transaction(self.db):
+            revisions.settle(self.db, deployment.name, revision, good, why)
+            tried = revisions.get(self.db, deployment.name, revision)
+            if tried.state is RevisionState.BAD:
+                following.take_back(self.db, deployment, tried)

@@ -68,7 +68,7 @@ class DeploymentSpec(Wishes):
     adapters: dict[str, str] = field(default_factory=dict)  # LoRA: the name that clients call -> absolute directory
 
 
-_IN_COLUMNS = ("name", "model", "min", "max", "canary")  # of a deployment's row, and not in its `request`
+_IN_COLUMNS = ("name", "model", "min", "max")  # of a deployment's row, and not in its `request`
 
 
 def from_document(document: Mapping[str, Any]) -> DeploymentSpec:
@@ -102,7 +102,6 @@ def spec_of(deployment: Deployment) -> DeploymentSpec:
         model=deployment.follows or f"{deployment.model}@{deployment.version}",
         min=deployment.min_replicas,
         max=deployment.max_replicas,
-        canary=deployment.canary,
         **kept,
     )
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from launchers.vllm import weights
-from registry import aliases, clock, models, revisions
-from registry.db import Database
+from registry import aliases, clock, deployments, models, revisions
+from registry.db import Conflict, Database, NotFound
 from registry.deployments import Deployment, DeploymentState
-from registry.revisions import RevisionState
+from registry.revisions import Revision, RevisionState
+
+HEADGATE = "(headgate)"  # who moves an alias back that no person moves
 
 
 def follow(db: Database, deployment: Deployment) -> str | None:
@@ -46,8 +48,38 @@ def follow(db: Database, deployment: Deployment) -> str | None:
             request=deployment.request,
             by=move.by,
             why=f"{deployment.follows} moved to version {model.version}{f': {move.why}' if move.why else ''}",
-            canary=deployment.canary if move.canary is None else move.canary,
+            canary=move.canary,
         )
-    except ValueError as e:
+    except (ValueError, NotFound, Conflict) as e:
         return f"{deployment.follows} is version {move.to_version}, which it may not serve: {e}"
     return None
+
+
+def take_back(db: Database, deployment: Deployment, tried: Revision) -> None:
+    """Move the alias back that asked for what was given up: to what the deployment serves, never to what is untried.
+
+    Only for the model's owner or whoever moved the alias there, so that nobody else's deployment has a say in it; and
+    not while another one that follows it found the version good. Raises StorageError.
+    """
+    if deployment.follows is None or deployment.stable is None:
+        return
+    model, _, alias = deployment.follows.partition("@")
+    last, stable = aliases.newest(db, model, alias), revisions.get(db, deployment.name, deployment.stable)
+    if last is None or (model, last.to_version) != (tried.model, tried.version) or stable.model != model:
+        return
+    if deployment.owner in (models.owner_of(db, model), last.by) and not _is_good_elsewhere(db, deployment, tried):
+        words = f"deployment {deployment.name} gave version {tried.version} up: {tried.cause}"
+        aliases.move(db, model, alias, stable.version, HEADGATE, words)
+
+
+def _is_good_elsewhere(db: Database, deployment: Deployment, tried: Revision) -> bool:
+    others = [
+        d.name
+        for d in deployments.everything(db)
+        if d.follows == deployment.follows and d.name != deployment.name and not d.state.ended
+    ]
+    return any(
+        (r.model, r.version, r.state) == (tried.model, tried.version, RevisionState.GOOD)
+        for name in others
+        for r in revisions.of(db, name)
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from launchers import spec as specs
 from launchers.freeze import note_environment
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobRequest, Scheduler, SchedulerError, SchedulerUnavailable
+from launchers.scheduler import NOTICE_S, JobRef, JobRequest, Scheduler, SchedulerError, SchedulerUnavailable
 from launchers.untrusted import read_object
 
 PACKAGES = ("launchers", "registry", "slurm")  # what a job may import; frozen into each run folder
@@ -25,6 +25,7 @@ JOB_ID = re.compile(
 )  # Slurm's (an array's task, a heterogeneous job's part), or a process id
 MAX_JOB_ID = 2**32 - 1
 MAX_JOB_BYTES = 4096
+CLOSING_S = 15  # a replica's, beside its shutdown time: until all have heard, and until an engine that hangs is killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,8 @@ def request_for(spec: specs.SupervisedSpec, folder: RunFolder) -> JobRequest:
         resources=spec.resources,
         modules=_modules(spec),
         batch=program(folder, "launchers.batch") if isinstance(spec, specs.TrainSpec) else None,
+        # A replica serves until then: what it has in flight gets its shutdown time, and no less than that.
+        notice_s=spec.shutdown_timeout_s + CLOSING_S if isinstance(spec, specs.ServeSpec) else NOTICE_S,
     )
 
 

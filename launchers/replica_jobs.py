@@ -13,15 +13,15 @@ from launchers import facts, replica_launch
 from launchers.deployment_spec import DeploymentSpec, spec_of
 from launchers.job_facts import ref_of
 from launchers.launch import new_id
-from launchers.planning.facts import Shorten, StartReplica
+from launchers.planning.facts import Settle, Shorten, StartReplica
 from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_from
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, SchedulerError, SchedulerUnavailable
 from launchers.situations import resources_asked
 from launchers.spec import ServeSpec
-from launchers.vllm import adapters
+from launchers.vllm import adapters, pack
 from registry import accounting, clock, deployments, replicas, revisions
-from registry.db import transaction
+from registry.db import RegistryError, transaction
 from registry.deployments import Deployment, DeploymentState, ReplicaState
 from registry.revisions import Revision
 from registry.site import Site
@@ -41,25 +41,37 @@ class ReplicaJobs:
         self.site, self.db = controller.site, controller.db
         # When a replica was last told to end, by its switch or by its job's: by the monotonic clock.
         self._told: dict[tuple[str, JobRef], float] = {}
+        # Since when all replicas of a job that goes on are over, or when it was cancelled last, by the same clock.
+        self._left: dict[JobRef, float] = {}
 
     async def start(self, planned: Sequence[StartReplica]) -> None:
-        """Replicas that are planned in a row and alike share jobs, as many as the deployment says."""
+        """Replicas that are planned in a row and alike share jobs, as many as the deployment says.
+
+        One that is refused keeps those of its kind back until the next turn, and a scheduler that is silent all.
+        """
         for alike, some in itertools.groupby(planned, key=_alike):
-            deployment = await self._controller.write(deployments.get, self.db, alike[0])
-            revision = await self._controller.write(revisions.get, self.db, deployment.name, alike[1])
-            pack = int(revision.request.get("pack") or 1)
-            for members in _batched(some, pack):
-                if not await self._start(deployment.name, revision, members):
-                    return
+            try:
+                revision = await self._controller.write(revisions.get, self.db, alike[0], alike[1])
+                for members in _batched(some, int(revision.request.get("pack") or 1)):
+                    if await self._controller.other_leads():
+                        return
+                    if not await self._start(alike[0], revision, members):
+                        break
+            except SchedulerUnavailable:
+                return
+            except RegistryError as e:
+                log.error("%s: no replica was started: %s", alike[0], e)
 
     async def _start(self, name: str, revision: Revision, members: Sequence[StartReplica]) -> bool:
-        """Whether it may go on with the next ones."""
+        """Whether the next ones like these may be tried. Raises SchedulerUnavailable."""
         controller, runs_dir = self._controller, self.site.runs_dir
         deployment = await controller.write(deployments.get, self.db, name)
         if deployment.state is DeploymentState.STOPPING or deployment.state.ended:
             return False  # stopped since this was planned
         try:
-            specs = replica_launch.together([serve_spec(self.site, deployment, revision, one) for one in members])
+            specs = replica_launch.together(
+                [serve_spec(self.site, deployment, revision, one, len(members)) for one in members]
+            )
         except ValueError as e:
             await controller.write(self._never, deployment, revision, str(e))
             return False
@@ -69,12 +81,11 @@ class ReplicaJobs:
             launched = await controller.ask(replica_launch.launch, specs, runs_dir, controller.scheduler)
         except SchedulerUnavailable as e:
             log.warning("%s: whether it was submitted will be asked by its key: %s", specs[0].id, e)
-            return False
+            raise
         except (SchedulerError, OSError, ValueError) as e:
-            cause = f"the replica could not be submitted: {e}"
+            cause = f"the replica could not be submitted: {e}"  # a limit, say: it says nothing of the revision
             for spec in specs:
-                state = ReplicaState.FAILED if isinstance(e, SchedulerError) else ReplicaState.LOST
-                await controller.write(deployments.set_replica_state, self.db, spec.id, state, cause)
+                await controller.write(deployments.set_replica_state, self.db, spec.id, ReplicaState.LOST, cause)
             return False
         await controller.write(controller.record_job, specs[0].id, launched.job)
         return True
@@ -82,7 +93,7 @@ class ReplicaJobs:
     def _never(self, deployment: Deployment, revision: Revision, cause: str) -> None:
         """What is asked for is refused by this site, whatever is tried."""
         if deployment.stable is not None and revision.revision != deployment.stable:
-            revisions.settle(self.db, deployment.name, revision.revision, False, cause)
+            self._controller.plans.note(Settle(deployment.name, revision.revision, False, cause))
         else:
             deployments.set_state(self.db, deployment.name, DeploymentState.FAILED, cause)
 
@@ -108,7 +119,7 @@ class ReplicaJobs:
         try:
             jobs = [j for j in await self._jobs_of(replica_id) if not JobState(j.state).ended]
             if not jobs:
-                await controller.write(deployments.set_replica_state, self.db, replica_id, ReplicaState.STOPPED, why)
+                await controller.write(self._was_stopped, replica_id, why)
             for job in map(ref_of, jobs):
                 if (end := await controller.write(self._tell, replica_id, job, why)) is not None:
                     await controller.ask(end, job)
@@ -148,11 +159,41 @@ class ReplicaJobs:
     def _has_time(self, replica_id: str, job: JobRef) -> bool:
         """Whether it was told, and may still drain."""
         since = self._told.get((replica_id, job))
-        patience_s = self.site.replicas.shutdown_timeout_s + CANCEL_AGAIN_S
-        return since is not None and time.monotonic() - since < patience_s
+        return since is not None and time.monotonic() - since < self._patience_s
+
+    @property
+    def _patience_s(self) -> float:
+        return self.site.replicas.shutdown_timeout_s + CANCEL_AGAIN_S
 
     def _is_late(self, replica_id: str, job: JobRef) -> bool:
         return (replica_id, job) in self._told and not self._has_time(replica_id, job)
+
+    async def end_left(self) -> None:
+        """Cancel jobs that go on though all their replicas are over: one was given up, and came to light late."""
+        controller = self._controller
+        for job in await controller.write(self._left_over):
+            log.warning("job %s is cancelled: none of its replicas is wanted any more", job.job_id)
+            self._left[job] = time.monotonic()
+            try:
+                await controller.ask(controller.scheduler.cancel, job)
+            except SchedulerError as e:
+                log.warning("job %s is not cancelled yet: %s", job.job_id, e)
+
+    def _left_over(self) -> list[JobRef]:
+        """Those that had the time to end by themselves."""
+        now, over = time.monotonic(), []
+        for job in accounting.unsettled(self.db):
+            if job.purpose == ServeSpec.kind and not JobState(job.state).ended:
+                members = replicas.replicas_of_job(self.db, job.subject)
+                if members and all(r.state.ended for r in members):
+                    over.append(ref_of(job))
+        self._left = {job: self._left.get(job, now) for job in over}
+        return [job for job, since in self._left.items() if now - since >= self._patience_s]
+
+    def _was_stopped(self, replica_id: str, why: str) -> None:
+        """By us, which counts as no loss."""
+        self._drains(replica_id, why)
+        deployments.set_replica_state(self.db, replica_id, ReplicaState.STOPPED, why)
 
     def _drains(self, replica_id: str, why: str) -> None:
         if not deployments.drain_replica(self.db, replica_id, why):
@@ -203,8 +244,10 @@ class ReplicaJobs:
         return RunFolder(self.site.runs_dir / replica_id)
 
 
-def serve_spec(site: Site, deployment: Deployment, revision: Revision, one: StartReplica) -> ServeSpec:
-    """What one replica's job is told. Raises ValueError for what this site does not take."""
+def serve_spec(
+    site: Site, deployment: Deployment, revision: Revision, one: StartReplica, members: int = 1
+) -> ServeSpec:
+    """What one replica's job is told, or that of `members`. Raises ValueError for what this site does not take."""
     asked = _spec_of(deployment, revision)
     resources = resources_asked(asked, overflow=one.overflow)
     if one.exclude:
@@ -218,7 +261,7 @@ def serve_spec(site: Site, deployment: Deployment, revision: Revision, one: Star
         name=deployment.name,
         owner=deployment.owner,
         created_at=clock.now(),
-        resources=resources_from(site.defaults.serve, resources, REPLICA_OPTIONS),
+        resources=pack.part(resources_from(site.defaults.serve, resources, REPLICA_OPTIONS), members, asked.pack),
         environment=engine_environment(site),
         model_path=revision.model_path,
         listen=site.replicas.listen,

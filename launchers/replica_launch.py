@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,8 @@ from launchers.launch import Launched, freeze, remove, request_for, submit_or_re
 from launchers.run_folder import RunFolder
 from launchers.scheduler import Scheduler
 from launchers.vllm import pack
+
+log = logging.getLogger(__name__)
 
 
 def launch(members: Sequence[specs.ServeSpec], runs_dir: Path, scheduler: Scheduler) -> Launched:
@@ -34,7 +37,10 @@ def launch(members: Sequence[specs.ServeSpec], runs_dir: Path, scheduler: Schedu
         remove(folders)
         raise
     job = submit_or_remove(request, scheduler, folders)
-    write_job(folders[0], job)
+    try:
+        write_job(folders[0], job)
+    except OSError as e:  # its key finds it all the same, and it runs
+        log.warning("%s: its job %s is not noted there: %s", folders[0].root, job.job_id, e)
     return Launched(folders[0], job)
 
 

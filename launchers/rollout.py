@@ -82,12 +82,11 @@ def _apply(site: Site, db: Database, principal: Principal, spec: DeploymentSpec,
         check(site, principal, spec, found.model.path)
         reason = why or f"applied: {', '.join(fields)}"
         request = to_request(spec) | _trust(principal, found, old)
-        _add(db, principal, old, found, request, reason, spec.canary)
+        _add(db, principal, old, found, request, reason, None)
         done = "changed"
     else:
         if deployment_changes.in_place(spec) != deployment_changes.in_place(spec_of(old)):
             revisions.amend(db, spec.name, deployment_changes.in_place(spec))
-        deployments.set_canary(db, spec.name, spec.canary)
         done = "scaled" if changes else "unchanged"
     deployments.follow(db, spec.name, found.follows)
     deployments.change(db, spec.name, min_replicas=spec.min, max_replicas=spec.most)
@@ -126,7 +125,7 @@ def roll_out(
         check(site, principal, spec, found.model.path)
         reason = why or ("restarted" if restart and model is None else f"{found.words} was asked for")
         request = old.request | _trust(principal, found, old)
-        return _add(db, principal, old, found, request, reason, old.canary if canary is None else canary)
+        return _add(db, principal, old, found, request, reason, canary)
 
 
 def roll_back(
@@ -201,7 +200,6 @@ def _create(site: Site, db: Database, principal: Principal, spec: DeploymentSpec
         by=principal.name,
         why=why,
     )
-    deployments.set_canary(db, spec.name, spec.canary)
     return deployments.get(db, spec.name)
 
 

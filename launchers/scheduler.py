@@ -61,6 +61,9 @@ class JobRef:
     submitted_at: datetime  # timezone-aware, whole seconds
 
 
+NOTICE_S = 90  # between the warning and a time limit that is long
+
+
 @dataclass(frozen=True, slots=True)
 class JobRequest:
     """What to submit: `command` runs once in each task. Under Slurm `batch` starts it there, where one is given: it
@@ -74,6 +77,7 @@ class JobRequest:
     batch: tuple[str, ...] | None = None
     modules: tuple[str, ...] = ()  # loaded before anything is started
     apart: bool = False  # its tasks have nothing to do with each other: when one ends, the others go on
+    notice_s: int = NOTICE_S
     after: tuple[JobRef, ...] = ()  # jobs that must have ended well before this one starts (Slurm: afterok)
 
 

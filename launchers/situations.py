@@ -33,8 +33,12 @@ def situation(
     load: Load | None = None,
     served: Mapping[str, Served],
     limits: Mapping[str, int],
+    proven: bool = False,
 ) -> Situation:
-    """`theirs`: registry.replicas.recent_replicas. `limits`: their jobs' time limits in seconds."""
+    """`theirs`: registry.replicas.recent_replicas. `limits`: their jobs' time limits in seconds.
+
+    `proven`: registry.revisions.is_proven.
+    """
     return Situation(
         wanted=Wanted(
             name=deployment.name,
@@ -45,7 +49,7 @@ def situation(
             paused=deployment.paused,
             revision=deployment.revision,
             stable=deployment.stable,
-            canary=deployment.canary,
+            proven=proven,
             rollout_at=at(deployment.rollout_at or deployment.created_at),
             desired=deployment.desired,
             scaled_at=_at(deployment.scaled_at, at),

@@ -33,7 +33,6 @@ from slurm.client import SlurmClient
 from slurm.process import clean_environment
 
 START_TIMEOUT_S = 60.0
-LEAD_S = 90  # between the signal and a time limit that is long
 # A batch script is no login shell, and has `module` only where its submitter's environment brought it along.
 FIND_MODULES = (
     "command -v module >/dev/null || "
@@ -41,12 +40,12 @@ FIND_MODULES = (
 )
 
 
-def signal_lead_s(time_limit_s: int) -> int:
-    """How long before the time limit every task gets SIGUSR2: 90 s, or of a short limit a quarter.
+def signal_lead_s(time_limit_s: int, notice_s: int) -> int:
+    """How long before the time limit every task gets SIGUSR2: `notice_s`, or of a short limit a quarter.
 
     Slurm looks every 30 s, and signals those whose time would have come by its next look.
     """
-    return max(1, min(LEAD_S, time_limit_s // 4 - 30))
+    return max(1, min(notice_s, time_limit_s // 4 - 30))
 
 
 def slurm_parameters(request: JobRequest) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def slurm_parameters(request: JobRequest) -> dict[str, Any]:
         "gpus_per_node": r.gpus_per_node or None,
         "mem": None if r.mem_gb is None else f"{math.ceil(r.mem_gb * 1024)}M",
         "time": math.ceil(r.time_limit_s / 60),  # minutes, which is all that Slurm counts
-        "signal_delay_s": signal_lead_s(r.time_limit_s),
+        "signal_delay_s": signal_lead_s(r.time_limit_s, request.notice_s),
         # Both said, because a cluster's JobRequeue and a person's SBATCH_REQUEUE would decide otherwise.
         "additional_parameters": {
             "no-requeue" if request.batch is None else "requeue": True,
@@ -85,14 +84,15 @@ def slurm_parameters(request: JobRequest) -> dict[str, Any]:
     }
 
 
-def local_parameters(resources: Resources) -> dict[str, Any]:
+def local_parameters(request: JobRequest) -> dict[str, Any]:
     """The request in submitit's words for this machine, which has no partitions and no limits but the time."""
+    resources = request.resources
     return {
         "timeout_min": resources.time_limit_s / 60,
         "nodes": resources.nodes,
         "tasks_per_node": resources.tasks_per_node,
         "gpus_per_node": resources.gpus_per_node,
-        "signal_delay_s": min(LEAD_S, resources.time_limit_s // 4),  # to the second
+        "signal_delay_s": min(request.notice_s, resources.time_limit_s // 4),  # to the second
     }
 
 
@@ -172,7 +172,7 @@ def start_locally(request: JobRequest, spool: Path) -> Path:
     """
     request.log_dir.mkdir(parents=True, exist_ok=True)
     executor = LocalExecutor(folder=request.log_dir)
-    executor.update_parameters(**local_parameters(request.resources))
+    executor.update_parameters(**local_parameters(request))
     job = executor._submit_command(shlex.join(request.command))
     pid = int(job.job_id)
     r = request.resources

@@ -76,7 +76,8 @@ class Deployment:
     paused: bool = False  # nothing is rolled out or scaled; what ends is replaced all the same
     revision: int = 1  # the one that is wanted
     stable: int | None = None  # the newest one that proved itself
-    canary: int | None = None  # percent of the calls that a revision on trial gets; None: its share of the replicas
+    # Percent of the calls that a revision on trial gets, as its rollout or else `request` says; None: its share.
+    canary: int | None = None
     rollout_at: str | None = None  # when this revision was asked for; None: when it was created
     desired: int | None = None  # replicas wanted now; None: nobody has decided, the least
     scaled_at: str | None = None  # when that last changed
@@ -129,12 +130,12 @@ def create(
         )
         c.execute(
             f"""INSERT INTO deployments (name, {columns})
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, 0, NULL, ?, NULL, NULL, NULL)
                ON CONFLICT (name) DO UPDATE SET
                ({columns}) = ({", ".join(f"excluded.{column}" for column in columns.split(", "))})""",
             (
                 *(name, owner, DeploymentState.STARTING, *wanted),
-                *(min_replicas, max_replicas, follows, revision, now, now),
+                *(min_replicas, max_replicas, follows, revision, now, now, request.get("canary")),
             ),
         )
         c.execute(  # on trial as every new one is: registry.revisions.RevisionState
@@ -232,12 +233,6 @@ def change(
             (least, most, old.paused if paused is None else paused, name),
         )
     return get(db, name)
-
-
-def set_canary(db: Database, name: str, canary: int | None) -> None:
-    """Percent of the calls that a revision on trial gets; None: its share of the replicas."""
-    with transaction(db) as c:
-        c.execute("UPDATE deployments SET canary = ? WHERE name = ?", (canary, name))
 
 
 def follow(db: Database, name: str, follows: str | None) -> None:

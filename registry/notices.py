@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from registry import clock
-from registry.db import Database, open_reader, row, rows, transaction
+from registry.db import Database, StorageError, open_reader, row, rows, transaction
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ USERS = timedelta(days=7)  # who called it within so long is told
 
 
 def tell(db: Database, ledger_db: Path, deployment: str, words: str, channels: Sequence[str]) -> bool:
-    """Whether it was news. Which tenants called it is in the ledger; no ledger: nobody did."""
+    """Whether it was news. Which tenants called it is in the ledger; no ledger, or a silent one: nobody did."""
     message = f"deployment {deployment}: {words}"
     with transaction(db) as c:
         if row(db, "SELECT 1 FROM alerts WHERE json_extract(document, '$.message') = ?", message):
@@ -47,5 +47,9 @@ def tenants_of(db: Database, ledger_db: Path, deployment: str) -> list[str]:
     since = clock.text(clock.parse(clock.now()) - USERS)[:10]
     theirs = [r["id"] for r in rows(db, "SELECT id FROM replicas WHERE deployment = ?", deployment)]
     asked = "SELECT DISTINCT tenant FROM daily WHERE day >= ? AND replica IN (SELECT value FROM json_each(?))"
-    with closing(open_reader(ledger_db)) as ledger:
-        return sorted(t for (t,) in rows(ledger, asked, since, json.dumps(theirs)) if not t.startswith("("))
+    try:
+        with closing(open_reader(ledger_db)) as ledger:
+            return sorted(t for (t,) in rows(ledger, asked, since, json.dumps(theirs)) if not t.startswith("("))
+    except StorageError as e:
+        log.warning("whom to tell of %s cannot be read now: %s", deployment, e)
+        return []

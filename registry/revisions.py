@@ -9,7 +9,7 @@ import enum
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from registry import clock, deployments
 from registry.db import Conflict, Database, NotFound, row, rows, transaction
@@ -39,6 +39,15 @@ class Revision:
     decided_at: str | None  # when it was found good or bad, or superseded
 
 
+class _Made(NamedTuple):
+    """What a revision serves."""
+
+    model: str
+    version: int
+    model_path: str
+    request: dict[str, Any]
+
+
 def add(
     db: Database,
     name: str,
@@ -53,8 +62,9 @@ def add(
 ) -> Deployment:
     """A new revision, which is wanted from now on. One that was on trial is superseded.
 
-    `canary`: percent of the calls that it gets while it is on trial; None: its share of the replicas. Raises
-    Conflict when the deployment ends or has ended, or one of its adapters' names is taken.
+    `canary`: percent of the calls that it gets while it is on trial; None: what `request` says of it, or where that
+    says nothing, or it needs no trial (`is_proven`), its share of the replicas. Raises Conflict when the deployment
+    ends or has ended, or one of its adapters' names is taken.
     """
     with transaction(db) as c:
         old = deployments.require_wanted(db, name)
@@ -71,19 +81,24 @@ def add(
             "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, NULL)",
             (name, revision, *wanted, RevisionState.ROLLING, now, by, why),
         )
+        if canary is None and not _is_proven(db, old, _Made(model, version, model_path, request)):
+            canary = request.get("canary")
         _want(db, name, revision, wanted, now, canary)
     return deployments.get(db, name)
 
 
 def amend(db: Database, name: str, request: Mapping[str, Any]) -> Deployment:
-    """Words of a request that need no new replicas: they count for the wanted revision and the stable one at once."""
+    """Words of a request that need no new replicas: they count at once for the wanted revision and the good ones."""
     with transaction(db) as c:
         deployment = deployments.require_wanted(db, name)
-        for number in {deployment.revision, deployment.stable or deployment.revision}:
-            told = json.dumps({**get(db, name, number).request, **request})
-            c.execute("UPDATE revisions SET request = ? WHERE deployment = ? AND revision = ?", (told, name, number))
-        told = json.dumps({**deployment.request, **request})
-        c.execute("UPDATE deployments SET request = ? WHERE name = ?", (told, name))
+        for r in of(db, name):
+            if r.revision == deployment.revision or r.state is RevisionState.GOOD:
+                theirs = (json.dumps({**r.request, **request}), name, r.revision)
+                c.execute("UPDATE revisions SET request = ? WHERE deployment = ? AND revision = ?", theirs)
+        told = {**deployment.request, **request}
+        changed = told.get("canary") != deployment.request.get("canary")
+        canary = told.get("canary") if changed else deployment.canary
+        c.execute("UPDATE deployments SET request = ?, canary = ? WHERE name = ?", (json.dumps(told), canary, name))
     return deployments.get(db, name)
 
 
@@ -102,11 +117,21 @@ def settle(db: Database, name: str, revision: int, good: bool, cause: str) -> No
             (RevisionState.GOOD if good else RevisionState.BAD, cause, now, name, revision),
         )
         if good:
-            c.execute("UPDATE deployments SET stable = ? WHERE name = ?", (revision, name))
+            usual = found.request.get("canary")  # what this rollout was asked for is not the next one's
+            c.execute("UPDATE deployments SET stable = ?, canary = ? WHERE name = ?", (revision, usual, name))
         elif deployment.stable is not None:
             old = get(db, name, deployment.stable)
             wanted = (old.model, old.version, old.model_path, json.dumps(old.request))
-            _want(db, name, old.revision, wanted, now, deployment.canary)
+            _want(db, name, old.revision, wanted, now, old.request.get("canary"))
+
+
+def is_proven(db: Database, deployment: Deployment) -> bool:
+    """Whether what is wanted was found good before, and given up for what is stable now: it needs no trial.
+
+    What is stable, started once more, does: nothing was wrong that it would have to put right.
+    """
+    wanted = _Made(deployment.model, deployment.version, deployment.model_path, deployment.request)
+    return _is_proven(db, deployment, wanted)
 
 
 def of(db: Database, name: str) -> list[Revision]:
@@ -141,6 +166,16 @@ def last_good(db: Database, name: str) -> Revision:
     if not good:
         raise Conflict(f"deployment {name} has no good revision before {wanted.revision} to go back to")
     return good[-1]
+
+
+def _is_proven(db: Database, deployment: Deployment, wanted: _Made) -> bool:
+    theirs = of(db, deployment.name)
+    good = [_made(r) for r in theirs if r.state is RevisionState.GOOD and r.revision != deployment.stable]
+    return wanted in good and wanted not in [_made(r) for r in theirs if r.revision == deployment.stable]
+
+
+def _made(r: Revision) -> _Made:
+    return _Made(r.model, r.version, r.model_path, r.request)
 
 
 def _want(

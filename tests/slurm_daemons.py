@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP, SIGTERM, Signals
 
 from conftest import PrivateCluster
 from waiting import wait_for
 
 
 class Daemon:
-    """slurmctld or slurmdbd, as the cluster started it."""
+    """slurmctld, slurmdbd or a node's slurmd (`Daemon(cluster, "slurmd", "-N", "g1")`), as the cluster started it."""
 
-    def __init__(self, cluster: PrivateCluster, name: str) -> None:
-        self.cluster, self.name = cluster, name
+    def __init__(self, cluster: PrivateCluster, name: str, *words: str) -> None:
+        self.cluster, self.name, self.words = cluster, name, words
         pid = self.pid
         assert pid is not None, f"{name} does not run"
         environ = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
@@ -33,22 +33,23 @@ class Daemon:
             return (
                 f"HEADGATE_CLUSTER={self.cluster.root}".encode() in environ
                 and Path(f"/proc/{pid}/comm").read_text().strip() == self.name
+                and set(self.words) <= set(Path(f"/proc/{pid}/cmdline").read_text().split("\0"))
             )
         except (FileNotFoundError, PermissionError, ProcessLookupError):
             return False
 
-    def signal(self, signum: signal.Signals) -> None:
+    def signal(self, signum: Signals) -> None:
         pid = self.pid
         assert pid is not None, f"{self.name} does not run"
         os.kill(pid, signum)
 
-    def stop(self) -> None:
-        self.signal(signal.SIGTERM)
+    def stop(self, how: Signals = SIGTERM) -> None:
+        self.signal(how)
         wait_for(lambda: self.pid is None, 60)
 
     def start(self) -> None:
         with open(self.cluster.root / "log" / f"{self.name}.again", "ab") as log:
-            subprocess.run([self.name], env=self._environ, stdout=log, stderr=log, check=True)
+            subprocess.run([self.name, *self.words], env=self._environ, stdout=log, stderr=log, check=True)
 
     @contextmanager
     def down(self) -> Iterator[None]:
@@ -61,8 +62,8 @@ class Daemon:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Its socket takes connections, and nobody answers."""
-        self.signal(signal.SIGSTOP)
+        self.signal(SIGSTOP)
         try:
             yield
         finally:
-            self.signal(signal.SIGCONT)
+            self.signal(SIGCONT)

@@ -99,9 +99,9 @@ def deployment(**fields: Any) -> Deployment:
 
 
 def test_what_a_deployment_keeps_reads_as_what_was_asked() -> None:
-    kept = deployment(follows="llama@prod", max_replicas=8, canary=10, request=to_request(FULL), min_replicas=FULL.min)
+    kept = deployment(follows="llama@prod", max_replicas=8, request=to_request(FULL), min_replicas=FULL.min)
     assert spec_of(kept) == FULL
-    assert not {"name", "model", "min", "max", "canary"} & kept.request.keys()
+    assert not {"name", "model", "min", "max"} & kept.request.keys()
 
 
 def test_a_deployment_of_a_former_or_a_later_release_is_understood() -> None:

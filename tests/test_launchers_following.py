@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launchers.following import follow
+from launchers.deployment_plans import DeploymentPlans
+from launchers.following import HEADGATE, follow
+from launchers.planning.facts import Settle
 from registry import aliases, deployments, models, revisions
-from registry.db import Database
+from registry.db import Conflict, Database
 from registry.deployments import Deployment, DeploymentState
+from registry.revisions import RevisionState
+from registry.settings import Scheduler
+from registry.site import Site
 
 
 class Chat:
@@ -115,3 +121,111 @@ def test_what_is_paused_or_ends_or_follows_nothing_stays_as_it_is(chat: Chat) ->
 def test_an_alias_that_there_is_not_is_said(chat: Chat) -> None:
     deployments.follow(chat.db, "chat", "tiny@qa")
     assert chat.follows() == "it follows tiny@qa, which is no alias any more"
+
+
+@pytest.fixture
+def plans(chat: Chat, tmp_path: Path) -> Iterator[DeploymentPlans]:
+    local = Scheduler(kind="local")
+    made = DeploymentPlans(Site(name="test", state_dir=tmp_path, shared_dir=tmp_path, scheduler=local), chat.db, {})
+    yield made
+    made.close()
+
+
+def wants(chat: Chat, name: str) -> Deployment:
+    follow(chat.db, deployments.get(chat.db, name))
+    return deployments.get(chat.db, name)
+
+
+def alias_of(chat: Chat) -> tuple[int, str]:
+    last = aliases.newest(chat.db, "tiny", "prod")
+    assert last is not None
+    return last.to_version, last.by
+
+
+def another(chat: Chat, name: str, owner: str) -> None:
+    deployments.create(
+        chat.db,
+        name,
+        owner,
+        model="tiny",
+        version=1,
+        model_path=str(chat.root / "1"),
+        min_replicas=1,
+        max_replicas=1,
+        request={},
+        follows="tiny@prod",
+        by=owner,
+        why="served",
+    )
+    revisions.settle(chat.db, name, 1, True, "good")
+
+
+def test_two_bad_versions_in_a_row_take_the_alias_back_to_what_is_stable_and_end(
+    chat: Chat, plans: DeploymentPlans
+) -> None:
+    for version in (2, 3):
+        chat.moves(version)
+        chat.follows()
+    plans.note(Settle("chat", 3, False, "it fails"))
+    assert alias_of(chat) == (1, HEADGATE)
+    assert chat.follows() is None and (chat.now.revision, chat.now.version) == (1, 1)
+    assert len(revisions.of(chat.db, "chat")) == 3
+
+
+def test_a_revision_is_given_up_with_its_alias_or_not_at_all(
+    chat: Chat, plans: DeploymentPlans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.moves(2)
+    chat.follows()
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(aliases, "move", dies)
+        plans.note(Settle("chat", 2, False, "it fails"))
+    assert revisions.get(chat.db, "chat", 2).state is RevisionState.ROLLING
+    plans.note(Settle("chat", 2, False, "it fails"))
+    assert alias_of(chat) == (1, HEADGATE)
+
+
+def test_whoever_follows_somebodys_alias_does_not_move_it(chat: Chat, plans: DeploymentPlans) -> None:
+    another(chat, "hers", "mallory")
+    chat.moves(2)
+    assert wants(chat, "hers").version == 2
+    plans.note(Settle("hers", 2, False, "3 of its 3 requests failed"))
+    assert alias_of(chat) == (2, "bob")
+    assert wants(chat, "hers").version == 1  # she has her own back
+    assert chat.follows() is None and chat.now.version == 2
+
+
+def test_an_alias_stays_where_another_deployment_found_its_version_good(chat: Chat, plans: DeploymentPlans) -> None:
+    another(chat, "small", "ada")
+    chat.moves(2)
+    chat.follows()
+    assert wants(chat, "small").version == 2
+    revisions.settle(chat.db, "chat", 2, True, "good")
+    plans.note(Settle("small", 2, False, "it has too little memory"))
+    assert alias_of(chat) == (2, "bob") and chat.now.version == 2
+
+
+def test_what_an_alias_goes_back_to_was_good_and_needs_no_canary(chat: Chat) -> None:
+    chat.moves(2, canary=10)
+    chat.follows()
+    assert chat.now.canary == 10 and not revisions.is_proven(chat.db, chat.now)
+    revisions.settle(chat.db, "chat", 2, True, "good")
+    assert chat.now.canary is None
+    aliases.roll_back(chat.db, "tiny", "prod", "bob", "it is broken")
+    assert chat.follows() is None
+    assert (chat.now.revision, chat.now.version, chat.now.canary) == (3, 1, None)
+    assert revisions.is_proven(chat.db, chat.now)
+
+
+def test_what_the_registry_refuses_of_a_move_is_said(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat.moves(2)
+
+    def refuses(*_: object, **__: object) -> None:
+        raise Conflict("legal is a deployment")
+
+    monkeypatch.setattr(revisions, "add", refuses)
+    assert chat.follows() == "tiny@prod is version 2, which it may not serve: legal is a deployment"

@@ -153,6 +153,16 @@ def test_when_the_load_begins_to_ask_for_fewer_that_is_remembered_and_forgotten_
     assert high == Scale("chat", 3, None, "")
 
 
+def test_of_more_than_one_that_is_not_needed_one_goes_and_the_words_say_why() -> None:
+    wanted = deployment(rules={"target_tokens": 2000}, desired=3, low_since=NOW - 900)
+    three = tuple(replica(f"r{n}") for n in range(3))
+    decision = plan(Situation(wanted=wanted, replicas=three, load=load(1000), now=NOW), KNOWN)
+    words = "1,000 tokens are queued or running, 2,000 each: 1 would do, and not all go at once"
+    assert decision.actions[0] == Scale("chat", 2, NOW - 900, words)
+    assert [_short(a) for a in decision.actions[1:]] == [("drain", "r0")]
+    assert decision.why[0] == f"wants 2 replicas: {words}"
+
+
 def test_while_no_gateway_says_what_the_load_is_nothing_is_scaled() -> None:
     wanted = deployment(rules={"target_tokens": 2000}, desired=3, low_since=NOW - 900)
     assert decided(wanted, *(replica(f"r{n}") for n in range(3)), load=None) == []
@@ -390,6 +400,8 @@ def new(name: str, state: str = "ready", **more: Any) -> Had:
         # Worse: five points more failures, at least three; or half as slow again.
         ([replica("r0", requests=100), new("n0", failures=3, requests=50)], [("settle", 2, False), ("drain", "n0")]),
         ([replica("r0", requests=100), new("n0", failures=2, requests=20)], [("drain", "r0"), ("settle", 2, True)]),
+        # Gateways avoid what fails: the one request that it was given says nothing good of it, however long ago.
+        ([replica("r0", requests=100), new("n0", failures=1, requests=1, ready_at=NOW - 9999)], []),
         (
             [replica("r0", requests=100, failures=40), new("n0", failures=43)],
             [("drain", "r0"), ("settle", 2, True)],
@@ -428,6 +440,15 @@ def test_a_rollout_goes_on_one_by_one_and_never_serves_with_fewer() -> None:
     assert decided(wanted, *old[1:], new("n0"), new("n1", "starting")) == []
     assert decided(wanted, *old[1:], new("n0"), new("n1")) == [("drain", "r1"), ("start", 2)]
     assert decided(wanted, old[2], new("n0"), new("n1"), new("n2")) == [("drain", "r2"), ("settle", 2, True)]
+
+
+def test_what_was_good_before_takes_over_without_a_trial() -> None:
+    back = rolling(proven=True)
+    assert decided(back, replica("r1")) == [("start", 2)]
+    assert decided(back, replica("r1"), new("n1", ready_at=NOW - 1)) == [
+        ("drain", "r1"),
+        ("settle", 2, True),
+    ]
 
 
 def test_a_paused_rollout_takes_no_step() -> None:
@@ -622,6 +643,11 @@ def test_a_job_that_may_run_in_several_partitions_is_stopped_by_maintenance_of_a
         (
             [replica("r0"), new("n0", requests=5, ready_at=NOW - 50)],
             "its first replica is watched for 5 min and 20 requests, or twice as long; it has answered 5",
+        ),
+        (
+            [replica("r0", requests=9), new("n0", requests=1, failures=1, ready_at=NOW - 999)],
+            "its first replica is watched for 5 min and 20 requests, or twice as long; it has answered 1; 1 of its "
+            "1 requests failed (100%; of the stable revision's 0%), so it is watched until more is known",
         ),
     ],
 )

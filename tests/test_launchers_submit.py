@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import PrivateCluster
+from specs import serve
 
 from launchers import submit
+from launchers.launch import request_for
+from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRequest
 from launchers.spec import Resources
 
@@ -88,7 +91,12 @@ def test_what_was_not_asked_for_is_left_to_the_cluster() -> None:
 
 @pytest.mark.parametrize(("limit_s", "lead_s"), [(24 * 3600, 90), (480, 90), (240, 30), (120, 1), (8, 1)])
 def test_the_warning_comes_before_the_limit_however_short(limit_s: int, lead_s: int) -> None:
-    assert submit.signal_lead_s(limit_s) == lead_s
+    assert submit.signal_lead_s(limit_s, 90) == lead_s
+
+
+def test_a_replica_is_warned_when_its_shutdown_time_is_left_and_not_much_earlier(tmp_path: Path) -> None:
+    spec = serve(shutdown_timeout_s=30, resources=Resources(time_limit_s=3600))
+    assert "--signal=USR2@45" in submit.script(request_for(spec, RunFolder(tmp_path)))
 
 
 @pytest.mark.slurm

@@ -123,3 +123,20 @@ def test_a_task_without_a_folder_says_so(tmp_path: Path) -> None:
     done = subprocess.run(argv, env=environ, timeout=60, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert "task 3 of a pack of 1 replicas has none" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "memory", "members", "asked"),
+    [
+        (4, 64.0, 1, (1, 16.0)),
+        (8, None, 3, (6, None)),
+        (2, 10.0, 1, (1, 2.5)),
+        (0, 8.0, 2, (0, 4.0)),
+        (4, 64.0, 4, (4, 64.0)),
+    ],
+)
+def test_fewer_than_a_pack_ask_for_their_part_of_the_job(
+    gpus: int, memory: float | None, members: int, asked: tuple[int, float | None]
+) -> None:
+    part = pack.part(Resources(gpus_per_node=gpus, mem_gb=memory, cpus_per_task=3), members, 4)
+    assert (part.gpus_per_node, part.mem_gb) == asked and part.cpus_per_task == 3

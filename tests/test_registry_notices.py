@@ -78,3 +78,10 @@ def test_without_channels_it_is_noted_and_waits_for_nobody(served: Database, tmp
     assert notices.tell(served, tmp_path / "ledger.db", "chat", "it stops", [])
     assert alerts.waiting(served) == []
     assert not notices.tell(served, tmp_path / "ledger.db", "chat", "it stops", CHANNELS)
+
+
+def test_what_is_to_be_known_is_told_though_the_ledger_cannot_be_read(served: Database, tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"no database" * 100)
+    assert notices.tell(served, tmp_path / "ledger.db", "chat", "it stops at 15:00", CHANNELS)
+    (told,) = alerts.waiting(served)
+    assert told.document["tenants"] == []

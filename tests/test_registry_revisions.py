@@ -65,7 +65,7 @@ def test_a_new_revision_is_wanted_at_once_and_the_stable_one_stays_so(registry: 
     assert rolled.rollout_at is not None and rolled.rollout_at > rolled.created_at
     revisions.settle(registry, "chat", 2, True, "good")
     proven = deployments.get(registry, "chat")
-    assert (proven.stable, proven.canary) == (2, 10)
+    assert (proven.stable, proven.canary) == (2, None)  # the next one's is its own
 
 
 def test_a_bad_revision_is_given_up_for_the_stable_one(registry: Database) -> None:
@@ -74,7 +74,7 @@ def test_a_bad_revision_is_given_up_for_the_stable_one(registry: Database) -> No
     rolled = roll(registry, 2, canary=10)
     revisions.settle(registry, "chat", 2, False, "4 of 20 requests failed")
     back = deployments.get(registry, "chat")
-    assert (back.revision, back.stable, back.version, back.model_path, back.canary) == (1, 1, 1, "/m/1", 10)
+    assert (back.revision, back.stable, back.version, back.model_path, back.canary) == (1, 1, 1, "/m/1", None)
     assert back.request == {"routing": "round-robin"} and (back.rollout_at or "") > (rolled.rollout_at or "")
     bad = revisions.get(registry, "chat", 2)
     assert (bad.state, bad.cause) == (RevisionState.BAD, "4 of 20 requests failed")
@@ -225,3 +225,25 @@ def test_words_that_need_no_new_replicas_count_for_the_wanted_and_the_stable_rev
     end(registry)
     with pytest.raises(Conflict, match="serve it again first"):
         revisions.amend(registry, "chat", {"target_tokens": 1})
+
+
+def test_a_rollouts_canary_is_its_own_and_the_next_one_has_the_deployments(registry: Database) -> None:
+    deploy(registry, canary=20)
+    revisions.settle(registry, "chat", 1, True, "good")
+    assert roll(registry, 2, canary=50, request={"canary": 20}).canary == 50
+    revisions.settle(registry, "chat", 2, False, "bad")
+    assert deployments.get(registry, "chat").canary == 20
+    assert roll(registry, 3, request={"canary": 20}).canary == 20
+    assert revisions.amend(registry, "chat", {"canary": 5}).canary == 5
+
+
+def test_what_was_good_before_is_proven_and_what_is_stable_once_more_is_not(registry: Database) -> None:
+    deploy(registry)
+    revisions.settle(registry, "chat", 1, True, "good")
+    assert not revisions.is_proven(registry, roll(registry, 1))  # started once more
+    revisions.settle(registry, "chat", 2, True, "good")
+    assert not revisions.is_proven(registry, roll(registry, 2, request={"canary": 10}))
+    revisions.settle(registry, "chat", 3, True, "good")
+    assert not revisions.is_proven(registry, roll(registry, 1, request={"pack": 2}))
+    back = roll(registry, 1, request={})
+    assert revisions.is_proven(registry, back) and back.canary is None

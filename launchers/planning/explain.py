@@ -82,7 +82,7 @@ def coming(turn: Turn) -> tuple[Next, ...]:
         )
     if w.least == 0 and turn.size.count and s.called_at is not None:
         found.append((s.called_at + w.rules.idle_s, "it goes to sleep, if nobody calls"))
-    if turn.course.trial and turn.course.watched_since is not None and not w.paused:
+    if turn.course.trial and turn.course.watched_since is not None and not (turn.course.doubt or w.paused):
         found.append((turn.course.watched_since + w.rules.bake_s, f"revision {w.revision} is judged"))
     for window in turn.windows:
         if window.starts_at > s.now:
@@ -140,8 +140,11 @@ def _rollout(turn: Turn) -> str:
             state = f"is submitted when {waits.id} has started, which waits ({waits.waiting_reason})"
         return f"{to}: its first replica {state}{again}{last}"
     answered = sum(r.requests for r in s.replicas if r.revision == w.revision)
-    watched = f"{w.rules.bake_s / 60:.0f} min and {w.rules.bake_requests} requests, or twice as long"
-    return f"{to}: its first replica is watched for {watched}; it has answered {answered}"
+    bake_s = w.rules.bake_s
+    bake = f"{bake_s:.0f} s" if bake_s < 120 else f"{bake_s / 60:.0f} min"
+    watched = f"{bake} and {w.rules.bake_requests} requests, or twice as long"
+    longer = f"; {course.doubt}, so it is watched until more is known" if course.doubt else ""
+    return f"{to}: its first replica is watched for {watched}; it has answered {answered}{longer}"
 
 
 def _draining(s: Situation, live: Sequence[Had]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class Wanted:
     paused: bool = False
     revision: int = 1
     stable: int | None = None  # the newest revision that proved itself
-    canary: int | None = None  # percent
+    proven: bool = False  # this revision is what another was that proved itself: it needs no trial
     rollout_at: float = 0.0
     desired: int | None = None
     scaled_at: float | None = None

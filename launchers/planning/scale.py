@@ -21,6 +21,7 @@ class Ground(enum.Enum):
     LOAD = "the load"
     WAIT = "requests wait too long"
     STEP = "more are asked for than one step gives"
+    SHRINKING = "fewer are asked for than one step down gives"
     COOLING = "fewer are asked for, not for long enough"
     BLIND = "no gateway says what the load is"
 
@@ -64,7 +65,9 @@ def size(s: Situation, fleet: Fleet) -> Size:
     cooled = now - since >= w.rules.scale_down_after_s
     if cooled and (w.scaled_at is None or now - w.scaled_at >= w.rules.scale_up_every_s):
         count = max(asked, before - w.rules.pack)
-        return Size(count, ground, asked, since if count > asked else None)
+        if count > asked:
+            return Size(count, Ground.SHRINKING, asked, since)
+        return Size(count, ground, asked, None)
     return Size(before, Ground.COOLING, asked, since)
 
 
@@ -127,6 +130,8 @@ def words(s: Situation, size: Size) -> str:
         return (
             f"{tokens}: {size.asked} are needed, at most {w.rules.max_step} more every {w.rules.scale_up_every_s:.0f} s"
         )
+    if size.ground is Ground.SHRINKING:
+        return f"{tokens}: {size.asked} would do, and not all go at once"
     if size.ground is Ground.COOLING:
         return f"{tokens}: {size.asked} would do, for less than {w.rules.scale_down_after_s:.0f} s so far"
     return tokens

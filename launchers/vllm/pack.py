@@ -65,6 +65,18 @@ def resources(of_the_job: Resources, members: int) -> Resources:
     return dataclasses.replace(of_the_job, tasks_per_node=members)
 
 
+def part(of_the_job: Resources, members: int, pack: int) -> Resources:
+    """What fewer replicas than share a job otherwise ask for: their part of it. `cpus_per_task` each has anyway."""
+    if members >= pack:
+        return of_the_job
+    memory = of_the_job.mem_gb
+    return dataclasses.replace(
+        of_the_job,
+        gpus_per_node=-(-of_the_job.gpus_per_node * members // pack),
+        mem_gb=None if memory is None else memory * members / pack,
+    )
+
+
 def command(folders: Sequence[RunFolder]) -> tuple[str, ...]:
     """The job's command: of each of its tasks, in the order of the folders. The code is the first one's."""
     return (*program(folders[0], MODULE), *(str(folder.root) for folder in folders[1:]))

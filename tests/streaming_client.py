@@ -1,0 +1,87 @@
+"""A client that streams all the time, one answer after the other, and notes what became of each."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+from openai import APIConnectionError, APIError, OpenAI
+
+TOKENS = 60
+PATIENCE_S = 60.0  # for a gateway that refuses connections
+
+
+@dataclass
+class Answer:
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+    retried: int = 0  # connections that were refused, or were cut before the first byte
+    text: str = ""
+    tokens: int = 0
+    finish: str | None = None
+    error: str | None = None
+
+    @property
+    def fate(self) -> str:
+        """In one word; `failed`: before its first byte, where anybody could still have tried again."""
+        if self.error is not None:
+            return "broken" if self.text else "failed"
+        return "whole" if self.finish == "length" and self.tokens == TOKENS else "truncated"
+
+
+class Client:
+    def __init__(self, url: str, key: str, model: str) -> None:
+        self.answers: list[Answer] = []
+        self._openai = OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
+        self._model = model
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._go_on)
+
+    def _go_on(self) -> None:
+        while not self._stop.is_set():
+            self.answers.append(self._ask())
+            self._stop.wait(0.1)
+
+    def _ask(self) -> Answer:
+        answer = Answer()
+        while True:
+            try:
+                self._stream(answer)
+            except (APIConnectionError, httpx.TransportError) as e:
+                if not answer.text and time.monotonic() < answer.began + PATIENCE_S and not self._stop.is_set():
+                    answer.retried += 1
+                    self._stop.wait(0.2)
+                    continue
+                answer.error = repr(e)
+            except APIError as e:
+                answer.error = repr(e)
+            answer.ended = time.monotonic()
+            return answer
+
+    def _stream(self, answer: Answer) -> None:
+        stream = self._openai.completions.create(
+            model=self._model, prompt="def f(", max_tokens=TOKENS, temperature=0, stream=True,
+            stream_options={"include_usage": True}, extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        with stream:
+            for chunk in stream:
+                for choice in chunk.choices:
+                    answer.text += choice.text
+                    answer.finish = choice.finish_reason or answer.finish
+                if chunk.usage:
+                    answer.tokens = chunk.usage.completion_tokens
+
+
+@contextmanager
+def streaming(url: str, key: str, model: str) -> Iterator[Client]:
+    client = Client(url, key, model)
+    client._thread.start()
+    try:
+        yield client
+    finally:
+        client._stop.set()
+        client._thread.join()

@@ -1,0 +1,223 @@
+"""What goes wrong with one replica, job or deployment stays with it: nothing is orphaned, and no other waits for it."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from controller_world import World
+
+from launchers import following, leadership, replica_jobs, replica_launch
+from launchers.leadership import Lease
+from launchers.scheduler import JobRef, JobRequest, SchedulerError, SchedulerUnavailable
+from registry import deployments, replicas
+from registry.db import Conflict, Database
+from registry.deployments import Deployment, DeploymentState
+from registry.replicas import ReplicaState
+
+
+@pytest.fixture(autouse=True)
+def no_frozen_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_launch, "freeze", lambda destination: None)  # nothing runs it here
+
+
+def another(db: Database, name: str = "a") -> None:
+    deployments.create(
+        db,
+        name,
+        "ada",
+        model="tiny",
+        version=1,
+        model_path="/models/tiny",
+        min_replicas=1,
+        max_replicas=1,
+        request={},
+        by="ada",
+        why="served",
+    )
+
+
+def refuse(world: World, monkeypatch: pytest.MonkeyPatch, e: SchedulerError, prefix: str) -> None:
+    submit = world.memory.submit
+
+    def refused(request: JobRequest) -> JobRef:
+        if request.key.startswith(prefix):
+            raise e
+        return submit(request)
+
+    monkeypatch.setattr(world.memory, "submit", refused)
+
+
+async def test_a_job_that_cannot_be_noted_in_its_folder_is_its_replicas_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "site")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(replica_launch, "write_job", full)
+    await world.until(world.settled)
+    assert len(world.memory.jobs) == 1
+    world.controller.close()
+
+
+async def test_a_job_whose_replicas_are_all_over_is_cancelled_after_the_time_to_end_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "site")
+    await world.until(world.settled)
+    (orphan,) = world.memory.jobs
+    deployments.set_replica_state(world.controller.db, orphan.request.key, ReplicaState.LOST, "it was lost")
+    for _ in range(3):
+        await world.turn()
+    assert orphan in world.memory.running()
+    monkeypatch.setattr(replica_jobs, "CANCEL_AGAIN_S", -world.site.replicas.shutdown_timeout_s)
+    await world.until(world.settled)  # one replica, and no other job
+    world.controller.close()
+
+
+async def test_a_job_that_cannot_be_cancelled_keeps_no_other_from_being_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "site")
+    await world.until(world.settled)
+    (orphan,) = world.memory.jobs
+    deployments.set_replica_state(world.controller.db, orphan.request.key, ReplicaState.LOST, "it was lost")
+
+    def fails(ref: JobRef) -> None:
+        raise SchedulerError("scancel: not permitted")
+
+    monkeypatch.setattr(world.memory, "cancel", fails)
+    monkeypatch.setattr(replica_jobs, "CANCEL_AGAIN_S", -world.site.replicas.shutdown_timeout_s)
+    await world.until(lambda: [r.state for r in world.live()] == [ReplicaState.READY])
+    world.controller.close()
+
+
+async def test_a_refused_submission_is_lost_with_its_cause_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "site")
+    with monkeypatch.context() as patched:
+        refuse(world, patched, SchedulerError("sbatch: AssocMaxSubmitJobLimit"), "chat-")
+        await world.turn()
+        await world.turn()
+    (lost,) = replicas.replicas(world.controller.db)
+    assert lost.state is ReplicaState.LOST and "AssocMaxSubmitJobLimit" in (lost.cause or "")
+    assert deployments.get(world.controller.db, "chat").state is DeploymentState.STARTING
+    await world.until(world.settled)
+    world.controller.close()
+
+
+async def test_a_refused_submission_keeps_no_other_deployment_from_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "site")
+    another(world.controller.db)
+    refuse(world, monkeypatch, SchedulerError("sbatch: QOSMaxSubmitJobPerUserLimit"), "a-")
+    await world.turn()
+    assert [r.deployment for r in world.live()] == ["chat"]
+    world.controller.close()
+
+
+async def test_a_scheduler_that_falls_silent_is_asked_for_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "site")
+    another(world.controller.db)
+    refuse(world, monkeypatch, SchedulerUnavailable("sbatch did not answer within 30 s"), "a-")
+    await world.turn()
+    assert [r.deployment for r in world.live()] == ["a"]  # it may have been submitted
+    world.controller.close()
+
+
+async def test_what_the_registry_refuses_of_one_deployment_stays_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "site")
+    another(world.controller.db)
+    follow = following.follow
+
+    def broken(db: Database, deployment: Deployment) -> str | None:
+        if deployment.name == "a":
+            raise Conflict("its adapter's name is taken")
+        return follow(db, deployment)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(following, "follow", broken)
+        await world.turn()
+    assert [r.deployment for r in world.live()] == ["chat"]
+    note = world.controller.plans.note
+
+    def refuses(action: Any) -> None:
+        if getattr(action, "deployment", "") == "a":
+            raise Conflict("not now")
+        note(action)
+
+    monkeypatch.setattr(world.controller.plans, "note", refuses)
+    await world.until(lambda: deployments.get(world.controller.db, "chat").state is DeploymentState.READY)
+    world.controller.close()
+
+
+async def test_a_replica_that_is_stopped_before_it_was_submitted_is_no_loss(tmp_path: Path) -> None:
+    world = World(tmp_path / "site")
+    deployments.add_replica(world.controller.db, "chat-1", "chat", "ada", str(tmp_path / "none"))
+    await world.controller._jobs.stop("chat-1", "1 is wanted")
+    (stopped,) = replicas.replicas(world.controller.db)
+    assert (stopped.state, stopped.cause) == (ReplicaState.STOPPED, "1 is wanted")
+    assert stopped.draining_at is not None
+    world.controller.close()
+
+
+async def test_a_turn_that_outlasts_its_lease_does_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "site")
+    outlook = world.memory.outlook
+
+    def slow() -> Any:
+        (tmp_path / "site" / leadership.LEASE).write_text(json.dumps({"controller": "other:/registry.db"}))
+        return outlook()
+
+    monkeypatch.setattr(world.memory, "outlook", slow)
+    await world.turn()
+    assert world.memory.jobs == [] and "other:/registry.db" in (world.controller.scheduler_error or "")
+    world.controller.close()
+
+
+def test_of_two_that_find_no_lease_one_leads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (Lease(tmp_path, tmp_path / name) for name in ("a.db", "b.db"))
+    look = other._look
+
+    def both_look() -> tuple[str | None, float]:
+        found = look()
+        assert one.other() is None  # it makes the lease in between
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(other, "_look", both_look)
+        assert other.other() is not None
+    assert "a.db leads" in (other.other() or "") and one.other() is None
+
+
+def test_a_lease_that_names_nobody_is_led_by_from_the_next_turn_on(tmp_path: Path) -> None:
+    (tmp_path / leadership.LEASE).write_text("{")
+    lease = Lease(tmp_path, tmp_path / "a.db")
+    assert "taking over" in (lease.other() or "") and lease.other() is None
+
+
+async def test_one_of_a_pack_that_is_replaced_takes_its_part_of_the_job(tmp_path: Path) -> None:
+    world = World(tmp_path / "site", pack=2, resources={"gpus_per_node": 2, "mem_gb": 8})
+
+    def ready() -> list[ReplicaState]:
+        return [r.state for r in world.live()]
+
+    await world.until(lambda: ready() == [ReplicaState.READY] * 2)
+    deployments.set_replica_state(world.controller.db, world.live()[0].id, ReplicaState.LOST, "its engine died")
+    await world.until(lambda: ready() == [ReplicaState.READY] * 2)
+    asked = [(job.request.resources.gpus_per_node, job.request.resources.mem_gb) for job in world.memory.jobs]
+    assert asked == [(2, 8.0), (1, 4.0)]
+    world.controller.close()
