@@ -9,6 +9,7 @@ import click
 from cli.client import Control
 from cli.context import Context
 from cli.table import json_option, show
+from registry import canary as percent
 
 
 class Alias(click.ParamType[tuple[str, str]]):
@@ -43,7 +44,10 @@ def list_(context: Context, /, as_json: bool) -> None:
 @click.argument("version", type=click.IntRange(1))
 @click.option("--why", help="Kept in its history.")
 @click.option(
-    "--canary", type=click.IntRange(1, 99), metavar="PERCENT", help="Of the calls, for the new version on trial."
+    "--canary",
+    type=click.IntRange(percent.LEAST, percent.MOST),
+    metavar="PERCENT",
+    help="Of the calls, for the new version on trial.",
 )
 @click.pass_obj
 def set_(context: Context, /, named: tuple[str, str], version: int, why: str | None, canary: int | None) -> None:
@@ -70,7 +74,11 @@ def history(context: Context, /, named: tuple[str, str], as_json: bool) -> None:
 @click.option("--why", help="Kept in its history.")
 @click.pass_obj
 def rollback(context: Context, /, named: tuple[str, str], why: str | None) -> None:
-    """Have it name the version before its last move again."""
+    """Have it name again the version before the one that it names.
+
+    It never goes to one that it was taken back from, by anybody or by Headgate for a canary that failed: doing it
+    twice goes back twice.
+    """
     model, name = named
     move = _control(context).post("/v1/aliases/rollback", model=model, alias=name, why=why)
     click.echo(f"{model}@{name} is version {move['to_version']} again")

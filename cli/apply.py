@@ -41,17 +41,22 @@ def apply(context: Context, /, path: Path, dry_run: bool, wait: bool, as_json: b
     left alone. All of FILE is checked before anything changes.
     """
     control = Control(context.site().control_socket)
-    found = differences(control, path)
-    if not dry_run:
-        found = [(spec, applied(control, spec)) for spec, _ in found]
-    if as_json:
-        click.echo(json.dumps([{"name": spec.name, **said} for spec, said in found], indent=2))
-    else:
-        for spec, said in found:
-            click.echo(printable("\n".join([f"deployment {spec.name}: {_done(said['done'], dry_run)}", *_lines(said)])))
+    told = list[dict[str, Any]]()
+    try:
+        for spec, would in differences(control, path):
+            said = would if dry_run else applied(control, spec)
+            told.append({"name": spec.name, **said})
+            if not as_json:
+                click.echo(
+                    printable("\n".join([f"deployment {spec.name}: {_done(said['done'], dry_run)}", *_lines(said)]))
+                )
+    finally:  # what was done is told, although the controller goes away before the rest
+        if as_json and told:
+            click.echo(json.dumps(told, indent=2))
     if wait and not dry_run:
-        for spec, said in found:
-            wait_settled(control, spec.name, said["deployment"]["revision"], Changes())
+        for said in told:
+            scaled = said["done"] == "scaled"
+            wait_settled(control, said["name"], said["deployment"]["revision"], Changes(), scaled=scaled)
 
 
 def differences(control: Control, path: Path) -> list[Difference]:
@@ -60,7 +65,7 @@ def differences(control: Control, path: Path) -> list[Difference]:
     from registry.strict_toml import ConfigError
 
     try:
-        specs = read(Path("/dev/stdin") if str(path) == "-" else path)
+        specs = read(Path("/dev/stdin"), Path.cwd()) if str(path) == "-" else read(path)
     except ConfigError as e:
         raise click.ClickException(str(e)) from e
     return [(spec, applied(control, spec, dry_run=True)) for spec in specs]

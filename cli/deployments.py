@@ -10,11 +10,12 @@ import click
 
 from cli.client import Control
 from cli.context import Context
-from cli.settling import LIVE, Changes, wait_settled, wait_stopped
+from cli.runs import first_line
+from cli.settling import ENDED, LIVE, Changes, counts, wait_settled, wait_stopped
 from cli.table import ago, json_option, printable, table
 
 COLUMNS = ("name", "state", "model", "revision", "replicas", "waiting", "age", "cause")
-ENDED = ("stopped", "failed")
+OF_REPLICAS = ("replica", "state", "revision", "job", "age", "cause")
 
 
 @click.command()
@@ -24,24 +25,30 @@ ENDED = ("stopped", "failed")
     "--output",
     "form",
     type=click.Choice(["table", "toml", "json"]),
-    help="toml: as `headgate apply` takes it.  [default: a table of all, toml of those that are named]",
+    default="table",
+    show_default=True,
+    help="toml: as `headgate apply` takes it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Short for -o json.")
 @click.option("--all", "ended", is_flag=True, help="Those that have stopped, too.")
 @click.pass_obj
-def get(context: Context, /, names: tuple[str, ...], form: str | None, as_json: bool, ended: bool) -> None:
-    """Deployments: what is wanted of each, and what there is."""
+def get(context: Context, /, names: tuple[str, ...], form: str, as_json: bool, ended: bool) -> None:
+    """Deployments: what is wanted of each, and what there is.
+
+    With NAME, its replicas too: those that it has, and those that ended last, each with the cause of its end.
+    """
     control = Control(context.site().control_socket)
     if names:
         found = [control.get("/v1/deployments/{}", name) for name in names]
     else:
         found = [d for d in control.get("/v1/deployments") if ended or d["deployment"]["state"] not in ENDED]
         found = [control.get("/v1/deployments/{}", d["deployment"]["name"]) for d in found]  # with their loads
-    form = form or ("json" if as_json else "toml" if names else "table")
-    if form == "json":
+    if as_json or form == "json":
         click.echo(json.dumps(found, indent=2))
     elif form == "toml":
         click.echo("\n".join(_toml(described) for described in found), nl=False)
+    elif names:
+        click.echo("\n\n".join(of_one(described) for described in found))
     elif found:
         click.echo(table([_row(described) for described in found], COLUMNS))
     else:
@@ -53,7 +60,7 @@ def get(context: Context, /, names: tuple[str, ...], form: str | None, as_json: 
 @click.argument("replicas", type=click.IntRange(0), required=False)
 @click.option("--min", "least", type=click.IntRange(0), help="Replicas at least; 0: none while nobody calls.")
 @click.option("--max", "most", type=click.IntRange(1), help="Replicas at most.")
-@click.option("--wait/--no-wait", default=False, show_default=True, help="Until it is ready.")
+@click.option("--wait/--no-wait", default=False, show_default=True, help="Until just as many are ready.")
 @click.pass_obj
 def scale(
     context: Context, /, name: str, replicas: int | None, least: int | None, most: int | None, wait: bool
@@ -64,7 +71,7 @@ def scale(
     control = Control(context.site().control_socket)
     described = control.post("/v1/deployments/{}/scale", name, replicas=replicas, min=least, max=most)
     if wait:
-        described = wait_settled(control, name, None, Changes())
+        described = wait_settled(control, name, None, Changes(), scaled=True)
     click.echo(f"deployment {name}: {replicas_in_words(described)}")
 
 
@@ -136,15 +143,6 @@ def replicas_in_words(described: dict[str, Any]) -> str:
     return f"{ready} of {wanted} replicas ready{bounds}"
 
 
-def counts(described: dict[str, Any]) -> tuple[int, int]:
-    """Replicas that are ready, and that are wanted."""
-    whole = described["deployment"]
-    ready = sum(r["replica"]["state"] == "ready" for r in described["replicas"])
-    if whole["state"] in (*ENDED, "stopping"):
-        return ready, 0
-    return ready, whole["min_replicas"] if whole["desired"] is None else whole["desired"]
-
-
 def ready_of_wanted(described: dict[str, Any]) -> str:
     """`1/2`."""
     ready, wanted = counts(described)
@@ -154,6 +152,23 @@ def ready_of_wanted(described: dict[str, Any]) -> str:
 def live(described: dict[str, Any]) -> list[dict[str, Any]]:
     """Its replicas that have not ended, each with its jobs."""
     return [r for r in described["replicas"] if r["replica"]["state"] in LIVE]
+
+
+def of_one(described: dict[str, Any]) -> str:
+    """A deployment, and its replicas below."""
+    rows = [_replica_row(r["replica"]) for r in described["replicas"]]
+    shown = table(rows, OF_REPLICAS) if rows else "no replica yet"
+    return f"{table([_row(described)], COLUMNS)}\n\n{shown}"
+
+
+def _replica_row(r: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **r,
+        "replica": r["id"],
+        "job": r["job_id"],
+        "age": ago(r["created_at"]),
+        "cause": first_line(r["cause"]),
+    }
 
 
 def _row(described: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +182,7 @@ def _row(described: dict[str, Any]) -> dict[str, Any]:
         "replicas": f"{ready_of_wanted(described)} ({whole['min_replicas']}..{whole['max_replicas']})",
         "waiting": sum(waiting) if waiting else None,
         "age": ago(whole["created_at"]),
-        "cause": (whole["cause"] or "").partition("\n")[0] or None,
+        "cause": first_line(whole["cause"]),
     }
 
 

@@ -23,6 +23,7 @@ from launchers.evaluation.promote import submit as submit_steps
 from launchers.launch import Launched
 from launchers.scheduler import SchedulerError
 from launchers.schedulers import scheduler_for
+from registry import canary as percent
 from registry import clock
 from registry.db import RegistryError
 from registry.site import Site
@@ -37,7 +38,7 @@ LOOK_S = 0.5
 @click.option("--to", "target", required=True, metavar="MODEL@ALIAS", help="The alias that moves: chat@prod.")
 @click.option(
     "--canary",
-    type=click.IntRange(1, 100),
+    type=click.IntRange(percent.LEAST, percent.MOST),
     metavar="PERCENT",
     help="Of the calls: what deployments that follow the alias give the new version until it has proved itself.",
 )

@@ -11,6 +11,7 @@ from cli.context import Context
 from cli.serve import reference
 from cli.settling import Changes, wait_settled, waiting_for
 from cli.table import ago, json_option, printable, show
+from registry import canary as percent
 
 
 @click.command()
@@ -19,7 +20,10 @@ from cli.table import ago, json_option, printable, show
 @click.option("--restart", is_flag=True, help="The same again, in new replicas.")
 @click.option("--status", is_flag=True, help="How far the newest revision is.")
 @click.option(
-    "--canary", type=click.IntRange(1, 99), metavar="PERCENT", help="Of the calls, for its first replica on trial."
+    "--canary",
+    type=click.IntRange(percent.LEAST, percent.MOST),
+    metavar="PERCENT",
+    help="Of the calls, for its first replica on trial.",
 )
 @click.option("--why", help="Kept in its history.")
 @click.option("--wait/--no-wait", default=False, show_default=True, help="Until it has proven itself, or is given up.")

@@ -14,6 +14,7 @@ from cli.context import Context
 from cli.moments import Duration
 from cli.resources import WithSbatchOptions, asked, resource_options
 from cli.settling import Changes, wait_settled
+from registry import canary as percent
 
 if TYPE_CHECKING:
     from launchers.deployment_spec import DeploymentSpec
@@ -78,7 +79,10 @@ class Words(click.ParamType[tuple[str, ...]]):
 @click.option("--overflow-qos", metavar="QOS", help="Of replicas above --min, which may be preempted.")
 @click.option("--overflow-partition", metavar="PARTITION", help="Where those run.")
 @click.option(
-    "--canary", type=click.IntRange(1, 99), metavar="PERCENT", help="Of the calls, for a new revision on trial."
+    "--canary",
+    type=click.IntRange(percent.LEAST, percent.MOST),
+    metavar="PERCENT",
+    help="Of the calls, for a new revision on trial.",
 )
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Until it serves what was asked for.")
 @resource_options
@@ -112,6 +116,9 @@ def serve(
 
     A deployment of that name is changed to what is asked for, without a gap: new replicas prove themselves before
     they take the place of the old ones. No job's time limit ends it, but `headgate delete`.
+
+    All of it: what is not said goes back to its default (one replica, no adapters, no arguments for the engine).
+    `headgate rollout NAME --to MODEL@VERSION` changes the version alone, `headgate scale` the replicas.
 
     sbatch's options say what each replica's job asks for; with --time-min beside -t Slurm may give it less time where
     that starts it sooner.

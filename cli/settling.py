@@ -9,11 +9,13 @@ from typing import Any
 
 import click
 
-from cli.client import Control
+from cli.client import Control, Unreachable
 from cli.logs import newest_log
 from launchers.run_folder import RunFolder
 
 LIVE = ("pending", "starting", "ready", "draining")
+ENDED = ("stopped", "failed")
+PATIENCE_S = 600.0  # without a controller: one that is started anew takes its time
 
 
 class Changes:
@@ -27,6 +29,16 @@ class Changes:
         if waits != self.said:
             self.said = waits
             click.echo(waits, err=True)
+
+
+def counts(described: dict[str, Any]) -> tuple[int, int]:
+    """Replicas that are ready, and that are wanted: within the bounds of now, whenever that number was planned."""
+    whole = described["deployment"]
+    ready = sum(r["replica"]["state"] == "ready" for r in described["replicas"])
+    if whole["state"] in (*ENDED, "stopping"):
+        return ready, 0
+    desired = whole["min_replicas"] if whole["desired"] is None else whole["desired"]
+    return ready, min(max(desired, whole["min_replicas"]), whole["max_replicas"])
 
 
 def waiting_for(described: dict[str, Any]) -> str:
@@ -50,14 +62,16 @@ def wait_settled(
     name: str,
     revision: int | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda _: None,
+    scaled: bool = False,
 ) -> dict[str, Any]:
     """Wait until a revision of the deployment is what is served (None: the one that is wanted now).
 
     The first is when a replica of it is ready, another one when it has proven itself. One that sleeps waits for a
-    call. What fails, or is given up, ends the command with its cause.
+    call. `scaled`: until just as many replicas serve as are wanted. What fails, is given up, or will not come while
+    the deployment is paused, ends the command with its cause.
     """
     while True:
-        described: dict[str, Any] = control.get("/v1/deployments/{}", name)
+        described = _look(control, name)
         deployment = described["deployment"]
         revision = revision or deployment["revision"]
         if deployment["state"] in ("failed", "stopped", "stopping"):
@@ -65,17 +79,41 @@ def wait_settled(
             raise click.ClickException(f"deployment {name} {deployment['state']}: {cause}{last_lines(described)}")
         if deployment["revision"] != revision:
             raise click.ClickException(_given_up(control, name, revision, deployment["revision"]))
-        if deployment["state"] == "asleep" or (deployment["state"] == "ready" and deployment["stable"] == revision):
+        served = deployment["state"] == "ready" and deployment["stable"] == revision
+        if (served or deployment["state"] == "asleep") and (not scaled or _as_many_as_wanted(described)):
             return described
+        if deployment["paused"] and deployment["stable"] is not None and (scaled or deployment["stable"] != revision):
+            what = "scaled" if deployment["stable"] == revision else "rolled out"
+            raise click.ClickException(
+                f"deployment {name} is paused, and nothing of it is {what}: `headgate pause {name} --off` goes on"
+            )
         progress(described)
         time.sleep(0.5)
 
 
 def wait_stopped(control: Control, name: str) -> str:
     """Wait until the deployment that was told to stop has; its state."""
-    while (state := control.get("/v1/deployments/{}", name)["deployment"]["state"]) == "stopping":
+    while (state := _look(control, name)["deployment"]["state"]) == "stopping":
         time.sleep(0.3)
     return str(state)
+
+
+def _look(control: Control, name: str) -> dict[str, Any]:
+    """A deployment, described. A controller that is away, to be started anew, is waited for for a while."""
+    since = time.monotonic()
+    while True:
+        try:
+            described: dict[str, Any] = control.get("/v1/deployments/{}", name)
+            return described
+        except Unreachable:
+            if time.monotonic() - since >= PATIENCE_S:
+                raise
+            time.sleep(0.5)
+
+
+def _as_many_as_wanted(described: dict[str, Any]) -> bool:
+    ready, wanted = counts(described)
+    return ready == wanted and not any(r["replica"]["state"] == "draining" for r in described["replicas"])
 
 
 def last_lines(described: dict[str, Any]) -> str:

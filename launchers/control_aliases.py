@@ -7,6 +7,7 @@ from aiohttp import web
 from launchers.control_cluster import query_of
 from launchers.control_http import CONTROLLER, PRINCIPAL, answer, body_of, reading
 from registry import aliases, models
+from registry import canary as percent
 from registry.access import Object, Principal, Verb, require
 from registry.db import Database
 
@@ -35,9 +36,7 @@ async def move_alias(request: web.Request) -> web.Response:
     """Its newest move: one that it is where it should be already makes no other."""
     controller, principal = request.app[CONTROLLER], request[PRINCIPAL]
     body = await body_of(request, {"model": str, "alias": str, "version": int}, {"why": str, "canary": int})
-    model, alias, canary = body["model"], body["alias"], body.get("canary")
-    if canary is not None and not 1 <= canary <= 99:
-        raise ValueError(f"'canary' must be 1 ... 99 (percent of the calls), not {canary}")
+    model, alias, canary = body["model"], body["alias"], percent.checked(body.get("canary"))
 
     def move() -> aliases.AliasMove | None:
         _require_own(controller.db, principal, model)

@@ -16,6 +16,7 @@ from launchers.control_http import CONTROLLER, PRINCIPAL, answer, body_of, objec
 from launchers.controller import Controller
 from launchers.deployment_spec import MAX_REPLICAS, spec_of, to_document
 from registry import accounting, clock, deployments, revisions
+from registry import canary as percent
 from registry.access import Object, Verb, require
 from registry.deployments import Deployment, DeploymentState
 from registry.revisions import Revision
@@ -194,9 +195,7 @@ async def pause_deployment(request: web.Request) -> web.Response:
 
 async def roll_out_deployment(request: web.Request) -> web.Response:
     body = await body_of(request, {}, {"model": str, "canary": int, "restart": bool, "why": str})
-    canary, principal = body.get("canary"), request[PRINCIPAL]
-    if canary is not None and not 1 <= canary <= 99:
-        raise ValueError(f"'canary' must be 1 ... 99 (percent of the calls), not {canary}")
+    canary, principal = percent.checked(body.get("canary")), request[PRINCIPAL]
 
     def roll_out(controller: Controller, deployment: Deployment) -> None:
         rollout.roll_out(

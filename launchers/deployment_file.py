@@ -81,9 +81,13 @@ class _File:
     deployments: dict[str, _Table] = field(default_factory=dict)
 
 
-def read(path: Path) -> list[DeploymentSpec]:
-    """The deployments of a file, in its order. Raises ConfigError with every problem, each with its line and key."""
-    return _specs(read_layer(path))
+def read(path: Path, base: Path | None = None) -> list[DeploymentSpec]:
+    """The deployments of a file, in its order. Raises ConfigError with every problem, each with its line and key.
+
+    `base`: where its relative paths start; None: where the file is.
+    """
+    layer = read_layer(path)
+    return _specs(layer if base is None else dataclasses.replace(layer, base=base))
 
 
 def _specs(layer: Layer) -> list[DeploymentSpec]:
@@ -130,5 +134,5 @@ def _resources(asked: dict[str, Any]) -> _Resources:
 
 
 def _toml(value: Any) -> str:
-    """Texts, numbers, truths and lists of them are written in TOML as in JSON."""
-    return json.dumps(value, default=str)
+    """As in JSON; but TOML takes no half of a character, and no DEL."""
+    return json.dumps(value, default=str, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from launchers.resources import REPLICA_OPTIONS, resources_from
 from launchers.spec import built
+from registry import canary as percent
 from registry.db import RegistryError
 from registry.settings import DefaultResources
 from registry.tenants import checked_name
@@ -23,9 +24,9 @@ _DURATION: dict[str, Any] = {"unit": "duration", "above": 0, "max": 366 * 86400}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What stands in a file as it is held. Raises ValueError, naming the field, for what is out of bounds.
+    """What stands in a file as it is held.
 
-    A field's metadata is what registry.strict_toml reads files by; its bounds hold wherever the value comes from.
+    A field's metadata is what registry.strict_toml reads files by; `checked` holds what comes from elsewhere to it.
     """
 
     min: int = field(default=1, metadata={"min": 0, "max": MAX_REPLICAS})  # 0: it sleeps while nobody calls it
@@ -41,23 +42,12 @@ class Wishes:
     engine_args: tuple[str, ...] = ()
     stage: bool = False  # copy the weights to the site's replicas.stage_dir first
     pack: int = field(default=1, metadata={"min": 1, "max": MAX_REPLICAS})  # replicas that share one job
-    canary: int | None = field(default=None, metadata={"min": 1, "max": 99})  # percent of the calls for a new
+    canary: int | None = field(
+        default=None, metadata={"min": percent.LEAST, "max": percent.MOST}
+    )  # percent of the calls for a new
     # revision's first replica; None: its share
     bake_s: float | None = field(default=None, metadata=_DURATION)
     bake_requests: int | None = field(default=None, metadata={"min": 0})
-
-    def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value, bounds = getattr(self, f.name), f.metadata
-            if value is None:
-                continue
-            if ("min" in bounds and value < bounds["min"]) or ("above" in bounds and not value > bounds["above"]):
-                least = f"at least {bounds['min']}" if "min" in bounds else f"above {bounds['above']}"
-                raise ValueError(f"{f.name}: must be {least}, not {value}")
-            if "max" in bounds and not value <= bounds["max"]:
-                raise ValueError(f"{f.name}: must be at most {bounds['max']}, not {value}")
-        if self.max is not None and self.max < self.min:
-            raise ValueError(f"max: must be at least min ({self.min}), not {self.max}")
 
     @property
     def most(self) -> int:
@@ -99,7 +89,8 @@ def to_request(spec: DeploymentSpec) -> dict[str, Any]:
 
 
 def spec_of(deployment: Deployment) -> DeploymentSpec:
-    """What is asked of a deployment now. A field that is not known here is another release's, and passed over."""
+    """What is asked of a deployment now. A field that is not known here is another release's, and passed over; a value
+    that is out of bounds is shown as it is: whoever asked was refused, or another release took it."""
     known = {f.name for f in dataclasses.fields(DeploymentSpec)}.difference(_IN_COLUMNS)
     kept: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
@@ -116,7 +107,9 @@ def spec_of(deployment: Deployment) -> DeploymentSpec:
 
 
 def checked(spec: DeploymentSpec) -> DeploymentSpec:
-    """The same one. Raises ValueError for names, resources and adapters that no site could take."""
+    """The same one; an overflow that asks for nothing is none. Raises ValueError, naming the field, for what is out of
+    bounds, and for names, resources and adapters that no site could take."""
+    _require_bounds(spec)
     try:
         checked_name("deployment", spec.name)
         for name in spec.adapters:
@@ -133,4 +126,18 @@ def checked(spec: DeploymentSpec) -> DeploymentSpec:
     for name, directory in spec.adapters.items():
         if not directory.startswith("/") or not directory.isprintable():
             raise ValueError(f"adapters.{name}: {directory!r} is not an absolute directory")
-    return spec
+    return dataclasses.replace(spec, overflow=spec.overflow or None)
+
+
+def _require_bounds(wishes: Wishes) -> None:
+    for f in dataclasses.fields(wishes):
+        value, bounds = getattr(wishes, f.name), f.metadata
+        if value is None:
+            continue
+        if ("min" in bounds and value < bounds["min"]) or ("above" in bounds and not value > bounds["above"]):
+            least = f"at least {bounds['min']}" if "min" in bounds else f"above {bounds['above']}"
+            raise ValueError(f"{f.name}: must be {least}, not {value}")
+        if "max" in bounds and not value <= bounds["max"]:
+            raise ValueError(f"{f.name}: must be at most {bounds['max']}, not {value}")
+    if wishes.max is not None and wishes.max < wishes.min:
+        raise ValueError(f"max: must be at least min ({wishes.min}), not {wishes.max}")

@@ -10,8 +10,6 @@ from registry.db import Conflict, Database, NotFound
 from registry.deployments import Deployment, DeploymentState
 from registry.revisions import Revision, RevisionState
 
-HEADGATE = "(headgate)"  # who moves an alias back that no person moves
-
 
 def follow(db: Database, deployment: Deployment) -> str | None:
     """Want the version at which its alias is now. Returns what keeps it from that, in words; None where nothing does.
@@ -69,7 +67,7 @@ def take_back(db: Database, deployment: Deployment, tried: Revision) -> None:
         return
     if deployment.owner in (models.owner_of(db, model), last.by) and not _is_good_elsewhere(db, deployment, tried):
         words = f"deployment {deployment.name} gave version {tried.version} up: {tried.cause}"
-        aliases.move(db, model, alias, stable.version, HEADGATE, words)
+        aliases.move(db, model, alias, stable.version, aliases.HEADGATE, words)
 
 
 def _is_good_elsewhere(db: Database, deployment: Deployment, tried: Revision) -> bool:

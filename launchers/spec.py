@@ -137,6 +137,7 @@ class EvaluateSpec:
     model: str
     model_path: str
     tasks_dir: str  # absolute; its YAML files say what the tasks are, and relative paths in them begin there
+    tasks_sha256: str  # launchers.evaluation.tasks.digest of them, when the evaluation was asked for
     tasks: tuple[str, ...] = ()  # (): all that the directory has
     limit: int | None = None  # examples of each task, at most
     require: tuple[str, ...] = ()  # launchers.evaluation.requirement.Requirement, as it is written

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from registry import clock, models
 from registry.db import Conflict, Database, NotFound, RegistryError, row, rows, transaction
 from registry.tenants import checked_name
+
+HEADGATE = "(headgate)"  # who moves an alias back that no person moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +65,35 @@ def move(
 
 
 def roll_back(db: Database, model: str, alias: str, by: str, why: str) -> AliasMove:
-    """To the version before the last move, at once and without a canary. Doing it twice undoes it.
+    """To the version before the one that it is at, at once and without a canary. Never to one that it was taken back
+    from: doing it twice goes back twice.
 
-    Raises NotFound for an alias that there is not, Conflict for one that was never anywhere else.
+    Raises NotFound for an alias that there is not, Conflict where nothing is left to go back to.
     """
     last = newest(db, model, alias)
     if last is None:
         raise NotFound(f"model {model} has no alias {alias!r}")
     if last.from_version is None:
         raise Conflict(f"alias {model}@{alias} was never anywhere but at version {last.to_version}")
-    moved = move(db, model, alias, last.from_version, by, why)
-    assert moved is not None, "an alias's last move says where it is"
+    way = forward(one.to_version for one in reversed(moves(db, model, alias)))
+    if len(way) < 2:
+        raise Conflict(
+            f"alias {model}@{alias} is at version {last.to_version}, the first of those that it was not taken back "
+            f"from; `headgate alias set {model}@{alias} VERSION` moves it to any"
+        )
+    moved = move(db, model, alias, way[-2], by, why)
+    assert moved is not None, "the way ends where the alias is"
     return moved
+
+
+def forward(versions: Iterable[int]) -> list[int]:
+    """The way to where an alias is, without its detours: who moves it to where it was takes the moves since then back.
+    `versions`: where it was, oldest first. Pure."""
+    way: list[int] = []
+    for version in versions:
+        way = way[: way.index(version)] if version in way else way
+        way.append(version)
+    return way
 
 
 def everything(db: Database) -> list[Alias]:

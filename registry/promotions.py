@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import aliases, clock, models, runs
+from registry import canary as percent
+from registry.aliases import AliasMove
 from registry.db import Conflict, Database, NotFound, RegistryError, StorageError, row, rows, transaction
 from registry.models import ModelState
 from registry.runs import Run, RunState
@@ -88,8 +90,10 @@ def adopt(
         raise RegistryError(f"alias {alias!r} is not allowed: a number after '@' names a version")
     if run not in steps or len(set(steps)) != len(steps) or not 2 <= len(steps) <= len(STEPS):
         raise RegistryError(f"promotion {promotion_id}: {', '.join(steps)} are no steps with {run} among them")
-    if canary is not None and not 1 <= canary <= 100:
-        raise RegistryError(f"promotion {promotion_id}: a canary gets 1 to 100 percent, not {canary}")
+    try:
+        percent.checked(canary)
+    except ValueError as e:
+        raise RegistryError(f"promotion {promotion_id}: {e}") from e
     words = (owner, source, model, alias, canary, json.dumps(list(steps)))
     with transaction(db) as c:
         old = row(db, "SELECT * FROM promotions WHERE id = ?", promotion_id)
@@ -144,10 +148,39 @@ def _advance(db: Database, promotion: Promotion) -> None:
         models.mark_servable(db, promotion.model, version)
     if state is PromotionState.PROMOTED:
         assert version is not None, "a conversion that completed has a version, or a cause"
-        reason = f"promoted from {promotion.source} by {promotion.id}"
-        aliases.move(db, promotion.model, promotion.alias, version, promotion.owner, reason, promotion.canary)
+        if (later := _moved_since(db, promotion)) is not None:
+            named = f"{later.model}@{later.alias}"
+            state = PromotionState.FAILED
+            why = (
+                f"{named} was moved to version {later.to_version} by {later.by} at {later.at}, after this was asked "
+                f"for, and stays there; `headgate alias set {named} {version}` moves it"
+            )
+        else:
+            reason = _reason(promotion.source, promotion.id)
+            aliases.move(db, promotion.model, promotion.alias, version, promotion.owner, reason, promotion.canary)
     if state is not promotion.state:
         _set_state(db, promotion.id, state, why)
+
+
+def _moved_since(db: Database, promotion: Promotion) -> AliasMove | None:
+    """The last move of the alias that somebody asked for after this promotion was: whoever asked last is right.
+
+    What an earlier promotion moves, which took longer, and what Headgate takes back, nobody has asked for since.
+    """
+    asked = "SELECT id, source FROM promotions WHERE model = ? AND alias = ? AND created_at <= ?"
+    earlier = rows(db, asked, promotion.model, promotion.alias, promotion.created_at)
+    reasons = {_reason(r["source"], r["id"]) for r in earlier}
+    for move in aliases.moves(db, promotion.model, promotion.alias):
+        if clock.parse(move.at) <= clock.parse(promotion.created_at):
+            return None
+        if move.by != aliases.HEADGATE and move.why not in reasons:
+            return move
+    return None
+
+
+def _reason(source: str, promotion_id: str) -> str:
+    """Why an alias moved, in its history."""
+    return f"promoted from {source} by {promotion_id}"
 
 
 def _set_state(db: Database, promotion_id: str, state: PromotionState, cause: str | None) -> None:

@@ -49,7 +49,14 @@ def smoke(run_id: str = "smoke-1", **changed: Any) -> SmokeSpec:
 def evaluate(run_id: str = "evaluate-1", **changed: Any) -> EvaluateSpec:
     harness, tasks = COMMON["environment"], "/tasks"
     made = EvaluateSpec(
-        id=run_id, name="evaluate", model="tiny", model_path="/models/tiny", harness=harness, tasks_dir=tasks, **COMMON
+        id=run_id,
+        name="evaluate",
+        model="tiny",
+        model_path="/models/tiny",
+        harness=harness,
+        tasks_dir=tasks,
+        tasks_sha256="0" * 64,
+        **COMMON,
     )
     return dataclasses.replace(made, **changed)
 

@@ -85,7 +85,7 @@ def test_what_is_said_in_options_is_what_is_wanted(laptop: Platform, models: lis
     options = ("-t", "2:00:00", "--time-min=30", "--overflow-qos", "low", "--routing", "round-robin")
     made = ok(laptop, "serve", str(models[0]), "--name", "said", *sizes, *options, "--json")
     assert json.loads(made)["deployment"]["state"] == "asleep"
-    (spec,) = read_text(tmp_path, ok(laptop, "get", "said"))
+    (spec,) = read_text(tmp_path, ok(laptop, "get", "said", "-o", "toml"))
     assert (spec.min, spec.max, spec.target_tokens, spec.idle_timeout_s, spec.pack) == (0, 3, 500, 1200, 2)
     assert spec.resources == {"time_limit_s": 7200, "options": ["--time-min=30"]}
     assert spec.overflow == {"qos": "low"}
@@ -183,7 +183,7 @@ def test_nothing_of_a_file_is_applied_when_the_controller_refuses_any(
 def test_what_get_writes_is_what_apply_takes(laptop: Platform, models: list[Path], tmp_path: Path) -> None:
     ok(laptop, "serve", str(models[0]), "--name", "written", "--replicas", "0", "--engine-arg=--seed=1")
     file = tmp_path / "written.toml"
-    file.write_text(ok(laptop, "get", "written"))
+    file.write_text(ok(laptop, "get", "written", "-o", "toml"))
     assert ok(laptop, "apply", "-f", str(file)) == "deployment written: unchanged\n"
     (row,) = [line for line in ok(laptop, "get").splitlines() if line.startswith("written ")]
     assert re.match(r"written +asleep +written@1 +revision 1 +0/0 \(0\.\.1\)", row), row
@@ -194,8 +194,8 @@ def test_what_get_writes_is_what_apply_takes(laptop: Platform, models: list[Path
 
 def test_replicas_are_scaled_by_hand(laptop: Platform, models: list[Path]) -> None:
     ok(laptop, "serve", str(models[0]), "--name", "scaled")
-    assert ok(laptop, "scale", "scaled", "2").startswith("deployment scaled: ")
-    wait_for(lambda: " 2/2 (2..2)" in ok(laptop, "get", "-o", "table", "scaled"), 60)
+    assert ok(laptop, "scale", "scaled", "2", "--wait") == "deployment scaled: 2 of 2 replicas ready\n"
+    assert " 2/2 (2..2)" in ok(laptop, "get", "scaled")
     assert ok(laptop, "scale", "scaled", "--min", "1", "--max", "3").endswith(", 1 to 3 as the load asks\n")
     assert states(laptop, "scaled") == [(1, "good")]
     ok(laptop, "delete", "scaled", "--no-wait")
@@ -232,6 +232,8 @@ def test_a_paused_deployment_rolls_nothing_out_until_it_goes_on(laptop: Platform
     assert "`headgate pause paused --off` goes on" in ok(laptop, "pause", "paused")
     ok(laptop, "rollout", "paused", "--to", str(models[1]))
     assert "it is paused" in ok(laptop, "rollout", "paused", "--status")
+    again = invoke(laptop, "serve", "paused@2", "--name", "paused")
+    assert again.exit_code == 1 and "`headgate pause paused --off` goes on" in again.stderr
     assert ok(laptop, "explain", "paused").splitlines()[0].endswith(", paused")
     assert {r["replica"]["revision"] for r in described(laptop, "paused")["replicas"]} == {1}
     assert ok(laptop, "pause", "paused", "--off") == "deployment paused goes on\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from cli import apply, rollout
-from cli.client import Control
-from cli.deployments import explained, ready_of_wanted, replicas_in_words
+from cli import apply, rollout, settling
+from cli.client import Control, Unreachable
+from cli.deployments import explained, of_one, ready_of_wanted, replicas_in_words
+from cli.main import main
 from cli.serve import changes_in_words
-from cli.settling import wait_settled, waiting_for
+from cli.settling import wait_settled, wait_stopped, waiting_for
 from launchers.deployment_spec import DeploymentSpec
 
 NOW = datetime(2026, 11, 29, 14, 0, tzinfo=UTC)
@@ -79,6 +82,7 @@ def test_a_trial_and_a_pause_are_named() -> None:
     [
         ({"min_replicas": 2, "max_replicas": 2}, "1/2", "1 of 2 replicas ready"),
         ({"min_replicas": 0}, "1/0", "1 of 0 replicas ready"),
+        ({"desired": 1, "min_replicas": 4, "max_replicas": 4}, "1/4", "1 of 4 replicas ready"),
         ({"desired": 3, "max_replicas": 8}, "1/3", "1 of 3 replicas ready, 1 to 8 as the load asks"),
         ({"state": "stopping", "min_replicas": 2, "max_replicas": 2}, "1/0", "1 of 0 replicas ready"),
     ],
@@ -144,14 +148,17 @@ def test_differences_from_a_file_are_told_by_deployment() -> None:
 class Answers(Control):
     """A control API's, in the order in which it gives them; the last one again and again."""
 
-    def __init__(self, revisions: list[dict[str, Any]], *said: dict[str, Any]) -> None:
+    def __init__(self, revisions: list[dict[str, Any]], *said: dict[str, Any] | Unreachable) -> None:
         super().__init__(Path("nowhere"))
         self.revisions, self.said = revisions, list(said)
 
     def get(self, path: str, *names: str, **query: str | None) -> Any:
         if path.endswith("/revisions"):
             return self.revisions
-        return self.said.pop(0) if len(self.said) > 1 else self.said[0]
+        now = self.said.pop(0) if len(self.said) > 1 else self.said[0]
+        if isinstance(now, Unreachable):
+            raise now
+        return now
 
 
 def test_a_revision_is_waited_for_until_it_has_proven_itself() -> None:
@@ -189,3 +196,100 @@ def test_what_will_not_be_served_ends_the_wait_with_its_cause(
 ) -> None:
     with pytest.raises(click.ClickException, match=words):
         wait_settled(Answers(revisions, described(**now)), "chat", 2)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 2)])
+def test_what_was_scaled_is_waited_for_until_just_as_many_serve(before: int, after: int) -> None:
+    bounds = {"min_replicas": after, "max_replicas": after, "desired": before}  # nobody has planned anything since
+    few = described(*[replica("ready")] * before, **bounds)
+    just = described(*[replica("ready")] * after, **bounds)
+    waits = list[str]()
+    assert wait_settled(Answers([], few, just), "chat", 1, lambda said: waits.append(waiting_for(said)), True) == just
+    assert len(waits) == 1
+
+
+def test_a_replica_that_drains_still_serves() -> None:
+    draining = described(replica("ready"), replica("draining"))
+    gone = described(replica("ready"))
+    assert wait_settled(Answers([], draining, gone), "chat", 1, scaled=True) == gone
+
+
+def test_one_that_slept_until_it_was_scaled_is_waited_for() -> None:
+    asleep = described(state="asleep", desired=0)
+    ready = described(replica("ready"))
+    assert wait_settled(Answers([], asleep, ready), "chat", 1, scaled=True) == ready
+
+
+@pytest.mark.parametrize(
+    ("now", "scaled"),
+    [
+        (described(replica("ready"), revision=2, paused=True), False),
+        (described(replica("ready"), min_replicas=2, max_replicas=2, paused=True), True),
+    ],
+)
+def test_nothing_is_waited_for_that_a_pause_keeps_from_happening(now: dict[str, Any], scaled: bool) -> None:
+    with pytest.raises(click.ClickException, match=r"chat is paused, .*: `headgate pause chat --off` goes on"):
+        wait_settled(Answers([], now), "chat", None, scaled=scaled)
+
+
+def test_what_ended_while_it_was_paused_is_waited_for() -> None:
+    coming, back = described(replica("starting"), state="starting", paused=True), described(replica("ready"))
+    assert wait_settled(Answers([], coming, back), "chat", 1) == back
+    first = described(replica("starting"), stable=None, state="starting", paused=True)
+    assert wait_settled(Answers([], first, back), "chat", 1) == back
+
+
+def test_a_wait_outlives_the_controller() -> None:
+    gone = Unreachable("no controller listens")
+    ready = described(replica("ready"))
+    assert wait_settled(Answers([], gone, gone, ready), "chat", 1) == ready
+    assert wait_stopped(Answers([], described(state="stopping"), gone, described(state="stopped")), "chat") == "stopped"
+
+
+def test_a_controller_that_stays_away_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "PATIENCE_S", 0)
+    with pytest.raises(Unreachable, match="no controller listens"):
+        wait_settled(Answers([], Unreachable("no controller listens")), "chat", 1)
+
+
+def test_one_deployment_is_shown_with_its_replicas_and_the_causes_of_their_ends() -> None:
+    ended = replica("failed")
+    ended["replica"] |= {"created_at": NOW.isoformat(), "cause": "the engine ran out of memory\nmore", "job_id": "7"}
+    serving = replica("ready")
+    serving["replica"] |= {"created_at": NOW.isoformat(), "cause": None, "job_id": "8"}
+    theirs = [{**r, "load": None} for r in (ended, serving)]
+    of = described(*theirs, created_at=NOW.isoformat(), cause="all of it")
+    lines = [line.split() for line in of_one(of).splitlines()]
+    shown = {line[0]: line for line in lines if line}
+    assert shown["chat"][1] == "ready" and shown["chat"][-3:] == ["all", "of", "it"]
+    assert shown["chat-failed"][1:4] == ["failed", "1", "7"]
+    assert " ".join(shown["chat-failed"]).endswith("the engine ran out of memory")
+    assert shown["chat-ready"][1:4] == ["ready", "1", "8"]
+
+
+class Applies(Control):
+    """A control API that goes away after some deployments."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(Path("nowhere"))
+        self.most = most
+
+    def post(self, path: str, *names: str, **body: Any) -> Any:
+        self.most -= not body["dry_run"]
+        if self.most < 0:
+            raise Unreachable("no controller listens")
+        return {"done": "created", "changes": [], "deployment": deployment(name=names[0])}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_was_applied_is_told_although_the_next_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    file = tmp_path / "all.toml"
+    file.write_text("[deployments]\none.model = 'llama'\ntwo.model = 'llama'\n")
+    monkeypatch.setattr(apply, "Control", lambda _: Applies(1))
+    site = [w for s in (f"state_dir={tmp_path}", f"shared_dir={tmp_path}") for w in ("--set", s)]
+    done = CliRunner().invoke(main, [*site, "apply", "-f", str(file), *(["--json"] if as_json else [])])
+    assert done.exit_code == 1 and "no controller listens" in done.stderr
+    told = [one["name"] for one in json.loads(done.stdout)] if as_json else done.stdout.splitlines()
+    assert told == (["one"] if as_json else ["deployment one: created"])

@@ -70,7 +70,7 @@ def test_a_promotion_in_the_list_names_both_ends() -> None:
     ("words", "why"),
     [
         (("tiny", "--to", "chat"), "say which alias of chat moves"),
-        (("tiny", "--to", "chat@prod", "--canary", "0"), "0 is not in the range 1<=x<=100"),
+        (("tiny", "--to", "chat@prod", "--canary", "0"), "0 is not in the range 1<=x<=99"),
         (("tiny", "--to", "chat@prod", "--tasks", "/nowhere"), "does not exist"),
         (("tiny", "--to", "chat@prod"), "no run called 'tiny' has left a folder"),
     ],

@@ -21,7 +21,7 @@ from launchers.local_scheduler import LocalScheduler
 from launchers.planning.facts import Plan
 from registry import aliases, checkpoints, deployments, models, revisions, runs
 from registry.access import Principal
-from registry.db import Database
+from registry.db import Database, transaction
 from registry.deployments import Deployment, DeploymentState, ReplicaState
 from registry.revisions import RevisionState
 from registry.settings import Replicas
@@ -144,6 +144,15 @@ async def test_a_deployment_is_described_with_its_spec_its_revisions_and_its_rep
     assert await api.get("deployments") == [await api.get("deployments/chat")] == [made]
     (whole,) = await api.get("deployments/chat/revisions")
     assert (whole["created_by"], whole["why"], whole["request"]["target_tokens"]) == ("ada", "served", 2000)
+
+
+async def test_one_that_no_release_would_take_today_is_listed_with_all_others(api: Api) -> None:
+    await served(api)
+    with transaction(api.db) as c:
+        c.execute("UPDATE deployments SET max_replicas = 0, request = json_set(request, '$.canary', 100)")
+    (listed,) = await api.get("deployments")
+    assert (listed["spec"]["max"], listed["spec"]["canary"]) == (0, 100)
+    assert (await api.post("deployments/chat/stop"))["deployment"]["state"] == "stopping"
 
 
 async def test_a_model_by_its_alias_is_followed_and_by_its_name_or_version_is_not(api: Api) -> None:
@@ -562,7 +571,7 @@ async def test_nobody_else_moves_it(api: Api) -> None:
         ("aliases", {"model": "tiny", "alias": "prod", "version": 9}, 404, "model tiny has no version 9"),
         ("aliases", {"model": "big", "alias": "prod", "version": 1}, 404, "no model is called 'big'"),
         ("aliases", {"model": "tiny", "alias": "7", "version": 1}, 400, "a number after '@' names a version"),
-        ("aliases", {"model": "tiny", "alias": "prod", "version": 1, "canary": 0}, 400, "'canary' must be 1 ... 99"),
+        ("aliases", {"model": "tiny", "alias": "prod", "version": 1, "canary": 0}, 400, "canary: must be 1 ... 99"),
         ("aliases", {"model": "tiny", "version": 1}, 400, "'alias' is missing"),
         ("aliases/rollback", {"model": "tiny", "alias": "prod"}, 404, "model tiny has no alias 'prod'"),
     ],

@@ -38,7 +38,16 @@ def test_a_model_that_begins_with_a_dot_is_a_directory_beside_the_file(tmp_path:
     assert [spec.model for spec in read(file(tmp_path, models))] == [str(tmp_path / "tiny"), "run-1/200"]
 
 
-@pytest.mark.parametrize("spec", [DeploymentSpec(name="chat", model="llama"), FULL, *read(EXAMPLE)])
+def test_relative_paths_of_standard_input_start_where_they_are_told_to(tmp_path: Path) -> None:
+    models = '[deployments.a]\nmodel = "./tiny"\nadapters.s = "adapters/s"\n'
+    (spec,) = read(file(tmp_path, models), Path("/here"))
+    assert (spec.model, spec.adapters) == ("/here/tiny", {"s": "/here/adapters/s"})
+
+
+ODD = DeploymentSpec(name="chat", model="llama", engine_args=("\U0001f642", "\x7f\x01", 'a"\\\n'))
+
+
+@pytest.mark.parametrize("spec", [DeploymentSpec(name="chat", model="llama"), FULL, ODD, *read(EXAMPLE)])
 def test_what_is_written_reads_the_same(tmp_path: Path, spec: DeploymentSpec) -> None:
     assert read(file(tmp_path, write(spec))) == [spec]
 

@@ -112,3 +112,15 @@ def test_a_deployment_of_a_former_or_a_later_release_is_understood() -> None:
         {"partition": "gpu"},
         deployment_spec.DeploymentSpec(name="a", model="b").pack,
     )
+
+
+def test_what_is_out_of_bounds_in_the_registry_is_shown_all_the_same() -> None:
+    spec = spec_of(deployment(min_replicas=3, max_replicas=2, request={"pack": 0, "canary": 100}))
+    shown = to_document(spec)
+    assert (shown["canary"], shown["min"], shown["max"], shown["pack"]) == (100, 3, 2, 0)
+    with pytest.raises(ValueError, match="pack: must be at least 1, not 0"):
+        from_document(shown)
+
+
+def test_an_overflow_that_asks_for_nothing_is_none() -> None:
+    assert from_document({"name": "chat", "model": "llama", "overflow": {}}).overflow is None

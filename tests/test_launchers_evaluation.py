@@ -16,10 +16,11 @@ from launchers import claims, facts
 from launchers.announce import announce
 from launchers.evaluation import before
 from launchers.evaluation.adoption import take_up
-from launchers.evaluation.evaluate import digest, in_words
+from launchers.evaluation.evaluate import in_words
 from launchers.evaluation.promote import Asked, steps, submit
 from launchers.evaluation.results import Requirement, Result, believed, of_harness, requirement, unmet
 from launchers.evaluation.smoke import fault
+from launchers.evaluation.tasks import digest
 from launchers.launch import request_for
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobRequest, SchedulerError
@@ -39,6 +40,8 @@ ACC = Result("next_word", "acc", "none", 0.75, 0.25, 4, True)
         ("piqa.acc>=0.7", Requirement("piqa", "acc", None, ">=", 0.7)),
         ("wiki.word_perplexity < 20", Requirement("wiki", "word_perplexity", None, "<", 20.0)),
         ("gsm8k.exact_match,strict-match>0", Requirement("gsm8k", "exact_match", "strict-match", ">", 0.0)),
+        ("humaneval.pass@1>=0.3", Requirement("humaneval", "pass@1", None, ">=", 0.3)),
+        ("humaneval.pass@1,create_test>=0.3", Requirement("humaneval", "pass@1", "create_test", ">=", 0.3)),
         ("mmlu.pro.acc<=1e-1", Requirement("mmlu.pro", "acc", None, "<=", 0.1)),
     ],
 )
@@ -88,6 +91,17 @@ def test_the_harness_own_results_become_numbers_with_their_spread() -> None:
     assert in_words(ACC) == "next_word.acc: 0.75 ± 0.2500"
 
 
+def test_a_metric_over_several_answers_is_measured_under_its_name() -> None:
+    (one,) = of_harness({"results": {"humaneval": {"pass@1,create_test": 0.3}}})
+    assert believed([dataclasses.asdict(one)]) == [one]
+    assert unmet([requirement("humaneval.pass@1>=0.3")], [one]) == []
+
+
+def test_a_name_that_no_table_could_show_is_what_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'a\\x1b' is no name of a task, metric or filter"):
+        believed([{**dataclasses.asdict(ACC), "metric": "a\x1b"}])
+
+
 @pytest.mark.parametrize(
     "told",
     [
@@ -102,7 +116,7 @@ def test_the_harness_own_results_become_numbers_with_their_spread() -> None:
     ],
 )
 def test_results_that_a_job_cannot_have_measured_are_not_believed(told: object) -> None:
-    with pytest.raises(ValueError, match=r"result|names|is not of type"):
+    with pytest.raises(ValueError, match=r"result|is no name|is no number|is not of type"):
         believed(told)
 
 
@@ -208,6 +222,7 @@ def test_each_step_comes_after_the_one_before_and_carries_the_whole_promotion(si
     whole = first.promotion
     assert whole is not None and whole.steps == (first.id, second.id, third.id)
     assert (whole.source, whole.model, whole.alias, whole.canary) == ("t-1/20", "chat", "prod", 10)
+    assert third.tasks_sha256 == digest(TASKS)
     assert first.alias is None  # moved by the promotion, and only at its end
     assert second.engine_args == site.environment("engine").args
     for spec in (first, second, third):

@@ -19,6 +19,7 @@ from specs import convert, evaluate, folder_of, smoke
 from waiting import wait_for
 
 from launchers.announce import Announcement, announce, names, read
+from launchers.evaluation.tasks import digest
 from launchers.run_folder import RunFolder
 from launchers.spec import Environment, EvaluateSpec, SmokeSpec
 
@@ -91,7 +92,12 @@ def tasks(tmp_path: Path) -> dict[str, Any]:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {HARNESS} "$@"\n')
     python.chmod(0o755)
-    return {"tasks_dir": str(tmp_path / "tasks"), "harness": Environment(kind="venv", python=str(python))}
+    sha256 = digest(tmp_path / "tasks")
+    return {
+        "tasks_dir": str(tmp_path / "tasks"),
+        "tasks_sha256": sha256,
+        "harness": Environment(kind="venv", python=str(python)),
+    }
 
 
 def test_a_model_that_generates_what_is_sane_passes_and_nothing_secret_is_left(start: Callable[..., Job]) -> None:
@@ -176,8 +182,41 @@ def test_an_evaluation_that_does_not_meet_what_is_required_fails_and_says_which(
 
 
 def test_a_harness_that_fails_fails_the_evaluation(start: Callable[..., Job], tasks: dict[str, Any]) -> None:
-    (Path(tasks["tasks_dir"]) / "measured.json").unlink()
-    job = start(evaluate, **tasks)
+    directory = Path(tasks["tasks_dir"])
+    (directory / "measured.json").unlink()
+    job = start(evaluate, **{**tasks, "tasks_sha256": digest(directory)})
     assert "lm_eval ended with exit code 1" in job.end()["cause"]
     assert job.said("model-evaluated") == []
     assert RunFolder(job.folder.root).former_tls == []
+
+
+def test_tasks_that_were_changed_since_they_were_asked_for_are_not_run(
+    start: Callable[..., Job], tasks: dict[str, Any]
+) -> None:
+    (Path(tasks["tasks_dir"]) / "more.yaml").write_text("task: easier")
+    job = start(evaluate, **tasks)
+    ended = job.end()
+    assert (ended["exit_code"], ended["end"]) == (78, "refused")
+    assert f"{tasks['tasks_dir']} is not what it was when the evaluation was asked for" in ended["cause"]
+    assert job.said("model-evaluated") == [] and not job.folder.evaluation.exists()
+
+
+def test_tasks_that_are_changed_while_they_run_measure_nothing(
+    start: Callable[..., Job], tasks: dict[str, Any]
+) -> None:
+    changed = {"edit": "easier.yaml"}
+    (Path(tasks["tasks_dir"]) / "while.json").write_text(json.dumps(changed))
+    job = start(evaluate, **{**tasks, "tasks_sha256": digest(Path(tasks["tasks_dir"]))})
+    assert "is not what it was when the evaluation was asked for" in job.end()["cause"]
+    assert job.said("model-evaluated") == []
+
+
+@pytest.mark.parametrize("wrote", ["not json", json.dumps([{**MEASURED, "metric": "a\x1b", "higher_is_better": None}])])
+def test_results_that_are_none_are_refused_in_words(
+    start: Callable[..., Job], tasks: dict[str, Any], wrote: str
+) -> None:
+    (Path(tasks["tasks_dir"]) / "measured.json").write_text(wrote)
+    job = start(evaluate, **{**tasks, "tasks_sha256": digest(Path(tasks["tasks_dir"]))})
+    ended = job.end()
+    assert ended["exit_code"] == 78 and "evaluation.json: " in ended["cause"]
+    assert "Traceback" not in job.log()

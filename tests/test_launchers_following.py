@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launchers.deployment_plans import DeploymentPlans
-from launchers.following import HEADGATE, follow
+from launchers.following import follow
 from launchers.planning.facts import Settle
 from registry import aliases, deployments, models, revisions
 from registry.db import Conflict, Database
@@ -167,7 +167,7 @@ def test_two_bad_versions_in_a_row_take_the_alias_back_to_what_is_stable_and_end
         chat.moves(version)
         chat.follows()
     plans.note(Settle("chat", 3, False, "it fails"))
-    assert alias_of(chat) == (1, HEADGATE)
+    assert alias_of(chat) == (1, aliases.HEADGATE)
     assert chat.follows() is None and (chat.now.revision, chat.now.version) == (1, 1)
     assert len(revisions.of(chat.db, "chat")) == 3
 
@@ -186,7 +186,7 @@ def test_a_revision_is_given_up_with_its_alias_or_not_at_all(
         plans.note(Settle("chat", 2, False, "it fails"))
     assert revisions.get(chat.db, "chat", 2).state is RevisionState.ROLLING
     plans.note(Settle("chat", 2, False, "it fails"))
-    assert alias_of(chat) == (1, HEADGATE)
+    assert alias_of(chat) == (1, aliases.HEADGATE)
 
 
 def test_whoever_follows_somebodys_alias_does_not_move_it(chat: Chat, plans: DeploymentPlans) -> None:

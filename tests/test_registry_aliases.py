@@ -45,13 +45,32 @@ def test_a_move_to_where_it_is_is_none(tiny: Database) -> None:
     assert len(aliases.moves(tiny)) == 1 and aliases.everything(tiny)[0].owner == "ada"
 
 
-def test_it_rolls_back_to_where_it_was_and_again_to_where_it_is_now(tiny: Database) -> None:
+def test_it_rolls_back_to_where_it_was(tiny: Database) -> None:
     aliases.move(tiny, "tiny", "prod", 1, "ada", "the first")
     aliases.move(tiny, "tiny", "prod", 3, "ada", "better", canary=10)
     back = aliases.roll_back(tiny, "tiny", "prod", "bob", "it was worse")
     assert (back.from_version, back.to_version, back.by, back.why, back.canary) == (3, 1, "bob", "it was worse", None)
     assert models.resolve(tiny, "tiny@prod").version == 1
-    assert aliases.roll_back(tiny, "tiny", "prod", "bob", "it was not").to_version == 3
+
+
+def test_it_never_rolls_back_to_what_it_was_rolled_back_from(tiny: Database) -> None:
+    for version in (1, 2, 3):
+        aliases.move(tiny, "tiny", "prod", version, "ada", "better")
+    assert aliases.roll_back(tiny, "tiny", "prod", "bob", "worse").to_version == 2
+    assert aliases.roll_back(tiny, "tiny", "prod", "bob", "worse, too").to_version == 1
+    with pytest.raises(Conflict, match="is at version 1, the first of those that it was not taken back from"):
+        aliases.roll_back(tiny, "tiny", "prod", "bob", "")
+    aliases.move(tiny, "tiny", "prod", 2, "ada", "it is mended")
+    assert aliases.roll_back(tiny, "tiny", "prod", "bob", "it is not").to_version == 1
+
+
+def test_a_move_back_by_whomever_counts_as_one(tiny: Database) -> None:
+    for version in (1, 2, 3):
+        aliases.move(tiny, "tiny", "prod", version, "ada", "better")
+    aliases.move(tiny, "tiny", "prod", 1, aliases.HEADGATE, "version 3 was given up")
+    with pytest.raises(Conflict, match="is at version 1"):
+        aliases.roll_back(tiny, "tiny", "prod", "bob", "")
+    assert models.resolve(tiny, "tiny@prod").version == 1
 
 
 def test_what_was_never_elsewhere_cannot_be_rolled_back(tiny: Database) -> None:

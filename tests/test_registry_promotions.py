@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from registry import aliases, models, promotions, runs
+from registry import aliases, clock, models, promotions, runs
 from registry.db import Conflict, Database, NotFound, RegistryError
 from registry.models import ModelState
 from registry.promotions import Promotion, PromotionState, Step, standing
@@ -32,6 +32,18 @@ def adopt(db: Database, *run_ids: str, **changed: Any) -> None:
         folder = f"/runs/{run}"
         runs.adopt(db, run, kind=kind, name=kind, owner=words["owner"], folder=folder, created_at=AT)
         promotions.adopt(db, "chat-prod-1", run=run, **words)
+
+
+def another(db: Database, created_at: str) -> None:
+    """Another promotion to the same alias, at whose end it moves."""
+    for kind in ("convert", "smoke"):
+        runs.adopt(db, f"{kind}-2", kind=kind, name=kind, owner="ada", folder=f"/runs/{kind}-2", created_at=created_at)
+        changed = {"steps": ("convert-2", "smoke-2"), "created_at": created_at, "source": "train-1/40"}
+        promotions.adopt(db, "chat-prod-2", run=f"{kind}-2", **{**WORDS, **changed})
+    models.register(db, "chat", "ada", "/runs/convert-2/model")
+    complete(db, "convert-2", "smoke-2")
+    promotions.advance(db)
+    assert promotions.get(db, "chat-prod-2").state is PromotionState.PROMOTED
 
 
 def complete(db: Database, *run_ids: str) -> None:
@@ -78,13 +90,59 @@ def test_the_alias_moves_when_every_step_has_completed_and_not_before(registry: 
 def test_an_alias_that_was_rolled_back_afterwards_stays_back(registry: Database) -> None:
     first = models.register(registry, "chat", "ada", "/runs/older/model").version
     aliases.move(registry, "chat", "prod", first, "ada", "first")
-    adopt(registry, *RUNS)
+    adopt(registry, *RUNS, created_at=clock.now())
     convert(registry)
     complete(registry, *RUNS)
     promotions.advance(registry)
     aliases.roll_back(registry, "chat", "prod", "ada", "it is worse")
     assert promotions.advance(registry) == []
     assert where(registry) == first
+
+
+def test_one_that_ends_after_a_later_one_leaves_the_alias_where_that_moved_it(registry: Database) -> None:
+    adopt(registry, *RUNS)
+    version = convert(registry)
+    another(registry, "2026-01-02T00:00:00.000000Z")
+    later = where(registry)
+    complete(registry, *RUNS)
+    found = now(registry)
+    assert found.state is PromotionState.FAILED and (found.version, where(registry)) == (version, later)
+    assert found.cause is not None and found.cause.startswith(f"chat@prod was moved to version {later} by ada at ")
+    assert f"`headgate alias set chat@prod {version}`" in found.cause
+
+
+def test_one_that_was_asked_for_after_another_may_end_after_it(registry: Database) -> None:
+    adopt(registry, *RUNS)
+    version = convert(registry)
+    another(registry, "2025-12-31T00:00:00.000000Z")
+    complete(registry, *RUNS)
+    assert now(registry).state is PromotionState.PROMOTED
+    assert where(registry) == version
+
+
+@pytest.mark.parametrize(("by", "moves"), [("bob", False), (aliases.HEADGATE, True)])
+def test_what_a_person_moved_meanwhile_stays_and_what_was_taken_back_for_a_canary_does_not_count(
+    registry: Database, monkeypatch: pytest.MonkeyPatch, by: str, moves: bool
+) -> None:
+    first, second = (models.register(registry, "chat", "ada", f"/runs/{n}/model").version for n in ("old", "older"))
+    with monkeypatch.context() as before:
+        before.setattr(clock, "now", lambda: "2025-12-01T00:00:00.000000Z")
+        aliases.move(registry, "chat", "prod", first, "ada", "first")
+        aliases.move(registry, "chat", "prod", second, "ada", "better")
+    adopt(registry, *RUNS)
+    version = convert(registry)
+    aliases.move(registry, "chat", "prod", first, by, "it is worse")
+    complete(registry, *RUNS)
+    assert now(registry).state is (PromotionState.PROMOTED if moves else PromotionState.FAILED)
+    assert where(registry) == (version if moves else first)
+
+
+@pytest.mark.parametrize("canary", [0, 100])
+def test_a_canary_that_no_deployment_could_have_is_refused(registry: Database, canary: int) -> None:
+    with pytest.raises(RegistryError, match=f"canary: must be 1 ... 99 .percent of the calls., not {canary}"):
+        adopt(registry, RUNS[0], canary=canary)
+    with pytest.raises(NotFound):
+        promotions.get(registry, "chat-prod-1")
 
 
 def test_without_tasks_the_smoke_test_is_the_last_step(registry: Database) -> None:

@@ -7,7 +7,6 @@ announced, and compared with what is required of them. Ends with 0 when all of t
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from launchers.announce import announce
 from launchers.environment import child_env, inside
-from launchers.evaluation import engine, results, step
+from launchers.evaluation import engine, results, step, tasks
 from launchers.evaluation.harness import CONTEXT_VARIABLE, MODEL_VARIABLE, URL_VARIABLE
 from launchers.evaluation.results import Result
 from launchers.run_folder import RunFolder
@@ -33,18 +32,23 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     def work(folder: RunFolder, spec: EvaluateSpec) -> None:
         required = [results.requirement(text) for text in spec.require]
         task = task_of(environ)
+        require_unchanged(spec)  # before the engine, which takes long
         folder.evaluation.unlink(missing_ok=True)  # an earlier attempt's
         with engine.running(spec, folder, task) as started, tempfile.TemporaryDirectory() as scratch:
             env = harness_env(spec, folder, task, started, Path(scratch), environ)
             measure(spec, folder, task, env, scratch)
-        measured = results.believed(json.loads(read_bytes(folder.evaluation, MAX_BYTES)))
+        require_unchanged(spec)
+        try:
+            measured = results.believed(json.loads(read_bytes(folder.evaluation, MAX_BYTES)))
+        except ValueError as e:
+            raise step.Refused(f"{folder.evaluation}: {e}") from e
         unmet = results.unmet(required, measured)
         announce(
             folder.announcements,
             "model-evaluated",
             results=[dataclasses.asdict(r) for r in measured],
             unmet=unmet,
-            tasks_sha256=digest(Path(spec.tasks_dir)),
+            tasks_sha256=spec.tasks_sha256,
         )
         for result in measured:
             print(in_words(result), flush=True)
@@ -52,6 +56,13 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
             raise step.Refused("; ".join(unmet))
 
     return step.run(arguments, EvaluateSpec, work)
+
+
+def require_unchanged(spec: EvaluateSpec) -> None:
+    try:
+        tasks.require_unchanged(Path(spec.tasks_dir), spec.tasks_sha256)
+    except tasks.Changed as e:
+        raise step.Refused(str(e)) from e
 
 
 def measure(spec: EvaluateSpec, folder: RunFolder, task: Task, env: Mapping[str, str], scratch: str) -> None:
@@ -85,16 +96,6 @@ def harness_env(
         "TOKENIZERS_PARALLELISM": "false",
     }
     return child_env(environ, spec.harness, folder.code, spec.resources.cpus_per_task) | ours
-
-
-def digest(directory: Path) -> str:
-    """sha256 of every file of the tasks, with its name: what the results are results of. Raises OSError."""
-    whole = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        with open(path, "rb") as f:
-            one = hashlib.file_digest(f, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(directory).as_posix()}\0{one}\n".encode())
-    return whole.hexdigest()
 
 
 def in_words(result: Result) -> str:

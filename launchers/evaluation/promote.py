@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launchers.evaluation.results import requirement
+from launchers.evaluation.tasks import digest
 from launchers.launch import Launched, launch, new_id
 from launchers.resources import engine_environment, evaluation_environment, resources_from, training_environment
 from launchers.run_folder import RunFolder
@@ -110,6 +111,7 @@ def steps(site: Site, asked: Asked, now: str) -> list[StepOf]:
                 resources=_engine_resources(site, asked.resources, EVALUATE_S),
                 harness=evaluation_environment(site),
                 tasks_dir=str(asked.tasks_dir),
+                tasks_sha256=digest(asked.tasks_dir),
                 tasks=asked.tasks,
                 limit=asked.limit,
                 require=asked.require,

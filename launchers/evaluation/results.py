@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_RESULTS = 5000
-NAME = re.compile(r"[\w.,/+-]{1,200}")  # of tasks, metrics and filters: they end up in tables
+NAME = re.compile(r"[\w.,/+@:#%-]{1,200}")  # of tasks, metrics (pass@1) and filters: they end up in tables
 _RULE = re.compile(r"(?P<name>[^<>=]+?)\s*(?P<comparison>>=|<=|>|<)\s*(?P<bound>[^<>=]+)")
 
 
@@ -109,8 +109,11 @@ def _believed(told: object) -> Result:
         raise ValueError(f"a result has {', '.join(fields)}, and this one is {str(told)[:200]}")
     one = Result(**told)
     names = (one.task, one.metric, one.filter)
-    if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names) or not _is_number(one.value):
-        raise ValueError(f"{names}: names and a number are expected, not {one.value!r}")
+    for name in names:
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ValueError(f"{str(name)[:200]!r} is no name of a task, metric or filter; allowed: {NAME.pattern}")
+    if not _is_number(one.value):
+        raise ValueError(f"{names}: {one.value!r} is no number")
     optional = ((one.stderr, float), (one.examples, int), (one.higher_is_better, bool))
     for value, kind in optional:
         if value is not None and not (_is_number(value) if kind is float else type(value) is kind):
