@@ -221,6 +221,7 @@ def serve_spec(site: Site, deployment: Deployment, revision: Revision, one: Star
         resources=resources_from(site.defaults.serve, resources, REPLICA_OPTIONS),
         environment=engine_environment(site),
         model_path=revision.model_path,
+        safetensors_only=bool(revision.request.get("safetensors_only")),
         listen=site.replicas.listen,
         tls=site.replicas.tls,
         engine_args=(*site.environment("engine").args, *asked.engine_args, *_trusted(revision)),

@@ -48,11 +48,15 @@ class Living:
         self.voice = Voice(self.folder.announcements)
         self.life = Life(self.folder, spec, Task(0, 1, 0, "7", 0, "c1"), self.voice, self.told)
         self.ending: Ending | None = None
+        self.raised: ValueError | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
 
     def _run(self) -> None:
-        self.ending = self.life.run()
+        try:
+            self.ending = self.life.run()
+        except ValueError as e:
+            self.raised = e
 
     def said(self, kind: str) -> list[Announcement]:
         names = announce.names(self.folder.announcements)
@@ -66,6 +70,12 @@ class Living:
         self.thread.join(30)
         assert self.ending is not None
         return self.ending
+
+    def refused(self) -> str:
+        """Why it was not started, or not again."""
+        self.thread.join(30)
+        assert self.raised is not None
+        return str(self.raised)
 
     def endpoint(self) -> Endpoint:
         assert self.life.endpoint is not None
@@ -307,3 +317,19 @@ def test_a_new_engine_without_its_adapters_is_no_replica(
     monkeypatch.setattr(adapters, "engine_args", lambda _: ())
     ended = live(adapters={"rude": "/nowhere"}).end()
     assert ended.failure == "bad-model" and "/nowhere" in ended.cause
+
+
+def test_a_model_that_nobody_vouched_for_is_looked_at_again_before_each_start(
+    live: Callable[..., Living], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").touch()
+    (model / "config.json").write_text("{}")
+    one = live("--leave-once", str(tmp_path / "leave"), model_path=str(model), safetensors_only=True)
+    one.ready()
+    (model / "config.json").write_text('{"speculators_config": {"verifier": {"name_or_path": "/models/bobs"}}}')
+    (tmp_path / "leave").touch()
+    assert "has speculators_config" in one.refused() and len(one.said("replica-ready")) == 1
+    again = live(runs=tmp_path / "again", model_path=str(model), safetensors_only=True)
+    assert "has speculators_config" in again.refused() and not again.said("replica-ready")

@@ -24,7 +24,7 @@ from launchers.run_folder import RunFolder
 from launchers.spec import ServeSpec
 from launchers.task import Task
 from launchers.told import Told
-from launchers.vllm import adapters, multi_node, server, staging
+from launchers.vllm import adapters, multi_node, server, staging, weights
 from launchers.vllm.endpoint import Endpoint
 from launchers.vllm.failures import Failure, Kind, Policy, classify, policy
 from launchers.vllm.watch import AdaptersChanged, Event, Hung, NotLoaded, Ready, Watch
@@ -64,6 +64,7 @@ class Life:
     def run(self) -> Ending:
         """To its end. Raises OSError, ValueError, RendezvousError for what cannot be started at all."""
         try:
+            _check_weights(self.spec)  # before a copy is made, which has no links
             with staging.staged(self.spec, self._note, self._gives_up) as path:
                 return self._live(dataclasses.replace(self.spec, model_path=path))
         finally:
@@ -140,6 +141,7 @@ class Life:
 
     def _start(self, spec: ServeSpec) -> subprocess.Popen[bytes]:
         task = self.task
+        _check_weights(spec)
         env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
         env.update(adapters.env(spec))
         port = tasks.free_port(spec.listen)
@@ -304,3 +306,9 @@ class Life:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"supervisor: {words}\n")
             sys.stderr.flush()
+
+
+def _check_weights(spec: ServeSpec) -> None:
+    """Again: whoever published the model may have changed it since it was asked for. Raises as weights.check does."""
+    if spec.safetensors_only:
+        weights.check(Path(spec.model_path))
