@@ -196,7 +196,7 @@ class Life:
         with contextlib.suppress(OSError):
             if tasks.read_failure(self.folder.failure(self.task.attempt)) is not None:
                 return Ending(1, "another task of this job died")
-            if os.path.lexists(self.folder.switches / "stop"):
+            if self._switched_off():
                 self.told.stop("cancelled", "asked")
         return None
 
@@ -239,7 +239,8 @@ class Life:
             case AdaptersChanged():
                 self.voice.say("adapters-loaded", adapters=list(event.names), problem=event.problem)
             case NotLoaded():
-                return Failure(Kind.BAD_MODEL, event.problem)
+                kind = classify(1, event.problem, was_ready=False).kind
+                return Failure(Kind.BAD_MODEL if kind is Kind.CRASHED else kind, event.problem)
             case Hung():
                 return Failure(Kind.HUNG, f"the engine hangs: {event.problem}")
         return None
@@ -294,7 +295,14 @@ class Life:
 
     def _gives_up(self) -> bool:
         self.voice.retry()
-        return self.told.asked is not None or os.path.lexists(self.folder.switches / "stop")
+        return self.told.asked is not None or self._switched_off()
+
+    def _switched_off(self) -> bool:
+        """By us: the folder may be open to a group, which may not stop what others are served by."""
+        try:
+            return (self.folder.switches / "stop").lstat().st_uid == os.getuid()
+        except OSError:
+            return False
 
     @property
     def _over(self) -> Path:
