@@ -264,6 +264,7 @@ def serve_spec(
         resources=pack.part(resources_from(site.defaults.serve, resources, REPLICA_OPTIONS), members, asked.pack),
         environment=engine_environment(site),
         model_path=revision.model_path,
+        safetensors_only=bool(revision.request.get("safetensors_only")),
         listen=site.replicas.listen,
         tls=site.replicas.tls,
         engine_args=(*site.environment("engine").args, *asked.engine_args, *_trusted(revision)),

@@ -24,7 +24,7 @@ def launch(members: Sequence[specs.ServeSpec], runs_dir: Path, scheduler: Schedu
     try:
         for spec in members:
             folder = RunFolder(runs_dir.resolve() / spec.id)
-            folder.create()
+            folder.create(switches=0o700)
             folders.append(folder)
             freeze(folder.code)
             note_environment(folder.environment, os.environ)

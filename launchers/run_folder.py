@@ -79,7 +79,10 @@ class RunFolder:
 
     @property
     def switches(self) -> Path:
-        """Files that the run's group may make: `save`, `stop`, `kill`, and `keep-iter_0000100` for a checkpoint."""
+        """Files that the run's group may make: `save`, `stop`, `kill`, and `keep-iter_0000100` for a checkpoint.
+
+        A replica's is its owner's alone: `stop` ends it.
+        """
         return self.root / "switches"
 
     @property
@@ -141,9 +144,9 @@ class RunFolder:
         """Those folders that are there, of attempts that were killed too."""
         return sorted(self.root.glob("replica-tls-*"))
 
-    def create(self) -> None:
-        """Make the folder's skeleton. Raises FileExistsError when the id is taken."""
+    def create(self, *, switches: int = 0o2770) -> None:
+        """Make the folder's skeleton; `switches`: who may make any. Raises FileExistsError when the id is taken."""
         self.root.mkdir(parents=True)
         for path in (self.logs, self.announcements, self.switches):
             path.mkdir()
-        self.switches.chmod(0o2770)
+        self.switches.chmod(switches)

@@ -157,6 +157,7 @@ class ServeSpec:
     resources: Resources
     environment: Environment
     model_path: str
+    safetensors_only: bool = False  # nobody vouched for the model: launchers.vllm.weights.check before each start
     listen: str = "127.0.0.1"  # the address the engine binds; 0.0.0.0 where the gateway is on another node
     tls: bool = True  # with a certificate that its job mints
     engine_args: tuple[str, ...] = ()

@@ -224,7 +224,7 @@ async def test_what_may_run_code_or_read_files_is_for_administrators(api: Api) -
     (lora / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
     (lora / "adapter_model.safetensors").write_bytes(b"")
     asked = [
-        ({"model": "coded@1"}, 400, "its config.json has an auto_map"),
+        ({"model": "coded@1"}, 400, "its config.json has auto_map"),
         ({"adapters": {"poet": str(lora)}}, 403, "ada may not administer this adapter directory"),
         ({"model": str(api.root / "models" / "tiny-1")}, 403, "ada may not administer this model directory"),
     ]

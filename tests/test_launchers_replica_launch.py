@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def test_one_replica_alone_has_a_job_of_its_own(tmp_path: Path) -> None:
     (job,) = scheduler.jobs
     assert (job.request.key, job.request.apart, launched.folder.id) == ("chat-1", False, "chat-1")
     assert load(launched.folder.spec) == one and launching.read_job(launched.folder) == launched.job
+    assert stat.S_IMODE(launched.folder.switches.stat().st_mode) == 0o700  # nobody else may stop it
 
 
 def test_several_share_a_job_that_the_first_ones_id_names(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,7 +177,7 @@ def test_what_fails_leaves_the_rest_to_be_done_and_says_what_there_is(tmp_path: 
     engine = LoraEngine(refuses={"bad", "stuck"})
     with answering(engine) as endpoint:
         loaded = adapters.change(endpoint, has, {"bad": good, "empty": str(no_adapter), "good": good})
-    assert loaded.adapters == {"good": good, "stuck": good}
+    assert loaded.adapters == {"good": good, "stuck": good} and not loaded.again
     for words in ("bad could not be loaded", "no adapter_model.safetensors", "stuck could not be unloaded"):
         assert words in str(loaded.problem)
 
@@ -183,5 +185,24 @@ def test_what_fails_leaves_the_rest_to_be_done_and_says_what_there_is(tmp_path: 
 def test_an_engine_that_does_not_answer_has_what_it_had(tmp_path: Path) -> None:
     nobody = Endpoint("127.0.0.1", 1, "secret")
     loaded = adapters.change(nobody, {"a": "/a"}, {"b": adapter(tmp_path, "b")})
-    assert loaded.adapters == {"a": "/a"}
+    assert loaded.adapters == {"a": "/a"} and loaded.again
     assert "the engine did not answer" in str(loaded.problem)
+
+
+def test_an_adapter_on_a_file_system_that_is_away_is_one_for_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(directory: Path) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(adapters, "rank_of", stale)
+    engine = LoraEngine()
+    with answering(engine) as endpoint:
+        loaded = adapters.change(endpoint, {}, {"a": adapter(tmp_path, "a")})
+    assert loaded.again and "adapter a could not be loaded" in str(loaded.problem) and engine.asked == []
+
+
+def test_an_adapter_that_an_engine_took_without_an_answer_is_taken_again(tmp_path: Path) -> None:
+    a = adapter(tmp_path, "a")
+    with answering(LoraEngine(has={"a": a})) as endpoint:
+        assert adapters.change(endpoint, {}, {"a": a}) == adapters.Loaded({"a": a})

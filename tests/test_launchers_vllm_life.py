@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -48,11 +49,15 @@ class Living:
         self.voice = Voice(self.folder.announcements)
         self.life = Life(self.folder, spec, Task(0, 1, 0, "7", 0, "c1"), self.voice, self.told)
         self.ending: Ending | None = None
+        self.raised: ValueError | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
 
     def _run(self) -> None:
-        self.ending = self.life.run()
+        try:
+            self.ending = self.life.run()
+        except ValueError as e:
+            self.raised = e
 
     def said(self, kind: str) -> list[Announcement]:
         names = announce.names(self.folder.announcements)
@@ -66,6 +71,12 @@ class Living:
         self.thread.join(30)
         assert self.ending is not None
         return self.ending
+
+    def refused(self) -> str:
+        """Why it was not started, or not again."""
+        self.thread.join(30)
+        assert self.raised is not None
+        return str(self.raised)
 
     def endpoint(self) -> Endpoint:
         assert self.life.endpoint is not None
@@ -211,6 +222,19 @@ def test_a_replica_is_stopped_alone_by_a_file(live: Callable[..., Living]) -> No
     assert [a.facts for a in one.said("replica-draining")] == [{"why": "asked"}]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file to somebody else")
+def test_a_replica_is_not_stopped_by_somebody_elses_file(live: Callable[..., Living], tmp_path: Path) -> None:
+    one = live("--leave-once", str(tmp_path / "leave"))
+    one.ready()
+    theirs = one.folder.root / "theirs"
+    theirs.touch()
+    os.chown(theirs, 31337, -1)
+    theirs.rename(one.folder.switches / "stop")
+    (tmp_path / "leave").touch()
+    one.ready(2)  # it was looked for before each start
+    assert one.told.asked is None
+
+
 def test_a_stop_is_heard_while_an_engine_is_about_to_be_started_again(
     live: Callable[..., Living], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,3 +331,79 @@ def test_a_new_engine_without_its_adapters_is_no_replica(
     monkeypatch.setattr(adapters, "engine_args", lambda _: ())
     ended = live(adapters={"rude": "/nowhere"}).end()
     assert ended.failure == "bad-model" and "/nowhere" in ended.cause
+
+
+def test_a_model_that_nobody_vouched_for_is_looked_at_again_before_each_start(
+    live: Callable[..., Living], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").touch()
+    (model / "config.json").write_text("{}")
+    one = live("--leave-once", str(tmp_path / "leave"), model_path=str(model), safetensors_only=True)
+    one.ready()
+    (model / "config.json").write_text('{"speculators_config": {"verifier": {"name_or_path": "/models/bobs"}}}')
+    (tmp_path / "leave").touch()
+    assert "has speculators_config" in one.refused() and len(one.said("replica-ready")) == 1
+    again = live(runs=tmp_path / "again", model_path=str(model), safetensors_only=True)
+    assert "has speculators_config" in again.refused() and not again.said("replica-ready")
+
+
+def polite(root: Path) -> str:
+    """The directory of an adapter."""
+    place = root / "polite"
+    place.mkdir()
+    (place / "adapter_model.safetensors").touch()
+    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    return str(place)
+
+
+def test_a_new_engine_whose_adapters_cannot_be_read_now_is_ready_once_they_can(
+    live: Callable[..., Living], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, tries = adapters.rank_of, list[Path]()
+
+    def away(directory: Path) -> int:
+        tries.append(directory)
+        if len(tries) < 4:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(directory)
+
+    monkeypatch.setattr(adapters, "engine_args", lambda _: ())
+    monkeypatch.setattr(adapters, "rank_of", away)
+    one = live(adapters={"polite": polite(tmp_path)})
+    one.ready()
+    assert one.said("adapters-loaded")[0].facts == {"adapters": ["polite"], "problem": None}
+
+
+def test_a_ready_engine_is_given_later_what_cannot_be_read_now(
+    live: Callable[..., Living], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = live(hang_timeout_s=30)
+    one.ready()
+    read = adapters.rank_of
+
+    def away(directory: Path) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(watch, "AGAIN_S", -60.0)
+    monkeypatch.setattr(adapters, "rank_of", away)
+    adapters.ask(one.folder, {"polite": polite(tmp_path)})
+    wait_for(lambda: one.said("adapters-loaded"))
+    monkeypatch.setattr(adapters, "rank_of", read)
+    wait_for(lambda: one.said("adapters-loaded")[-1].facts == {"adapters": ["polite"], "problem": None})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_watch_that_dies_is_noticed(
+    live: Callable[..., Living], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    one = live(max_restarts=0)
+    one.ready()
+    monkeypatch.setattr(adapters, "change", broken)
+    adapters.ask(one.folder, {"polite": polite(tmp_path)})
+    ended = one.end()
+    assert ended.failure == "hung" and "not watched any more" in ended.cause

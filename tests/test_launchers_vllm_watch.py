@@ -54,6 +54,13 @@ def test_an_engine_that_was_suspended_with_its_job_does_not_hang() -> None:
     assert look(pulse, 10_005, 20_000, healthy=False, tokens=None) is not None
 
 
+def test_a_long_prompt_that_is_read_bit_by_bit_does_not_make_an_engine_hang() -> None:
+    pulse = Pulse(0, hang_timeout_s=60)
+    for now in range(0, 1000, 5):
+        pulse.saw(now, True, 7, now / 1000)
+        assert not pulse.wants_probe(now) and pulse.hangs(now) is None
+
+
 def test_counters_that_fell_are_no_sign_of_life() -> None:
     pulse = Pulse(0, hang_timeout_s=60)
     for now, tokens in ((0, 100), (5, 50), (10, 50)):

@@ -27,7 +27,23 @@ def test_published_safetensors_are_served(published: Path) -> None:
 @pytest.mark.parametrize("name", weights.CONFIGS)
 def test_a_model_that_brings_code_along_is_for_administrators(name: str, published: Path) -> None:
     (published / name).write_text(json.dumps({"auto_map": {"AutoModel": "modeling.Evil"}}))
-    with pytest.raises(ValueError, match=f"its {name} has an auto_map"):
+    with pytest.raises(ValueError, match=f"its {name} has auto_map"):
+        weights.check(published)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("speculators_config", {"verifier": {"name_or_path": "/models/bobs"}}),
+        ("speculators_model_type", "eagle3"),
+        ("configuration_files", ["config.4.0.0.json"]),
+    ],
+)
+def test_a_model_that_has_the_engine_read_another_is_for_administrators(
+    key: str, value: object, published: Path
+) -> None:
+    (published / "config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(ValueError, match=rf"its config\.json has {key}: it has the engine"):
         weights.check(published)
 
 

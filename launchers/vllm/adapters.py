@@ -106,6 +106,7 @@ class Loaded:
 
     adapters: Mapping[str, str]  # name -> directory
     problem: str | None = None  # why that is not what was wanted, in words
+    again: bool = False  # whether the same may succeed later: the file system or the engine gave no answer
 
 
 def load(endpoint: Endpoint, wanted: Mapping[str, str]) -> list[str]:
@@ -121,32 +122,31 @@ def change(endpoint: Endpoint, has: Mapping[str, str], wanted: Mapping[str, str]
 
     One that moved to another directory is replaced in place. What fails leaves the rest to be done all the same.
     """
-    now, problems = dict(has), []
+    now, problems, again = dict(has), [], False
     for name, directory in sorted(wanted.items()):
         if has.get(name) != directory:
-            problem = _loaded(endpoint, name, directory, in_place=name in has)
-            if problem is None:
+            try:
+                rank_of(Path(directory))  # vLLM would take a pickle
+            except (OSError, ValueError) as e:
+                problems.append(f"adapter {name} could not be loaded: {e}")
+                again |= isinstance(e, OSError)
+                continue
+            # In place: an engine may have it since a call to which it gave no answer.
+            body = {"lora_name": name, "lora_path": directory, "load_inplace": True}
+            status, said = call(endpoint, "POST", "/v1/load_lora_adapter", body, LOAD_TIMEOUT_S)
+            if status == 200:
                 now[name] = directory
             else:
-                problems.append(problem)
+                problems.append(f"adapter {name} could not be loaded: {_words(status, said)}")
+                again |= status == 0
     for name in sorted(has.keys() - wanted.keys()):
         status, said = call(endpoint, "POST", "/v1/unload_lora_adapter", {"lora_name": name}, LOAD_TIMEOUT_S)
         if status in (200, 404):  # 404: it has none of that name
             del now[name]
         else:
             problems.append(f"adapter {name} could not be unloaded: {_words(status, said)}")
-    return Loaded(now, "; ".join(problems) or None)
-
-
-def _loaded(endpoint: Endpoint, name: str, directory: str, *, in_place: bool) -> str | None:
-    """None when the engine took it, else why not."""
-    try:
-        rank_of(Path(directory))  # vLLM would take a pickle
-    except ValueError as e:
-        return str(e)
-    body = {"lora_name": name, "lora_path": directory, "load_inplace": in_place}
-    status, said = call(endpoint, "POST", "/v1/load_lora_adapter", body, LOAD_TIMEOUT_S)
-    return None if status == 200 else f"adapter {name} could not be loaded: {_words(status, said)}"
+            again |= status == 0
+    return Loaded(now, "; ".join(problems) or None, again)
 
 
 def _words(status: int, said: bytes) -> str:

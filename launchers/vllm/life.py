@@ -24,7 +24,7 @@ from launchers.run_folder import RunFolder
 from launchers.spec import ServeSpec
 from launchers.task import Task
 from launchers.told import Told
-from launchers.vllm import adapters, multi_node, server, staging
+from launchers.vllm import adapters, multi_node, server, staging, weights
 from launchers.vllm.endpoint import Endpoint
 from launchers.vllm.failures import Failure, Kind, Policy, classify, policy
 from launchers.vllm.watch import AdaptersChanged, Event, Hung, NotLoaded, Ready, Watch
@@ -64,6 +64,7 @@ class Life:
     def run(self) -> Ending:
         """To its end. Raises OSError, ValueError, RendezvousError for what cannot be started at all."""
         try:
+            _check_weights(self.spec)  # before a copy is made, which has no links
             with staging.staged(self.spec, self._note, self._gives_up) as path:
                 return self._live(dataclasses.replace(self.spec, model_path=path))
         finally:
@@ -140,6 +141,7 @@ class Life:
 
     def _start(self, spec: ServeSpec) -> subprocess.Popen[bytes]:
         task = self.task
+        _check_weights(spec)
         env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
         env.update(adapters.env(spec))
         port = tasks.free_port(spec.listen)
@@ -194,7 +196,7 @@ class Life:
         with contextlib.suppress(OSError):
             if tasks.read_failure(self.folder.failure(self.task.attempt)) is not None:
                 return Ending(1, "another task of this job died")
-            if os.path.lexists(self.folder.switches / "stop"):
+            if self._switched_off():
                 self.told.stop("cancelled", "asked")
         return None
 
@@ -237,7 +239,8 @@ class Life:
             case AdaptersChanged():
                 self.voice.say("adapters-loaded", adapters=list(event.names), problem=event.problem)
             case NotLoaded():
-                return Failure(Kind.BAD_MODEL, event.problem)
+                kind = classify(1, event.problem, was_ready=False).kind
+                return Failure(Kind.BAD_MODEL if kind is Kind.CRASHED else kind, event.problem)
             case Hung():
                 return Failure(Kind.HUNG, f"the engine hangs: {event.problem}")
         return None
@@ -292,7 +295,14 @@ class Life:
 
     def _gives_up(self) -> bool:
         self.voice.retry()
-        return self.told.asked is not None or os.path.lexists(self.folder.switches / "stop")
+        return self.told.asked is not None or self._switched_off()
+
+    def _switched_off(self) -> bool:
+        """By us: the folder may be open to a group, which may not stop what others are served by."""
+        try:
+            return (self.folder.switches / "stop").lstat().st_uid == os.getuid()
+        except OSError:
+            return False
 
     @property
     def _over(self) -> Path:
@@ -304,3 +314,9 @@ class Life:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"supervisor: {words}\n")
             sys.stderr.flush()
+
+
+def _check_weights(spec: ServeSpec) -> None:
+    """Again: whoever published the model may have changed it since it was asked for. Raises as weights.check does."""
+    if spec.safetensors_only:
+        weights.check(Path(spec.model_path))

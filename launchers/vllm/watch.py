@@ -7,6 +7,7 @@ counters of tokens grow; while nobody uses it, a probe must be answered now and 
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -22,6 +23,7 @@ ASK_S = 0.5  # between two questions to an engine that starts
 TURN_S = 1.0  # between two looks for changed adapters
 LOOK_S = 5.0  # between two looks at /health and /metrics
 ANSWER_S = 5.0  # for each of these
+AGAIN_S = 60.0  # and twice the hang's timeout, before adapters that got no answer are tried again
 PROBE_S = 30.0  # without a sign of work before a probe is sent
 ASLEEP_S = 30.0  # a watch that slept for so much longer than it meant to was stopped, and its engine with it
 
@@ -43,7 +45,7 @@ class AdaptersChanged:
 
 @dataclass(frozen=True, slots=True)
 class NotLoaded:
-    """A new engine has not the adapters that its deployment is made of; why, in words."""
+    """A new engine has refused the adapters that its deployment is made of; why, in words."""
 
     problem: str
 
@@ -65,10 +67,14 @@ class Pulse:
         self._worked_at = self._healthy_at = now
         self._asked_at: float | None = None  # the first probe since it last worked
         self._counted: int | None = None
+        self._cached: float | None = None
         self._looked_at = now
 
-    def saw(self, now: float, healthy: bool, tokens: int | None) -> None:
-        """`tokens`: read and generated since the engine's start; None: it did not say."""
+    def saw(self, now: float, healthy: bool, tokens: int | None, kv_cache_usage: float | None = None) -> None:
+        """`tokens`: read and generated since the engine's start; None: it did not say.
+
+        They count a prompt only when all of it is read; while a long one is, the cache fills.
+        """
         if now - self._looked_at > ASLEEP_S + LOOK_S:
             self._healthy_at, self._asked_at = now, None  # the job was suspended, and the engine too
         self._looked_at = now
@@ -78,6 +84,10 @@ class Pulse:
             if self._counted is not None and tokens > self._counted:
                 self.worked(now)
             self._counted = tokens
+        if kv_cache_usage is not None:
+            if self._cached is not None and kv_cache_usage != self._cached:
+                self.worked(now)
+            self._cached = kv_cache_usage
 
     def worked(self, now: float) -> None:
         self._worked_at, self._asked_at = now, None
@@ -108,6 +118,9 @@ class Watch:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.load: Load | None = None
         self._endpoint, self._spec, self._wanted, self._clock = endpoint, spec, wanted, clock
+        self._asked: Mapping[str, str] = {}  # adapters
+        self._has = adapters.Loaded({})
+        self._again_at = math.inf
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._used, self._count = NOTHING, 0
@@ -131,27 +144,32 @@ class Watch:
         return taken
 
     def _run(self) -> None:
-        if (began := self._until_ready()) is None:
-            return
-        asked, loaded = began
+        last: NotLoaded | Hung | None = Hung("it is not watched any more")  # a watch must not end unheard
+        try:
+            last = self._watch()
+        finally:
+            if last is not None and not self._stop.is_set():
+                self.events.put(last)
+
+    def _watch(self) -> NotLoaded | Hung | None:
+        """The last that there is to say of this engine; None where it was told to stop."""
+        if (refused := self._until_ready()) is not None:
+            return refused
         pulse, looked = Pulse(self._clock(), self._spec.hang_timeout_s), 0.0
         while not self._stop.wait(TURN_S):
-            wanted = self._asked_for()
-            if isinstance(wanted, Mapping) and wanted != asked:  # what failed is not tried again until that changes
-                asked = dict(wanted)
-                changed = adapters.change(self._endpoint, loaded, wanted)
-                loaded = dict(changed.adapters)
-                self.events.put(AdaptersChanged(tuple(sorted(loaded)), changed.problem))
+            wanted = self._asked if (told := self._asked_for()) is None else told
+            if wanted != self._asked or self._clock() >= self._again_at:
+                self._change_to(wanted)
+                self.events.put(AdaptersChanged(tuple(sorted(self._has.adapters)), self._has.problem))
             if self._clock() - looked < LOOK_S:
                 continue
             looked = self._clock()
             self._look(pulse)
-            if (problem := pulse.hangs(self._clock())) is not None and not self._stop.is_set():
-                self.events.put(Hung(problem))
-                return
+            if (problem := pulse.hangs(self._clock())) is not None:
+                return Hung(problem)
+        return None
 
-    def _until_ready(self) -> tuple[dict[str, str], dict[str, str]] | None:
-        """The adapters that were wanted, and those that it has; None when there is nothing more to watch."""
+    def _until_ready(self) -> NotLoaded | None:
         began = self._clock()
         while not self._stop.wait(ASK_S):
             if not probes.healthy(self._endpoint):
@@ -160,22 +178,32 @@ class Watch:
             if probe is None:
                 continue
             asked = self._asked_for()
-            wanted = dict(self._spec.adapters if asked is None else asked)
-            has = adapters.change(self._endpoint, {}, wanted)
-            if (wanted.keys() & self._spec.adapters.keys()) - has.adapters.keys():
-                self.events.put(NotLoaded(has.problem or "its adapters are not loaded"))
-                return None
-            names = tuple(sorted(has.adapters))
+            self._change_to(self._spec.adapters if asked is None else asked)
+            if (self._asked.keys() & self._spec.adapters.keys()) - self._has.adapters.keys():
+                if self._has.again:
+                    continue  # until its start has taken too long
+                return NotLoaded(self._has.problem or "its adapters are not loaded")
+            names = tuple(sorted(self._has.adapters))
             context = probes.context_tokens(self._endpoint)
-            self.events.put(Ready(self._clock() - began, context, probe, names, has.problem))
-            return wanted, dict(has.adapters)
+            self.events.put(Ready(self._clock() - began, context, probe, names, self._has.problem))
+            return None
         return None
+
+    def _change_to(self, wanted: Mapping[str, str]) -> None:
+        """What is refused is not tried again until others are wanted. What is not answered is: so much later that a
+        hang is noticed meanwhile."""
+        self._asked = dict(wanted)
+        self._has = adapters.change(self._endpoint, self._has.adapters, wanted)
+        self._again_at = self._clock() + AGAIN_S + 2 * self._spec.hang_timeout_s if self._has.again else math.inf
 
     def _look(self, pulse: Pulse) -> None:
         healthy, seen = probes.healthy(self._endpoint, ANSWER_S), probes.load(self._endpoint, ANSWER_S)
         self.load = seen or self.load
         now = self._clock()
-        pulse.saw(now, healthy, None if seen is None else seen.prompt_tokens + seen.generated_tokens)
+        if seen is None:
+            pulse.saw(now, healthy, None)
+        else:
+            pulse.saw(now, healthy, seen.prompt_tokens + seen.generated_tokens, seen.kv_cache_usage)
         if pulse.wants_probe(now) and (self._probing is None or not self._probing.is_alive()):
             pulse.asked(now)
             self._probing = threading.Thread(target=self._probe, args=(pulse,), name="probe", daemon=True)

@@ -1,8 +1,10 @@
 """Which model directories a shared control plane serves for anybody: what cannot run code where it is loaded.
 
 Safetensors are numbers; the other formats are pickles, which run what they hold. `auto_map` names Python files that
-come with a model. Every engine is told the same (`--load-format safetensors`, no `--trust-remote-code`), unless an
-administrator says otherwise; this is for the person who asks, who is told at once and in words.
+come with a model; a draft model's `speculators_config` names a directory that the engine loads in its place, with the
+service's eyes. Every engine is told the same (`--load-format safetensors`, no `--trust-remote-code`), unless an
+administrator says otherwise; this is for the person who asks, who is told at once and in words. A published directory
+stays its owner's, so the job looks again before each start.
 """
 
 from __future__ import annotations
@@ -14,6 +16,12 @@ from launchers.untrusted import Unbelievable, read_object
 
 MAX_CONFIG_BYTES = 16 << 20
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+REFUSED = {
+    "auto_map": "it brings Python code along",
+    "speculators_config": "it has the engine load another model",
+    "speculators_model_type": "it has the engine load another model",
+    "configuration_files": "it has the engine read another file in its place",
+}
 ENGINE_ARGS = ("--load-format", "safetensors")
 
 
@@ -24,10 +32,8 @@ def check(path: Path) -> None:
     if _config(path, "config.json") is None:
         raise ValueError(f"{path}: there is no config.json in it")
     for name in CONFIGS:
-        if "auto_map" in (_config(path, name) or {}):
-            raise ValueError(
-                f"{path}: its {name} has an auto_map: it brings Python code along, which is for administrators"
-            )
+        for key in REFUSED.keys() & (_config(path, name) or {}).keys():
+            raise ValueError(f"{path}: its {name} has {key}: {REFUSED[key]}, which is for administrators")
 
 
 def _config(path: Path, name: str) -> dict[str, Any] | None:
