@@ -195,8 +195,8 @@ def test_openai_completes(client: Client) -> None:
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 async def test_openai_notices_nothing_of_a_replica_lost_in_mid_stream(vllm: Engine, tmp_path: Path, kind: str) -> None:
-    """What follows is what the engine says to the prompt and the text so far. Where that ends with white space depends
-    on how many tokens come in an event, which a busy machine makes more; what of it is written again is left out."""
+    """What follows is what the engine says to the prompt and the text so far, less the white space at its end that the
+    engine writes again. Whether there is any depends on the machine: on its arithmetic, and on tokens per event."""
     site = prepared(site_at(tmp_path, continue_streams=True))
     chat = kind == "chat"
     how: Any = {"model": "tiny", "temperature": 0, "extra_body": {"ignore_eos": True}}
