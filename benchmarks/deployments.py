@@ -16,19 +16,22 @@ import asyncio
 import random
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks.deployments_clients import Clients, Saw, Seen, table
-from benchmarks.deployments_faults import Fault, kills, preemptions, rollovers
-from benchmarks.deployments_platform import DRAIN_S, SHUTDOWN_S, Late, Platform, names, platform
+from benchmarks.deployments_faults import Fault, Meets, kills, preemptions, rollovers
+from benchmarks.deployments_platform import DRAIN_S, SHUTDOWN_S, Late, Platform, names, platform, until
 from benchmarks.deployments_zero import from_zero
 from benchmarks.figures import show
 
 LONG_S = DRAIN_S + SHUTDOWN_S + 25.0  # of a stream that no drain waits for
 SECOND_S = 1.0
+STREAMING_S = 60.0  # until streams run, so that a fault meets some
+UNTIL_RIGHT = "until replicas, jobs and GPUs were as wanted"
 KILLED_S = 2.0  # until all clients of a killed gateway have noticed
 
 
@@ -51,6 +54,8 @@ class Part:
     """One kind of fault, and what clients saw meanwhile."""
 
     what: str
+    asked: int  # faults
+    timed: str  # of each of them
     faults: list[Fault] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     error: str = ""  # that ended it
@@ -70,23 +75,31 @@ async def streaming(on: Platform, key: str, size: Size, seed: int, part: Part) -
 
 
 async def rolled(on: Platform, key: str, size: Size, seed: int) -> Part:
-    part, rolling = Part("rollovers"), names("roll", size.rolling)
+    """Clients go on asking a deployment that was ready once, whatever it has by then: a gap would show."""
+    timed = "from when a successor was seen until it served and the old one had stopped"
+    part, rolling = Part("rollovers", size.rollovers, timed), names("roll", size.rolling)
     async with streaming(on, key, size, seed, part) as clients:
         work = asyncio.create_task(asyncio.to_thread(rollovers, on, list(rolling), size.rollovers, size.minutes))
         while not work.done():
-            clients.models = await asyncio.to_thread(lambda: [name for name in rolling if on.ready(name)])
+            new = [name for name in rolling if name not in clients.models]
+            clients.models = [*clients.models, *await asyncio.to_thread(served, on, new)]
             await asyncio.sleep(SECOND_S)
         part.faults = await work
     part.error = part.error or await asyncio.to_thread(cleared, on, part)
     return part
 
 
+def served(on: Platform, some: Sequence[str]) -> list[str]:
+    """Those of these deployments that have a replica that is ready."""
+    return [name for name in some if on.ready(name)]
+
+
 async def faulted(
-    on: Platform, key: str, size: Size, seed: int, part: Part, name: str, faults: Iterable[Fault]
+    on: Platform, key: str, size: Size, seed: int, part: Part, name: str, faults: Callable[[Meets], Iterator[Fault]]
 ) -> Part:
-    """`faults` come one by one, each as it is done."""
-    wait = iter(faults)
+    """`faults` come one by one, each as it is done, and each meets streams that run."""
     async with streaming(on, key, size, seed, part) as clients:
+        wait = faults(lambda: until(lambda: clients.running(name) > 1, "that streams run", STREAMING_S))
         work = asyncio.create_task(asyncio.to_thread(next, wait, None))
         while True:
             if not clients.models and name in on.wanted and not await asyncio.to_thread(on.astray):
@@ -121,6 +134,10 @@ def excused(seen: Seen, faults: Sequence[Fault]) -> bool:
 def shown(part: Part) -> bool:
     """Print the figures, and on stderr the table of what each client saw; whether all is as it should be."""
     saw = Counter(one.saw for one in part.seen)
+    if not part.error and len(part.faults) < part.asked:
+        part.error = f"{len(part.faults)} of {part.asked} faults happened"
+    if not part.error and not part.seen:
+        part.error = "no stream met a fault"
     print(f"\n{part.what}\n{table(part.seen)}", file=sys.stderr)
     bad = [one for one in part.seen if one.saw is not Saw.WHOLE and not excused(one, part.faults)]
     for one in bad[:20]:
@@ -141,8 +158,8 @@ def shown(part: Part) -> bool:
     show(f"{of}: cut by a killed gateway", sum(excused(s, part.faults) for s in part.seen), "streams")
     show(f"{of}: slowest first token", max((s.first_s or 0.0 for s in part.seen), default=0.0), "s")
     if settled:
-        show(f"{of}: until replicas wanted were had, median", settled[len(settled) // 2], "s")
-        show(f"{of}: until replicas wanted were had, longest", settled[-1], "s")
+        show(f"{of}: {part.timed}, median", settled[len(settled) // 2], "s")
+        show(f"{of}: {part.timed}, longest", settled[-1], "s")
     show(f"{of}: found wrong afterwards (replicas, jobs, GPUs, ledger, GPU report)", len(wrong), "findings")
     return not (bad or wrong or part.error)
 
@@ -154,10 +171,13 @@ async def run(size: Size, seed: int, parts: Sequence[str], keep: Path | None) ->
         key = on.headgate("key", "create", "bench").strip()
         if "rollovers" in parts:
             good &= shown(await rolled(on, key, size, seed))
-        for what, faults, count in (("preemptions", preemptions, size.preemptions), ("kills", kills, size.kills)):
-            if what in parts:
-                part = Part(what)
-                good &= shown(await faulted(on, key, size, seed, part, what, faults(on, what, count)))
+        for part, faults in (
+            (Part("preemptions", size.preemptions, f"from the preempting job's submission {UNTIL_RIGHT}"), preemptions),
+            (Part("kills", size.kills, f"from kill -9 {UNTIL_RIGHT}"), kills),
+        ):
+            if part.what in parts:
+                begin = partial(faults, on, part.what, part.asked)
+                good &= shown(await faulted(on, key, size, seed, part, part.what, begin))
         if "zero" in parts:
             await from_zero(on, Clients(on.url, key, random.Random(seed), LONG_S), size.zero)
     return good

@@ -52,6 +52,7 @@ class Clients:
 
     def __init__(self, url: str, key: str, rng: random.Random, long_s: float, long_every: int = 8) -> None:
         self.seen: list[Seen] = []
+        self._now: dict[int, Seen] = {}  # that are not over
         self.models: Sequence[str] = ()
         self._url, self._key, self._rng = url, key, rng
         self._long_s, self._long_every = long_s, long_every
@@ -67,10 +68,14 @@ class Clients:
         self._stop.set()
         await asyncio.gather(*self._tasks)
 
+    def running(self, model: str) -> int:
+        """Streams of it that have begun and are not over. From any thread."""
+        return sum(one.model == model and one.came > 0 for one in list(self._now.values()))
+
     async def ask(self, model: str, tokens: int, client: int = -1) -> Seen:
         """On a connection of its own: some of them end badly."""
         asked = Asked(next(self._nonces), tokens, INTERVAL_MS)
-        seen = Seen(asked.nonce, model, client, tokens, time.time())
+        self._now[asked.nonce] = seen = Seen(asked.nonce, model, client, tokens, time.time())
         body = {"model": model, "stream": True, "max_tokens": tokens}
         body["messages"] = [{"role": "user", "content": asked.prompt}]
         headers = {"Authorization": f"Bearer {self._key}"}
@@ -87,6 +92,8 @@ class Clients:
             seen.saw, seen.ended = Saw.WAITED, time.time()
         except (aiohttp.ClientError, ConnectionError) as e:
             seen.text, seen.ended = f"{type(e).__name__}: {e}", time.time()
+        finally:
+            del self._now[asked.nonce]
         return seen
 
     async def _one_by_one(self, client: int) -> None:

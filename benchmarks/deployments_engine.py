@@ -18,7 +18,7 @@ import os
 import re
 import signal
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from aiohttp import web
 
 ASKED = re.compile(r"nonce=(\d+) tokens=(\d+) interval=(\d+)")
 START_VARIABLE = "HEADGATE_BENCH_START_S"
-MANY = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +106,9 @@ class Engine:
 
     async def _whole(self, body: dict[str, Any]) -> web.Response:
         asked, said = read(body)
-        pieces, reason = [], "stop"
-        async for piece in self._generated(asked, said, body):
-            if piece is None:
-                reason = "abort"
-            else:
+        pieces, reason = [], None
+        async for piece, reason in self._generated(asked, said, body):  # noqa: B007
+            if piece:
                 pieces.append(piece)
         chat, text = "messages" in body, "".join(pieces)
         choice: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
@@ -135,31 +132,28 @@ class Engine:
         def choice(text: str, reason: str | None = None) -> list[dict[str, Any]]:
             return [{"index": 0, **({"delta": {"content": text}} if chat else {"text": text}), "finish_reason": reason}]
 
-        continuous, reason = bool(options.get("continuous_usage_stats")), "stop"
-        async for piece in self._generated(asked, said, body):
-            if piece is None:
-                reason = "abort"
-            else:
-                used += 1
-                await send(choice(piece), continuous)
-        await send(choice("", reason), continuous)
+        continuous = bool(options.get("continuous_usage_stats"))
+        async for piece, reason in self._generated(asked, said, body):
+            used += bool(piece)
+            await send(choice(piece, reason), continuous)
         if options.get("include_usage"):
             await send([], True)
         await response.write(b"data: [DONE]\n\n")
         return response
 
-    async def _generated(self, asked: Asked, said: str, body: dict[str, Any]) -> Any:
-        """Pieces; None instead of the next one once the time is over."""
-        left = body.get("max_completion_tokens") or body.get("max_tokens") or MANY
-        for piece in asked.pieces(said):
-            if not left:
-                return
-            left -= 1
+    async def _generated(self, asked: Asked, said: str, body: dict[str, Any]) -> AsyncIterator[tuple[str, str | None]]:
+        """Pieces, the last of them with the reason why it is the last, as from vLLM: "abort" once the time is over."""
+        left = body.get("max_completion_tokens") or body.get("max_tokens")
+        pieces = list(asked.pieces(said))[:left] or [""]
+        for piece in pieces[:-1]:
             if self._over.is_set():
-                yield None
-                return
-            yield piece
+                break
+            yield piece, None
             await asyncio.sleep(asked.interval_ms / 1000)
+        if self._over.is_set():
+            yield "", "abort"
+        else:
+            yield pieces[-1], "stop"
 
     async def drained(self) -> None:
         """Returns once nothing runs any more, or the time for it is over."""

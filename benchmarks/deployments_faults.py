@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,7 +19,11 @@ from registry.deployments import Replica, ReplicaState
 
 SETTLED_S = 120.0  # after a fault, as many replicas are had as are wanted, at the latest
 FIRST_S = 90.0  # and after a deployment was asked for
+SERVES_S = 60.0  # until at least one replica serves, for the next fault
 PARTS = ("engine", "supervisor", "gateway", "controller")
+
+
+Meets = Callable[[], object]  # returns once streams run, for a fault to meet
 
 
 @dataclass(slots=True)
@@ -32,22 +36,26 @@ class Fault:
 
 def rollovers(on: Platform, names: list[str], count: int, minutes: int) -> list[Fault]:
     """Deployments of one replica each, whose jobs end after so many minutes, until so many were succeeded. They are
-    asked for one after the other, so that their jobs do not end together."""
+    asked for one after the other, so that their jobs do not end together. The old one must have stopped as it was asked
+    to. As others always roll over meanwhile, the books are looked at once, after the last.
+    """
     for name in names:
         on.serve(name, 1, "-t", str(minutes))
         on.settles(FIRST_S)
         time.sleep(minutes * 60 / len(names) / 2)
     seen: dict[str, Fault] = {}
-    done: list[Fault] = []
+    done: list[Fault] = []  # also those that went wrong, which do not count
     deadline = time.monotonic() + minutes * 60 * (2 + 2 * count / len(names))
-    while len(done) < count:
+    while (good := sum(not fault.wrong for fault in done)) < count:
         if time.monotonic() > deadline:
-            raise Late(f"{len(done)} of {count} rollovers happened; {on.astray() or 'all is as wanted'}")
+            raise Late(f"{good} of {count} rollovers happened; {on.astray() or 'all is as wanted'}")
         mine = [r for r in on.replicas() if r.deployment in names]
         for old, new in successions(mine):
             fault = seen.setdefault(old.id, Fault(f"rollover of {old.deployment}", time.time()))
             if fault.settled_s is None and old.state.ended and new.state is ReplicaState.READY:
                 fault.settled_s = time.time() - fault.began
+                if old.state is not ReplicaState.STOPPED:
+                    fault.wrong.append(f"{old.id} is {old.state}: {old.cause}")
                 done.append(fault)
         time.sleep(1.0)
     return done
@@ -61,7 +69,7 @@ def successions(replicas: list[Replica]) -> Iterator[tuple[Replica, Replica]]:
             yield by_id[replica.replaces], replica
 
 
-def preemptions(on: Platform, name: str, count: int) -> Iterator[Fault]:
+def preemptions(on: Platform, name: str, count: int, meets: Meets) -> Iterator[Fault]:
     """Of one replica after the other of a preemptible deployment, by a job that outranks it; then all is looked at.
 
     Two replicas do not fit one node, so that the other goes on.
@@ -69,7 +77,8 @@ def preemptions(on: Platform, name: str, count: int) -> Iterator[Fault]:
     on.serve(name, 2, "-t", "60", "--qos", "preemptible", gpus=5)
     on.settles(FIRST_S)
     for n in range(count):
-        victim = on.ready(name)[n % 2]
+        meets()
+        victim = serving(on, name, n)
         fault = Fault(f"preemption of {victim.id}", time.time())
         take = ("-p", PARTITION, "-w", victim.nodes, "--gres=gpu:5", "--qos=high", "-t", "1", "-J", "outranks")
         job = on.slurm("sbatch", "--parsable", "-o", "/dev/null", *take, "--wrap", "sleep 3").strip()
@@ -77,19 +86,27 @@ def preemptions(on: Platform, name: str, count: int) -> Iterator[Fault]:
         yield looked_at(on, fault)
 
 
-def kills(on: Platform, name: str, count: int) -> Iterator[Fault]:
+def kills(on: Platform, name: str, count: int, meets: Meets) -> Iterator[Fault]:
     """-9: an engine, a supervisor, the gateway, the controller, in turn."""
     on.serve(name, 2, "-t", "60")
     on.settles(FIRST_S)
     for n, part in enumerate(itertools.islice(itertools.cycle(PARTS), count)):
+        meets()
         fault = Fault(f"kill -9 of the {part}", time.time())
         if part in ("gateway", "controller"):
             kill(on.service(part))
             on.headgate("up")
         else:
-            kill(on.of_replica(on.ready(name)[n % 2], part))
+            kill(on.of_replica(serving(on, name, n), part))
             until(lambda: bool(on.astray()), "what was killed being missed", 60)
         yield looked_at(on, fault)
+
+
+def serving(on: Platform, name: str, n: int) -> Replica:
+    """One after the other. Raises Late."""
+    until(lambda: bool(on.ready(name)), f"a replica of {name} serving", SERVES_S)
+    ready = on.ready(name)
+    return ready[n % len(ready)]
 
 
 def looked_at(on: Platform, fault: Fault) -> Fault:

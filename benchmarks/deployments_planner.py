@@ -1,5 +1,6 @@
 """What planning costs: a thousand deployments with ten replicas each, in one turn of the controller.
 
+Timed is `plan` alone, on facts in memory: a real turn reads these first, from the registry and from Slurm.
 The steady state is what nearly every turn is: everything serves, nothing is to be done. The busy one has jobs that end
 soon, rollouts half-way, load that asks for more, replicas that drain, jobs that wait, crashes, and maintenance.
 """
@@ -34,7 +35,7 @@ NODES = tuple(f"node{n:04}" for n in range(2000))
 
 
 def figures() -> None:
-    total = f"{DEPLOYMENTS:,} deployments, {DEPLOYMENTS * REPLICAS:,} replicas planned, CPU"
+    total = f"plan() of {DEPLOYMENTS:,} deployments with {DEPLOYMENTS * REPLICAS:,} replicas, facts in memory, CPU"
     show(f"{total}: everything serves", _median_ms(steady(), Cluster()), "ms")
     show(f"{total}: everything serves, and why in words", _median_ms(steady(), Cluster(), words=True), "ms")
     show(f"{total}: everybody is busy", _median_ms(busy(), troubled()), "ms")

@@ -28,7 +28,7 @@ CLUSTER = HERE.parent / "tests" / "cluster" / "cluster"
 ENGINE = HERE / "deployments_engine.py"
 START_S = 2.0  # of an engine: what loading its weights takes
 DRAIN_S, SHUTDOWN_S = 15, 5
-MARGIN_S = 40  # Slurm looks every 30 s: it may signal a job so much before its end
+MARGIN_S = 5  # far less than the 45 s before their end at which Slurm may signal jobs of 3 minutes
 PARTITION = "gpu"
 QUIET_S = 0.5  # between two looks
 

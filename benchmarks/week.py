@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.figures import show
 from benchmarks.week_cluster import SLOTS, START_S, TIME_LIMIT_S, Cluster, Job, Line
-from benchmarks.week_trace import TICK_S, Arrivals, week
+from benchmarks.week_trace import TICK_S, Arrivals, Stays, week
 from launchers.planning import facts
 from launchers.planning.facts import Drain, Had, Loaded, Rules, Scale, SetState, Settle, StartReplica, Stop, Wanted
 from launchers.planning.plan import plan
@@ -29,7 +29,6 @@ MOST = 32
 EPOCH = 1_800_000_000.0
 OUTPUT_TOKENS = 211  # expected of a request that runs
 TARGET_TOKENS = int(0.75 * SLOTS * OUTPUT_TOKENS)  # a quarter of each replica is for what comes while the next starts
-EMPTY_AFTER_S = 30.0  # nothing that a replica had when it began to drain takes longer
 NAIVE_EVERY_S = 30
 REMEMBERED = 50  # replicas that have ended
 
@@ -48,7 +47,7 @@ Policy = Callable[[Cluster, Line], None]
 
 def figures(trace: Path | None = None) -> None:
     arrivals = week(trace)
-    ours = run(arrivals, Ours())
+    ours = run(arrivals, Ours(Stays(trace)))
     in_flight = sorted(a.requests * a.seconds / TICK_S for a in arrivals)
     mean, peak = (math.ceil(n / SLOTS) for n in (statistics.mean(in_flight), in_flight[int(len(in_flight) * 0.999)]))
     peers = {
@@ -56,7 +55,7 @@ def figures(trace: Path | None = None) -> None:
         f"{mean} replicas all the time, enough on average": run(arrivals, Fixed(mean)),
         "naive scaling by requests in flight": run(arrivals, naive),
     }
-    of = "a week of a recorded trace" if trace else "a week of a synthetic trace"
+    of = f"a simulated week of {'a recorded' if trace else 'a synthetic'} trace"
     for peer, theirs in peers.items():
         show(f"{of}: GPU-hours", ours.gpu_hours, "h", peer, theirs.gpu_hours)
         show(f"{of}: p99 wait for a replica", ours.p99_wait_s, "s", peer, theirs.p99_wait_s)
@@ -69,8 +68,8 @@ def run(arrivals: list[Arrivals], policy: Policy) -> Result:
     cluster, line = Cluster(), Line()
     cluster.submit().starts_at = -START_S
     for new in arrivals:
-        for _ in cluster.tick():
-            line.lose(len(cluster.ready()) + 1)
+        for ended in cluster.tick():
+            line.lose(ended, cluster.now, len(cluster.ready()) + 1)
         line.tick(cluster.now, new, len(cluster.ready()))
         policy(cluster, line)
     for job in list(cluster.jobs):
@@ -95,14 +94,16 @@ def naive(cluster: Cluster, line: Line) -> None:
         cluster.submit()
     for job in sorted(cluster.jobs, key=lambda job: -job.starts_at)[: max(0, len(cluster.jobs) - want)]:
         if job.ready_at <= cluster.now:
-            line.lose(len(cluster.ready()))
+            line.lose(job, cluster.now, len(cluster.ready()))
         cluster.end(job)
 
 
 class Ours:
-    """Takes the planner's actions, as the controller does."""
+    """Takes the planner's actions, as the controller does. What a replica still has when it is stopped was cut off: the
+    engine's own time to shut down is not reckoned."""
 
-    def __init__(self) -> None:
+    def __init__(self, stays: Stays) -> None:
+        self._stays = stays
         rules = Rules(target_tokens=TARGET_TOKENS, time_limit_s=TIME_LIMIT_S)
         state = DeploymentState.STARTING
         self._wanted = Wanted(name="chat", state=state, least=1, most=MOST, rules=rules)
@@ -124,9 +125,10 @@ class Ours:
                 case StartReplica():
                     cluster.submit(action.replaces)
                 case Drain(one, _):
-                    jobs[one].draining_at = cluster.now
+                    self._drain(jobs[one], cluster, line)
                 case Stop(one, _):
-                    jobs[one].draining_at = jobs[one].draining_at or cluster.now
+                    self._drain(jobs[one], cluster, line)
+                    line.lose(jobs[one], cluster.now, 1)
                     cluster.end(jobs[one])
                 case Scale(_, desired, low_since, _):
                     scaled_at = now if desired != self._wanted.desired else self._wanted.scaled_at
@@ -135,6 +137,14 @@ class Ours:
                     self._wanted = replace(self._wanted, state=state)
                 case Settle(_, revision, _, _):
                     self._wanted = replace(self._wanted, stable=revision)
+
+    def _drain(self, job: Job, cluster: Cluster, line: Line) -> None:
+        if job.draining_at is not None:
+            return
+        if job.ready_at <= cluster.now:
+            has = round(line.each(len(cluster.ready())))
+            job.leaves = [cluster.now + seconds for seconds in self._stays.draw(has)]
+        job.draining_at = cluster.now
 
 
 def _had(job: Job, now: float) -> Had:
@@ -145,7 +155,7 @@ def _had(job: Job, now: float) -> Had:
             ReplicaState.STOPPED if job.draining_at is not None or job.ended_at >= job.ends_at else ReplicaState.LOST
         )
     elif job.draining_at is not None:
-        state, outstanding = ReplicaState.DRAINING, SLOTS if now - job.draining_at < EMPTY_AFTER_S else 0
+        state, outstanding = ReplicaState.DRAINING, job.outstanding(now)
     elif job.ready_at <= now:
         state = ReplicaState.READY
     elif job.starts_at <= now:

@@ -32,11 +32,16 @@ class Job:
     preempted_at: float
     replaces: str | None = None
     draining_at: float | None = None
+    leaves: list[float] = field(default_factory=list)  # when each request is done that it had when it began to drain
     ended_at: float | None = None
 
     @property
     def ready_at(self) -> float:
         return self.starts_at + START_S
+
+    def outstanding(self, now: float) -> int:
+        """Of one that drains."""
+        return sum(at > now for at in self.leaves)
 
 
 @dataclass(slots=True)
@@ -129,9 +134,13 @@ class Line:
                 return float(wait)
         return 0.0
 
-    def lose(self, ready: int) -> None:
-        """A replica ends with what it has in flight."""
-        self.cut += min(SLOTS, self.running / max(ready, 1))
+    def lose(self, job: Job, now: float, ready: int) -> None:
+        """A replica ends with what it has in flight. `ready`: how many took calls, with it."""
+        self.cut += self.each(ready) if job.draining_at is None else job.outstanding(now)
+
+    def each(self, ready: int) -> float:
+        """Requests in flight on each of the replicas that take calls."""
+        return min(SLOTS, self.running / max(ready, 1))
 
     def _count(self, requests: float, tokens: float) -> None:
         self.queued = max(0.0, self.queued + requests)

@@ -6,6 +6,7 @@ The trace is Azure's of conversations in 2023 (TIMESTAMP,ContextTokens,Generated
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import random
 from dataclasses import dataclass
@@ -63,9 +64,23 @@ class Arrivals:
         return self.output_tokens * OUTPUT_TOKEN_S + self.prompt_tokens * PROMPT_TOKEN_S
 
 
+class Stays:
+    """How long each of the requests that a replica has still takes, when nothing new comes to it: the rest of requests
+    of the trace, each as likely as it is long."""
+
+    def __init__(self, trace: Path | None, seed: int = 1) -> None:
+        self._seconds = [output * OUTPUT_TOKEN_S + prompt * PROMPT_TOKEN_S for _, prompt, output in _requests(trace)]
+        self._sums = list(itertools.accumulate(self._seconds))
+        self._chance = random.Random(seed)
+
+    def draw(self, requests: int) -> list[float]:
+        drawn = self._chance.choices(self._seconds, cum_weights=self._sums, k=requests)
+        return [seconds * self._chance.random() for seconds in drawn]
+
+
 def week(trace: Path | None) -> list[Arrivals]:
     """One for each tick of the week."""
-    ticks = _ticks(read(trace) if trace else synthetic())
+    ticks = _ticks(_requests(trace))
     found = []
     for n in range(WEEK_S // TICK_S):
         one, factor = ticks[n % len(ticks)], STREAMS * curve(n * TICK_S)
@@ -79,6 +94,10 @@ def curve(at: float) -> float:
     before, part = HOURS[int(hours)], hours % 1
     daily = before + (HOURS[(int(hours) + 1) % 24] - before) * part
     return daily * (WEEKEND if at // DAY_S >= 5 else 1.0)
+
+
+def _requests(trace: Path | None) -> list[tuple[float, int, int]]:
+    return read(trace) if trace else synthetic()
 
 
 def read(path: Path) -> list[tuple[float, int, int]]:

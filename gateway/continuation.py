@@ -66,6 +66,10 @@ class Said:
     def text(self) -> str:
         return "".join(self._parts)
 
+    @property
+    def pieces(self) -> int:
+        return len(self._parts)
+
     def meter(self, call: Call) -> StreamMeter:
         """For the next attempt, with the call that is made there."""
         if self._parts:

@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 Life = tuple[str, int]  # a replica, and how often its engine was started again: after that, it is as good as another
 
-ATTEMPTS = 3  # replicas that one request is tried on
+ATTEMPTS = 3  # replicas that one request is tried on, and a stream that broke off before it gets any further
 SESSION = "x-headgate-session"  # requests that share one go where their prompts are cached
 PRIORITY = "x-headgate-priority"
 
@@ -153,8 +153,8 @@ async def answer(gw: Gateway, asked: Asked) -> None:
 async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
     """In its turn, on the replica with the least to do; on another one if that fails before its first output.
 
-    Where the site allows it, a stream that broke off later is continued on another one, too. Where a replica ends and
-    there is no other, its successor is waited for, or its engine's new start.
+    Where the site allows it, a stream that broke off later is continued on another one, too, as often as it got further
+    meanwhile. Where a replica ends and there is no other, its successor is waited for, or its engine's new start.
     """
     name, tenant, front = asked.served_by, asked.caller.tenant.name, asked.front
     gw.called.note(name)
@@ -167,6 +167,7 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
         slot = await queue.enter(tenant, call.tokens, priority, likely_tokens(call))
     failed: dict[Life, UpstreamFailed] = {}
     said = Said(call) if gw.site.gateway.continue_streams and may_continue(call) else None
+    tried = so_far = 0
     with slot:
         asked.queued_s += slot.waited_s
         while (routed := await _next(gw, asked, call, failed)) is not None:
@@ -179,7 +180,10 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
                 gw.health.failed(routed.replica.id, str(e), fault(e))
                 failed[life(routed.replica)] = e
                 spoke = asked.outcome is not None  # this replica, before it failed
-                if len(failed) == ATTEMPTS or (isinstance(e, UpstreamSilent) and not spoke):
+                tried += 1
+                if said is not None and said.pieces > so_far:
+                    tried, so_far = 0, said.pieces
+                if tried == ATTEMPTS or (isinstance(e, UpstreamSilent) and not spoke):
                     raise
                 if asked.delivered:
                     rest = said.continued() if said is not None else None

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.week import Fixed, Ours, naive, run
 from benchmarks.week_cluster import PATIENCE_S, SLOTS, Cluster, Line
-from benchmarks.week_trace import HOURS, TICK_S, Arrivals, curve, read, week
+from benchmarks.week_trace import HOURS, TICK_S, Arrivals, Stays, curve, read, week
 
 BUSY_HOURS = slice(7 * 3600 // TICK_S, 10 * 3600 // TICK_S)  # of Monday, when ever more is asked for
 
@@ -49,9 +49,20 @@ def test_jobs_are_preempted_or_reach_their_time_limit_and_their_hours_are_counte
     assert cluster.gpu_s == 3600.0 + 7200.0
 
 
+def test_what_a_replica_has_as_it_drains_stays_for_the_rest_of_its_time_and_is_cut_off_with_it() -> None:
+    stays = Stays(None).draw(10_000)
+    assert min(stays) < 0.1 and max(stays) > 30.0  # some take long, as in the trace
+    cluster, line = Cluster(), Line()
+    job = cluster.submit()
+    job.draining_at, job.leaves = 0.0, [2.0, 10.0, 30.0]
+    assert [job.outstanding(at) for at in (0.0, 2.0, 29.0, 30.0)] == [3, 2, 1, 0]
+    line.lose(job, 29.0, 1)
+    assert line.cut == 1.0
+
+
 def test_ours_serves_a_busy_morning_with_fewer_hours_than_the_peak_takes_and_fewer_cut_off_than_naive_scaling() -> None:
     morning = week(None)[BUSY_HOURS]
-    ours, peak, mean = run(morning, Ours()), run(morning, Fixed(30)), run(morning, Fixed(6))
+    ours, peak, mean = run(morning, Ours(Stays(None))), run(morning, Fixed(30)), run(morning, Fixed(6))
     assert ours.asked == peak.asked == mean.asked > 0
     assert mean.gpu_hours < ours.gpu_hours < peak.gpu_hours
     assert ours.refused < mean.refused

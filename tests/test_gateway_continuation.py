@@ -18,6 +18,7 @@ from gateway import calls
 from gateway.calls import Call, Kind
 from gateway.continuation import COMMENT, Said, SpokenMeter, may_continue
 from gateway.delivery import Stream
+from gateway.dispatch import ATTEMPTS
 from gateway.metering import StreamMeter, Usage
 from registry.ledger import Outcome, UsageEvent
 
@@ -118,19 +119,38 @@ async def test_the_other_replica_is_asked_for_the_rest_within_what_is_left_of_th
         await platform.settled(2)
 
 
-async def test_as_many_replicas_as_a_request_is_tried_on_may_break_off_but_one(tmp_path: Path) -> None:
-    engines = [breaking(1), breaking(2), breaking(3, "give up"), Engine(pieces=PIECES)]
-    async with gateway(tmp_path, *engines, **ON) as platform:
+async def test_a_stream_goes_on_however_many_replicas_break_off_as_long_as_each_gets_further(tmp_path: Path) -> None:
+    breaks = [breaking(1), breaking(2), breaking(1), breaking(1, "give up"), breaking(1)]
+    assert len(breaks) > ATTEMPTS
+    async with gateway(tmp_path, *breaks, Engine(pieces=PIECES), **ON) as platform:
         events = await streamed(platform, *COMPLETION)
-        assert b"the replica is stopping" in events[-1]
-        assert text(events) == "".join(PIECES[:6])
-        assert [len(e.requests) for e in engines] == [1, 1, 1, 0]
-        settled = await platform.settled(3)
+        assert text(events) == ANSWER and events[-1] == b"data: [DONE]"
+        settled = await platform.settled(len(breaks) + 1)
         assert [(e.outcome, e.prompt_tokens, e.completion_tokens) for e in settled] == [
             (Outcome.UPSTREAM_FAILED, 7, 1),
             (Outcome.UPSTREAM_FAILED, 0, 2),
-            (Outcome.UPSTREAM_FAILED, 0, 3),
+            *[(Outcome.UPSTREAM_FAILED, 0, 1)] * 3,
+            (Outcome.COMPLETED, 0, 2),
         ]
+
+
+async def test_a_stream_that_no_replica_takes_up_is_tried_on_no_more_of_them_than_any_request(tmp_path: Path) -> None:
+    refuse = [Engine(fail="500") for _ in range(ATTEMPTS)]
+    async with gateway(tmp_path, breaking(2), *refuse, Engine(pieces=PIECES), **ON) as platform:
+        events = await streamed(platform, *COMPLETION)
+        assert text(events) == "".join(PIECES[:2]) and b'"error"' in events[-1]
+        assert sum(len(e.requests) for e in refuse) == ATTEMPTS
+        (event,) = await platform.settled()
+        assert (event.outcome, event.completion_tokens) == (Outcome.UPSTREAM_FAILED, 2)
+
+
+async def test_white_space_that_a_replica_writes_again_takes_a_stream_no_further(tmp_path: Path) -> None:
+    """So replicas that break off after it are as many as those that do not take it up."""
+    again = [breaking(1) for _ in range(ATTEMPTS)]
+    async with gateway(tmp_path, breaking(2), *again, Engine(pieces=PIECES), **ON) as platform:
+        events = await streamed(platform, *CHAT)
+        assert text(events) == "Gravity " and b"closed the connection" in events[-1]
+        await platform.settled(1 + ATTEMPTS)
 
 
 async def test_a_stream_that_is_continued_twice_is_one_stream(tmp_path: Path) -> None:

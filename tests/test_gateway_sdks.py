@@ -195,7 +195,8 @@ def test_openai_completes(client: Client) -> None:
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 async def test_openai_notices_nothing_of_a_replica_lost_in_mid_stream(vllm: Engine, tmp_path: Path, kind: str) -> None:
-    """What follows is what the engine says to the prompt and the text so far."""
+    """What follows is what the engine says to the prompt and the text so far, less the white space at its end that the
+    engine writes again. Whether there is any depends on the machine: on its arithmetic, and on tokens per event."""
     site = prepared(site_at(tmp_path, continue_streams=True))
     chat = kind == "chat"
     how: Any = {"model": "tiny", "temperature": 0, "extra_body": {"ignore_eos": True}}
@@ -214,17 +215,19 @@ async def test_openai_notices_nothing_of_a_replica_lost_in_mid_stream(vllm: Engi
             assert len({chunk.id for chunk in chunks}) == 1
             told = [c.choices[0].delta.content or "" if chat else c.choices[0].text for c in chunks[:-1]]
             (continued,) = [n for n, chunk in enumerate(chunks) if getattr(chunk, "headgate", None)]
-            so_far = "".join(told[:continued])
+            so_far, space = "".join(told[:continued]), ""
             site.gone("replica-1")
             if chat:
-                so_far = so_far.rstrip()  # as templates leave it
-                asked = {"messages": [*ASK, {"role": "assistant", "content": so_far}]}
+                replayed = so_far.rstrip()  # as templates leave it
+                space = so_far.removeprefix(replayed)
+                asked = {"messages": [*ASK, {"role": "assistant", "content": replayed}]}
                 how["extra_body"] |= {"add_generation_prompt": False, "continue_final_message": True}
             else:
                 asked = {"prompt": "def f(" + so_far}
             (choice,) = (await create(**how, **asked, max_tokens=rest.completion_tokens)).choices
             said = choice.message.content if chat else choice.text
-            assert so_far and said and so_far + said == "".join(told)
+            again = next(n for n in range(len(space), -1, -1) if said.startswith(space[:n]))
+            assert so_far and said and so_far + said[again:] == "".join(told)
     site.registry.close()
 
 

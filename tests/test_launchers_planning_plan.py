@@ -26,6 +26,7 @@ from launchers.planning.facts import (
     Warn,
 )
 from launchers.planning.plan import plan
+from launchers.submit import signal_lead_s
 from registry.deployments import DeploymentState
 from registry.replicas import ReplicaState
 
@@ -246,11 +247,12 @@ def test_a_replica_that_came_up_too_late_is_kept_for_its_caller_to_come_again() 
 
 # What ends.
 
-TIMINGS = Timings(queue_s=300.0, start_s=200.0)  # with ten minutes to drain and a minute's margin: 1,160 s before
+# With ten minutes to drain, and shut down before Slurm's signal: 1,255 s before.
+TIMINGS = Timings(queue_s=300.0, start_s=200.0)
 
 
 @pytest.mark.parametrize(
-    ("left_s", "actions"), [(1161, []), (1160, [("succeed", "r0")]), (91, [("succeed", "r0")]), (90, ["both"])]
+    ("left_s", "actions"), [(1256, []), (1255, [("succeed", "r0")]), (156, [("succeed", "r0")]), (155, ["both"])]
 )
 def test_a_successor_is_submitted_in_time(left_s: float, actions: list[object]) -> None:
     found = decided(deployment(), replica("r0", ends_at=NOW + left_s), timings=TIMINGS)
@@ -272,6 +274,20 @@ def test_there_is_one_successor_at_a_time_and_the_old_one_drains_when_it_serves(
     assert ("succeed", "r0") in decided(deployment(), replica("r0", "starting", ends_at=NOW + 80), timings=TIMINGS)
 
 
+@pytest.mark.parametrize("limit_s", [60, 120, 180, 300, 480, 3600, 86_400])
+@pytest.mark.parametrize("margin_s", [1.0, 60.0, 600.0])
+def test_a_replica_drains_and_stops_before_slurm_signals_its_job_whatever_the_margin(
+    limit_s: int, margin_s: float
+) -> None:
+    """sbatch is told so many seconds before its end, and Slurm, which looks every 30 s, may be as much earlier."""
+    signal_s = min(signal_lead_s(limit_s) + 30, limit_s / 3)
+    rules = {"time_limit_s": limit_s, "margin_s": margin_s}
+    ready = replica("r0", ends_at=NOW + signal_s)
+    assert ("drain", "r0") in decided(deployment(rules=rules), ready)
+    drains = replica("r0", "draining", draining_at=NOW - 1, outstanding=2, ends_at=NOW + signal_s)
+    assert ("stop", "r0") in decided(deployment(rules=rules), drains)
+
+
 def test_the_time_to_drain_is_no_large_part_of_a_short_job() -> None:
     short = deployment(rules={"time_limit_s": 600})
     assert decided(short, replica("r0", ends_at=NOW + 600 - 1), timings=Timings(0.0, 60.0)) == []
@@ -285,8 +301,8 @@ def test_the_time_to_drain_is_no_large_part_of_a_short_job() -> None:
         ({"draining_at": NOW - 3, "outstanding": 0}, True),
         ({"draining_at": NOW - 599, "outstanding": 2}, False),
         ({"draining_at": NOW - 600, "outstanding": 2}, True),
-        ({"draining_at": NOW - 60, "outstanding": 2, "ends_at": NOW + 36}, False),
-        ({"draining_at": NOW - 60, "outstanding": 2, "ends_at": NOW + 35}, True),
+        ({"draining_at": NOW - 60, "outstanding": 2, "ends_at": NOW + 156}, False),
+        ({"draining_at": NOW - 60, "outstanding": 2, "ends_at": NOW + 155}, True),
         ({"draining_at": NOW - 29, "outstanding": None}, False),  # no gateway lives
         ({"draining_at": NOW - 30, "outstanding": None}, True),
     ],
@@ -607,9 +623,9 @@ def test_what_it_wants_has_and_will_do_is_said_in_plain_words() -> None:
     assert decision.next == (
         (NOW + 500, "r2 starts: Resources"),
         (
-            NOW + 5000 - 1160,
+            NOW + 5000 - 1255,
             "a successor of r0 is submitted: its job ends at 15:10 UTC, and queue, "
-            "start-up and drain take about 19 min",
+            "start-up and drain take about 21 min",
         ),
     )
 
