@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from launchers.launch import CLOSING_S
 from launchers.planning.facts import (
     Cluster,
     Drain,
@@ -247,12 +248,12 @@ def test_a_replica_that_came_up_too_late_is_kept_for_its_caller_to_come_again() 
 
 # What ends.
 
-# With ten minutes to drain, and shut down before Slurm's signal: 1,255 s before.
+# With ten minutes to drain, and shut down before Slurm's signal: 1,210 s before.
 TIMINGS = Timings(queue_s=300.0, start_s=200.0)
 
 
 @pytest.mark.parametrize(
-    ("left_s", "actions"), [(1256, []), (1255, [("succeed", "r0")]), (156, [("succeed", "r0")]), (155, ["both"])]
+    ("left_s", "actions"), [(1211, []), (1210, [("succeed", "r0")]), (111, [("succeed", "r0")]), (110, ["both"])]
 )
 def test_a_successor_is_submitted_in_time(left_s: float, actions: list[object]) -> None:
     found = decided(deployment(), replica("r0", ends_at=NOW + left_s), timings=TIMINGS)
@@ -280,7 +281,7 @@ def test_a_replica_drains_and_stops_before_slurm_signals_its_job_whatever_the_ma
     limit_s: int, margin_s: float
 ) -> None:
     """sbatch is told so many seconds before its end, and Slurm, which looks every 30 s, may be as much earlier."""
-    signal_s = min(signal_lead_s(limit_s) + 30, limit_s / 3)
+    signal_s = min(signal_lead_s(limit_s, 30 + CLOSING_S) + 30, limit_s / 3)
     rules = {"time_limit_s": limit_s, "margin_s": margin_s}
     ready = replica("r0", ends_at=NOW + signal_s)
     assert ("drain", "r0") in decided(deployment(rules=rules), ready)
