@@ -29,7 +29,7 @@ from launchers.run_folder import RunFolder
 from launchers.spec import Environment
 from launchers.task import Task
 from launchers.told import Told
-from launchers.vllm import adapters, life, probes, staging, watch
+from launchers.vllm import adapters, life, probes, server, staging, watch
 from launchers.vllm.endpoint import Endpoint
 from launchers.vllm.life import Life
 from launchers.voice import Voice
@@ -167,9 +167,18 @@ def test_a_port_that_was_taken_meanwhile_is_changed(
         taken = int(strangers.getsockname()[1])
         ports = iter([taken])
         monkeypatch.setattr(tasks, "free_port", lambda host="": next(ports, None) or free(host))
+        mint, minted = server.mint_endpoint, list[Endpoint]()
+
+        def noted(*asked: Any) -> Endpoint:
+            minted.append(mint(*asked))
+            return minted[-1]
+
+        monkeypatch.setattr(server, "mint_endpoint", noted)
         one = live()
         ready = one.ready()
     assert ready.facts["port"] != taken
+    told, now = (endpoint.key for endpoint in minted)  # whoever has the port may have been told the first one
+    assert one.folder.secret.read_text() == now != told
     assert [a.facts["failure"] for a in one.said("engine-restarting")] == ["port"]
 
 

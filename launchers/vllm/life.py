@@ -115,8 +115,8 @@ class Life:
         self.restarts += 1
         self.voice.say("engine-restarting", failure=failure.kind, cause=failure.words, restarts=self.restarts)
         self._note(f"{failure.words}: it is started again in {pause_s:.0f} s")
-        if failure.kind is Kind.PORT and self.endpoint is not None:
-            self.endpoint = dataclasses.replace(self.endpoint, port=tasks.free_port(self.spec.listen))
+        if failure.kind is Kind.PORT:
+            self.endpoint = None  # whoever took the port may have been told the key
         until = time.monotonic() + pause_s
         while time.monotonic() < until:
             time.sleep(POLL_S)
