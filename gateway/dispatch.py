@@ -159,8 +159,12 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
     name, tenant, front = asked.served_by, asked.caller.tenant.name, asked.front
     gw.called.note(name)
     priority = Priority.named(front.request.headers.get(PRIORITY))
-    if not gw.catalog.ready(name):
-        await _wait_for_replica(gw, asked, call)
+    if not eligible(gw, name, call):
+        if not gw.catalog.ready(name):
+            await _wait_for_replica(gw, asked, call)
+        else:  # its adapter may be being loaded
+            with suppress(NoReplica):
+                await _wait_for_replica(gw, asked, call)
     queue = gw.queues.of(name)
     slot = queue.try_enter(tenant, call.tokens, priority)
     if slot is None:
@@ -214,17 +218,19 @@ async def _next(gw: Gateway, asked: Asked, call: Call, failed: Mapping[Life, Ups
 async def _wait_for_replica(gw: Gateway, asked: Asked, call: Call, but: Container[Life] = ()) -> None:
     """A stream is told what it waits for, for as long as it takes; anything else waits up to the site's bound.
 
-    So does a stream for another replica than those that it was tried on; unless it has begun, it may yet be refused.
+    So does a stream for another replica than those that there are, which it was tried on or which lack its adapter;
+    unless it has begun, it may yet be refused.
     """
     began = gw.clock()
     name, heartbeat = asked.served_by, None
-    if call.stream and (not but or asked.front.started):
+    another = bool(but or gw.catalog.ready(name))
+    if call.stream and (not another or asked.front.started):
         heartbeat = delivery.comments(asked.front, replies.headers(gw.site, asked))
     await gw.room.until_ready(
         name,
-        lambda: [r for r in gw.catalog.ready(name) if life(r) not in but],
+        lambda: eligible(gw, name, call, but),
         heartbeat=heartbeat,
-        bound_s=None if call.stream and not but else gw.site.gateway.start_wait_s,
+        bound_s=None if call.stream and not another else gw.site.gateway.start_wait_s,
         tokens=likely_tokens(call),
     )
     asked.queued_s += gw.clock() - began
@@ -237,6 +243,15 @@ def _route(gw: Gateway, asked: Asked, call: Call, failed: Container[Life]) -> Ro
     return route(gw, asked.served_by, call, failed, session)
 
 
+def eligible(gw: Gateway, deployment: str, call: Call, but: Container[Life] = ()) -> list[Replica]:
+    """The ready replicas that have not failed it, and have its adapter."""
+    ready = [r for r in gw.catalog.ready(deployment) if life(r) not in but]
+    view = gw.catalog.view
+    if call.model != deployment and view.adapters.get(call.model) == deployment:
+        return trial.with_adapter(ready, call.model, view.deployments[deployment])
+    return ready
+
+
 def route(
     gw: Gateway, deployment: str, call: Call, but: Container[Life] = (), session: str | None = None
 ) -> Routed | None:
@@ -244,10 +259,7 @@ def route(
 
     While two revisions share the calls, a conversation (`session`) stays with its own.
     """
-    ready = [r for r in gw.catalog.ready(deployment) if life(r) not in but]
-    view = gw.catalog.view
-    if call.model != deployment and view.adapters.get(call.model) == deployment:
-        ready = trial.with_adapter(ready, call.model, view.deployments[deployment])
+    ready, view = eligible(gw, deployment, call, but), gw.catalog.view
     healthy: Sequence[Replica] = [r for r in ready if gw.health.usable(r.id)]
     if ready and not healthy:
         last = gw.health.fallback(r.id for r in ready)

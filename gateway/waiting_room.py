@@ -23,6 +23,8 @@ START_S = 15  # what a replica's start is taken to last when a client asks when 
 UNKNOWN_S = 30  # and a wait in Slurm's queue of which Slurm does not say how long it lasts
 LONGEST_RETRY_S = 120  # SDKs give up on more
 
+_Ready = tuple[str, int, tuple[str, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -134,7 +136,7 @@ class WaitingRoom:
 class _Room:
     """Those who wait for one deployment."""
 
-    def __init__(self, ready: frozenset[tuple[str, int]]) -> None:
+    def __init__(self, ready: frozenset[_Ready]) -> None:
         self.ready = ready  # when it was last looked at
         self.since: dict[object, float] = {}  # of each, when it came; the first came first
         self.tokens = 0
@@ -223,9 +225,9 @@ def _moment(at: datetime, now: datetime) -> str:
     return at.strftime("%H:%M UTC" if at.date() == now.date() else "%Y-%m-%d %H:%M UTC")
 
 
-def _ready(standing: Standing) -> frozenset[tuple[str, int]]:
-    """One whose engine was started again is another: whoever left the former out may ask it."""
-    return frozenset((r.id, r.restarts) for r in standing.replicas if r.state is ReplicaState.READY)
+def _ready(standing: Standing) -> frozenset[_Ready]:
+    """One whose engine was started again or has got an adapter is another: whoever left the former out may ask it."""
+    return frozenset((r.id, r.restarts, r.adapters) for r in standing.replicas if r.state is ReplicaState.READY)
 
 
 def _error(message: str, retry_after: int | None) -> NoReplica:

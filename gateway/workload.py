@@ -18,7 +18,7 @@ from registry.deployments import ReplicaState
 
 EVERY_S = 2.0
 HEARTBEAT_S = 4.0
-ANEW_S = 3600.0  # after which all is told again, before it is too old to be believed
+ANEW_S = 60.0  # after which all is told again: a word may be lost, and the heartbeat goes on
 
 
 class Work(NamedTuple):

@@ -12,7 +12,7 @@ from launchers.spec import ScriptSpec, ServeSpec
 from registry import accounting, attempts, clock, deployments, runs
 from registry.db import Database
 from registry.deployments import ReplicaState
-from registry.replicas import replicas_of_job
+from registry.replicas import explain_end, replicas_of_job
 
 
 def observe(db: Database, statuses: Mapping[JobRef, JobStatus]) -> None:
@@ -76,6 +76,8 @@ def is_over(db: Database, job: accounting.Job, state: JobState, reason: str | No
         end = ReplicaState.STOPPED if stopped else ReplicaState.LOST
         for replica in replicas_of_job(db, job.subject):
             deployments.set_replica_state(db, replica.id, end, None if stopped else cause)
+            if state.may_be_requeued:  # a supervisor hears SIGTERM, and not what it is for
+                explain_end(db, replica.id, f"the job ended as {state.value}{why}")
     elif stopped:
         runs.ended(db, job.subject, runs.RunState.STOPPED, None)
     elif done:

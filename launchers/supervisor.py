@@ -85,11 +85,11 @@ class Supervisor:
             ending = Ending(1, str(e))
         failure, last = None, tail(self.log)
         if ending.exit_code:
-            mine = tasks.Failure(self.task.rank, self.task.node, ending.cause, last, ending.kind)
+            mine = tasks.Failure(self.task.rank, self.task.node, ending.cause, last, ending.kind, ending.failure)
             failure = self._mark_failed(mine)
             if failure.rank != self.task.rank:  # ours is over because of it
                 cause = f"{_place(failure)}: {failure.cause}"
-                ending = Ending(ending.exit_code, cause, Cause(failure.kind), ending.failure)
+                ending = Ending(ending.exit_code, cause, Cause(failure.kind), failure.engine)
                 last = f"{_place(failure)}:\n{failure.tail}\n{_place(mine)}:\n{last}"
         if first:
             used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -123,6 +123,7 @@ class Failure:
     cause: str
     tail: str
     kind: str = "crashed"  # launchers.restart.Cause
+    engine: str | None = None  # of an engine: launchers.vllm.failures.Kind
 
 
 def mark_failed(marker: Path, failure: Failure) -> Failure:
@@ -146,7 +147,9 @@ def read_failure(marker: Path) -> Failure | None:
     """Raises ValueError when the marker is not one of `mark_failed`."""
     try:
         data = read_object(marker, MAX_MARKER_BYTES)
-        return Failure(int(data["rank"]), str(data["node"]), str(data["cause"]), str(data["tail"]), str(data["kind"]))
+        rank, node, cause, tail = int(data["rank"]), str(data["node"]), str(data["cause"]), str(data["tail"])
+        engine = data.get("engine")
+        return Failure(rank, node, cause, tail, str(data["kind"]), None if engine is None else str(engine))
     except FileNotFoundError:
         return None
     except (KeyError, TypeError) as e:

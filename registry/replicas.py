@@ -188,6 +188,14 @@ def set_replica_state(
         )
 
 
+def explain_end(db: Database, replica_id: str, cause: str) -> None:
+    """Of one that has ended, and did not say why."""
+    with transaction(db) as c:
+        c.execute(
+            "UPDATE replicas SET cause = ? WHERE id = ? AND ended_at IS NOT NULL AND cause IS NULL", (cause, replica_id)
+        )
+
+
 def note_job(
     db: Database,
     replica_id: str,

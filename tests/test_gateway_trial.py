@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -136,3 +137,18 @@ async def test_an_adapter_answers_where_it_is_loaded_and_is_refused_in_words_whe
         await known(platform, lambda view: view.replicas["tiny"][-1].adapters == ("poet",))
         assert await call(platform, 3, model="poet") == 200
         assert [body["model"] for body in newer.requests] == ["poet"] * 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_for_an_adapter_waits_while_it_is_being_loaded(tmp_path: Path, stream: bool) -> None:
+    async with gateway(tmp_path, Engine(), start_wait_s=60.0) as platform, running(Engine()) as newer:
+        roll(platform, 0, adapters={"poet": "/adapters/poet"})
+        joins(platform, newer, "new")
+        await known(platform, lambda view: "poet" in view.adapters and len(view.replicas["tiny"]) == 2)
+        assert platform.app is not None
+        room = platform.app[GATEWAY].room
+        waits = asyncio.create_task(call(platform, model="poet", stream=stream))
+        await until(lambda: room.waiting() == {"tiny": 1})
+        replicas.note_adapters(platform.registry, "new", ["poet"])
+        assert await waits == 200
+        assert [body["model"] for body in newer.requests] == ["poet"]

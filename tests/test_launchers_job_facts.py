@@ -63,3 +63,13 @@ def test_when_their_job_ends_without_a_word_its_replicas_are_lost_but_for_those_
         "r3": ReplicaState.PENDING,
     }
     assert by_id(packed)["r2"].cause == "out of memory"
+
+
+def test_a_replica_that_was_told_to_end_and_not_why_has_the_schedulers_word(packed: Database) -> None:
+    (job,) = accounting.of_subject(packed, "r1")
+    deployments.set_replica_state(packed, "r1", ReplicaState.STOPPED)
+    deployments.set_replica_state(packed, "r2", ReplicaState.STOPPED, "time limit")
+    job_facts.is_over(packed, job, JobState.PREEMPTED, "None")
+    told = by_id(packed)
+    assert (told["r1"].state, told["r1"].cause) == (ReplicaState.STOPPED, "the job ended as PREEMPTED")
+    assert told["r2"].cause == "time limit"

@@ -12,6 +12,7 @@ from launchers import replica_jobs, replica_launch
 from launchers.announce import announce
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState
+from launchers.spec import ServeSpec, load
 from registry.replicas import Replica, ReplicaState
 
 WHY = "it is not wanted"
@@ -145,4 +146,13 @@ async def test_of_several_in_a_job_that_waits_each_is_over_and_the_last_takes_th
     assert switched(one) and [r.id for r in world.live()] == [other.id] and memory.asked == []
     await stop(world, other)
     assert memory.asked == ["cancel"]
+    world.controller.close()
+
+
+@pytest.mark.parametrize("vouched", [True, False])
+async def test_a_job_is_told_whether_anybody_vouched_for_its_model(tmp_path: Path, clock: Times, vouched: bool) -> None:
+    world = World(tmp_path / "site", Told(), safetensors_only=not vouched)
+    await world.until(lambda: len(world.live()) == 1)
+    spec = load(RunFolder(Path(world.live()[0].folder)).spec)
+    assert isinstance(spec, ServeSpec) and spec.safetensors_only is not vouched
     world.controller.close()

@@ -299,11 +299,12 @@ def test_training_that_stopped_before_its_supervisor_was_told_was_told_by_anothe
 def test_the_first_task_says_which_task_failed_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = _training(tmp_path, monkeypatch, "echo waiting; exec sleep 60", tasks=2)
     why = "training ended with exit code 1: torch.OutOfMemoryError: CUDA out of memory"
-    theirs = tasks.Failure(1, "c2", why, "loading\ntorch.OutOfMemoryError: CUDA out of memory")
+    tail = "loading\ntorch.OutOfMemoryError: CUDA out of memory"
+    theirs = tasks.Failure(1, "c2", why, tail, engine="out-of-memory")
     tasks.mark_failed(first.folder.failure("7.0"), theirs)
     assert first.run() == 1
     ended = _ended(first.folder)
-    assert ended["cause"] == f"task 1 on c2: {why}"
+    assert (ended["cause"], ended["failure"]) == (f"task 1 on c2: {why}", "out-of-memory")
     assert ended["failed_task"] == {"rank": 1, "node": "c2"}
     assert ended["tail"].splitlines()[:3] == [
         "task 1 on c2:", "loading", "torch.OutOfMemoryError: CUDA out of memory"

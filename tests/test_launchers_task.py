@@ -69,7 +69,7 @@ def test_a_requeued_attempt_meets_anew(tmp_path: Path) -> None:
 def test_the_first_failure_is_the_one_that_counts(tmp_path: Path) -> None:
     marker = tmp_path / "rendezvous" / "42.0.failed"
     assert tasks.read_failure(marker) is None
-    first = Failure(1, "c2", "MemoryError", "its\ntail")
+    first = Failure(1, "c2", "MemoryError", "its\ntail", engine="out-of-memory")
     assert tasks.mark_failed(marker, first) == first == tasks.read_failure(marker)
     assert tasks.mark_failed(marker, Failure(0, "c1", "the other side is gone", "")) == first
     assert os.listdir(marker.parent) == [marker.name]

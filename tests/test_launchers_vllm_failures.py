@@ -73,8 +73,17 @@ def test_a_cause_that_led_to_others_is_the_one_that_counts() -> None:
 
 
 def test_an_engine_that_served_does_not_die_of_its_arguments() -> None:
-    log = "error: argument --x: invalid\nOSError: [Errno 98] Address already in use"
+    log = "error: argument --x: invalid\nOSError: [Errno 98] Address already in use\nValueError: size mismatch"
     assert classify(1, log, was_ready=True).kind is Kind.CRASHED
+
+
+def test_what_a_client_says_is_no_cause_of_a_crash() -> None:
+    log = (
+        "(APIServer pid=7) ERROR 11-29 05:43:11 [serving.py:15] jinja2.TemplateError: no role MemoryError\n"
+        "(EngineCore pid=8) ERROR 11-29 05:43:12 [core.py:15] RuntimeError: CUDA error: misaligned address\n"
+    )
+    assert classify(1, log, was_ready=True).kind is Kind.CUDA
+    assert classify(1, log.splitlines()[0], was_ready=True).kind is Kind.CRASHED
 
 
 @pytest.mark.parametrize(
@@ -92,7 +101,7 @@ def test_what_is_wrong_with_the_model_or_its_arguments_is_not_tried_again(kind: 
     hopeless = (Kind.BAD_MODEL, Kind.BAD_ARGUMENT, Kind.OUT_OF_MEMORY)
     assert (at_first is Policy.HOPELESS) == (kind in hopeless)
     assert (at_first is Policy.IN_PLACE) == (kind is Kind.PORT)
-    assert (later is Policy.IN_PLACE) == (kind in (Kind.PORT, Kind.CRASHED, Kind.HUNG, Kind.OUT_OF_MEMORY))
+    assert (later is Policy.IN_PLACE) == (kind in (*hopeless, Kind.PORT, Kind.CRASHED, Kind.HUNG))
 
 
 def test_a_line_is_told_without_who_said_it_and_when() -> None:

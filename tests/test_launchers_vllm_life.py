@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -28,18 +29,20 @@ from launchers.run_folder import RunFolder
 from launchers.spec import Environment
 from launchers.task import Task
 from launchers.told import Told
-from launchers.vllm import adapters, life, probes, watch
+from launchers.vllm import adapters, life, probes, server, staging, watch
 from launchers.vllm.endpoint import Endpoint
 from launchers.vllm.life import Life
 from launchers.voice import Voice
 
 ENGINE = str(Path(__file__).with_name("stand_in_engine.py"))
+ALONE = Task(0, 1, 0, "7", 0, "c1")
+SECOND = Task(1, 2, 0, "7", 0, "c2")  # of two nodes
 
 
 class Living:
     """One engine's life, in a thread."""
 
-    def __init__(self, runs: Path, words: tuple[str, ...], changed: dict[str, Any]) -> None:
+    def __init__(self, runs: Path, words: tuple[str, ...], task: Task, changed: dict[str, Any]) -> None:
         environment = Environment(kind="venv", python=sys.executable, command=("{python}", ENGINE))
         spec = serve(**{"shutdown_timeout_s": 1, "environment": environment, "engine_args": words, **changed})
         self.folder: RunFolder = folder_of(spec, runs)
@@ -47,16 +50,16 @@ class Living:
         self.folder.rendezvous.mkdir()
         self.told = Told()
         self.voice = Voice(self.folder.announcements)
-        self.life = Life(self.folder, spec, Task(0, 1, 0, "7", 0, "c1"), self.voice, self.told)
+        self.life = Life(self.folder, spec, task, self.voice, self.told)
         self.ending: Ending | None = None
-        self.raised: ValueError | None = None
+        self.raised: Exception | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
 
     def _run(self) -> None:
         try:
             self.ending = self.life.run()
-        except ValueError as e:
+        except (ValueError, tasks.RendezvousError) as e:
             self.raised = e
 
     def said(self, kind: str) -> list[Announcement]:
@@ -92,8 +95,8 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         monkeypatch.setattr(watch, name, seconds)
     begun: list[Living] = []
 
-    def live(*words: str, runs: Path = tmp_path, **changed: Any) -> Living:
-        begun.append(Living(runs, words, changed))
+    def live(*words: str, runs: Path = tmp_path, task: Task = ALONE, **changed: Any) -> Living:
+        begun.append(Living(runs, words, task, changed))
         return begun[-1]
 
     yield live
@@ -164,9 +167,18 @@ def test_a_port_that_was_taken_meanwhile_is_changed(
         taken = int(strangers.getsockname()[1])
         ports = iter([taken])
         monkeypatch.setattr(tasks, "free_port", lambda host="": next(ports, None) or free(host))
+        mint, minted = server.mint_endpoint, list[Endpoint]()
+
+        def noted(*asked: Any) -> Endpoint:
+            minted.append(mint(*asked))
+            return minted[-1]
+
+        monkeypatch.setattr(server, "mint_endpoint", noted)
         one = live()
         ready = one.ready()
     assert ready.facts["port"] != taken
+    told, now = (endpoint.key for endpoint in minted)  # whoever has the port may have been told the first one
+    assert one.folder.secret.read_text() == now != told
     assert [a.facts["failure"] for a in one.said("engine-restarting")] == ["port"]
 
 
@@ -407,3 +419,34 @@ def test_a_watch_that_dies_is_noticed(
     adapters.ask(one.folder, {"polite": polite(tmp_path)})
     ended = one.end()
     assert ended.failure == "hung" and "not watched any more" in ended.cause
+
+
+def test_nodes_meet_when_each_has_its_copy(live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch) -> None:
+    def meet(*_: object) -> tuple[str, int]:
+        raise tasks.RendezvousError("they would meet now")
+
+    monkeypatch.setattr(tasks, "meet", meet)
+    one = live(task=SECOND)
+    wait_for((one.folder.rendezvous / "7.0.staged-1").exists)
+    assert one.thread.is_alive()
+    (one.folder.rendezvous / "7.0.staged-0").touch()
+    assert one.refused() == "they would meet now"
+
+
+def test_a_node_that_waits_for_anothers_copy_hears_that_it_is_to_stop(live: Callable[..., Living]) -> None:
+    one = live(task=SECOND)
+    wait_for((one.folder.rendezvous / "7.0.staged-1").exists)
+    one.told.stop("cancelled", "cancelled")
+    assert one.end() == Ending(0, "cancelled", Cause.CANCELLED)
+
+
+def test_a_node_that_copies_gives_up_when_another_one_has_failed(live: Callable[..., Living], tmp_path: Path) -> None:
+    model, stage = tmp_path / "model", tmp_path / "stage"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    stage.mkdir(mode=0o700)
+    with (stage / staging.MAKING).open("w") as making:
+        fcntl.flock(making, fcntl.LOCK_EX)  # somebody else copies, for long
+        one = live(task=SECOND, model_path=str(model), stage_dir=str(stage))
+        tasks.mark_failed(one.folder.failure("7.0"), tasks.Failure(0, "c1", "its GPU is gone", ""))
+        assert one.end() == Ending(1, "another task of this job died")

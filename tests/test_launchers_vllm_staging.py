@@ -123,6 +123,19 @@ def test_the_least_recently_used_copy_goes_first_and_only_when_that_helps(tmp_pa
         assert copies(stage_dir) == ["a", "c", "small"]
 
 
+def test_what_is_no_copy_is_not_removed_to_make_room(tmp_path: Path) -> None:
+    stage_dir, told = tmp_path / "stage", list[str]()
+    for name in ("results", f"cache-{'0' * 32}"):  # the other one looks like a copy, and has no lock
+        (stage_dir / name).mkdir(parents=True, mode=0o700)
+        (stage_dir / name / "precious").write_bytes(bytes(100_000))
+    stage_dir.chmod(0o700)
+    source = model(tmp_path)
+    with staged(spec_of(source, stage_dir), told.append, free=lambda _: RESERVE) as path:
+        assert path == str(source)
+    assert "more than can be freed" in told[0]
+    assert len(list(stage_dir.glob("*/precious"))) == 2 and not list(stage_dir.glob("results*.lock"))
+
+
 def test_a_model_that_changed_is_another(tmp_path: Path) -> None:
     source, stage_dir = model(tmp_path), tmp_path / "stage"
     with staged(spec_of(source, stage_dir), lambda _: None) as before:

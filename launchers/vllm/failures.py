@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from launchers.child import how_it_ended, last_words
@@ -77,9 +78,10 @@ TEXTS = (
     ),
 )  # fmt: skip
 _TEXTS = tuple((kind, re.compile(text)) for kind, text in TEXTS)
-_AT_THE_START = (Kind.BAD_ARGUMENT, Kind.PORT)  # nothing that an engine which was ready dies of
+_AT_THE_START = (Kind.BAD_ARGUMENT, Kind.BAD_MODEL, Kind.PORT)  # nothing that an engine which was ready dies of
 _PREFIX = re.compile(r"^\((\w+) pid=\d+\) *|^(ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] *")  # vLLM's, before its words
 _CODE = re.compile(r'raise |File "|\^+$')  # of a traceback: may name an error that was not the one
+_FRONT = re.compile(r"^\(APIServer")  # who prints clients' words, too
 _NOISE = re.compile(r"^(\((\w+) pid=\d+\) *)?(INFO|WARNING|DEBUG) ")
 
 
@@ -87,17 +89,21 @@ def classify(exit_code: int, log_tail: str, was_ready: bool) -> Failure:
     """`exit_code` is Popen's: negative for a signal. `log_tail`: what this engine printed. `was_ready`: it was."""
     how = f"the engine {how_it_ended(exit_code)}"
     code = 128 - exit_code if exit_code < 0 else exit_code or 1
-    lines = [
-        words for line in log_tail.splitlines() if not _NOISE.match(line) and not _CODE.match(words := plain(line))
-    ]
+    said = [line for line in log_tail.splitlines() if not _NOISE.match(line)]
+    lines = _words(said)
+    telling = _words(line for line in said if not _FRONT.match(line)) if was_ready else lines
     for kind, text in _TEXTS:
         if was_ready and kind in _AT_THE_START:
             continue
-        for line in lines:
+        for line in telling:
             if text.search(line):
                 return Failure(kind, f"{how}: {line}", code)
     last = last_words("\n".join(lines))
     return Failure(Kind.CRASHED, how + (f": {last}" if last else ""), code)
+
+
+def _words(lines: Iterable[str]) -> list[str]:
+    return [words for line in lines if not _CODE.match(words := plain(line))]
 
 
 def plain(line: str) -> str:
@@ -111,9 +117,7 @@ def policy(kind: Kind, was_ready: bool) -> Policy:
     """`was_ready`: an engine of this job was, at some time: the model and its arguments are good ones."""
     if kind is Kind.PORT:
         return Policy.IN_PLACE  # with another one
-    if kind in (Kind.BAD_MODEL, Kind.BAD_ARGUMENT):
-        return Policy.HOPELESS
-    if kind is Kind.OUT_OF_MEMORY:
+    if kind in (Kind.BAD_MODEL, Kind.BAD_ARGUMENT, Kind.OUT_OF_MEMORY):
         return Policy.IN_PLACE if was_ready else Policy.HOPELESS
     if kind in (Kind.CRASHED, Kind.HUNG) and was_ready:
         return Policy.IN_PLACE

@@ -53,6 +53,7 @@ class Life:
         self.restarts = 0
         self._of_late: deque[float] = deque()
         self.ready = self._was_ready = self._draining = False
+        self._over_already: Ending | None = None  # before its engine was started
         self._forwarded = False
         self._seen_at = self._beat_at = self._load_at = -math.inf
         self._probes_at = time.monotonic()
@@ -66,7 +67,8 @@ class Life:
         try:
             _check_weights(self.spec)  # before a copy is made, which has no links
             with staging.staged(self.spec, self._note, self._gives_up) as path:
-                return self._live(dataclasses.replace(self.spec, model_path=path))
+                over = self._over_already or (self._all_staged() if self.task.tasks > 1 else None)
+                return over or self._live(dataclasses.replace(self.spec, model_path=path))
         finally:
             if self.first:
                 server.forget(self.folder, self.task.attempt)
@@ -113,8 +115,8 @@ class Life:
         self.restarts += 1
         self.voice.say("engine-restarting", failure=failure.kind, cause=failure.words, restarts=self.restarts)
         self._note(f"{failure.words}: it is started again in {pause_s:.0f} s")
-        if failure.kind is Kind.PORT and self.endpoint is not None:
-            self.endpoint = dataclasses.replace(self.endpoint, port=tasks.free_port(self.spec.listen))
+        if failure.kind is Kind.PORT:
+            self.endpoint = None  # whoever took the port may have been told the key
         until = time.monotonic() + pause_s
         while time.monotonic() < until:
             time.sleep(POLL_S)
@@ -294,8 +296,19 @@ class Life:
         return Ending(0, asked, Cause.TIME_LIMIT if asked == "timeout" else Cause.CANCELLED)
 
     def _gives_up(self) -> bool:
-        self.voice.retry()
-        return self.told.asked is not None or self._switched_off()
+        self._over_already = self._look()
+        return self._over_already is not None or self.told.asked is not None
+
+    def _all_staged(self) -> Ending | None:
+        """Wait for the other nodes' copies: where they meet, nobody waits for as long as a large one may take."""
+        marks = [self.folder.rendezvous / f"{self.task.attempt}.staged-{rank}" for rank in range(self.task.tasks)]
+        while not all(map(os.path.lexists, marks)):
+            with contextlib.suppress(OSError):
+                marks[self.task.rank].touch()
+            if (over := self._look() or self._as_asked()) is not None:
+                return over
+            time.sleep(POLL_S)
+        return None
 
     def _switched_off(self) -> bool:
         """By us: the folder may be open to a group, which may not stop what others are served by."""

@@ -27,6 +27,7 @@ LOOK_S = 0.2  # between two looks whether a lock is free, so that a stop request
 RESERVE = 1 << 30  # bytes that are left to whoever else writes to that disk
 MAKING = ".making"
 HALF_DONE = ".copy-"
+_NAME = re.compile(r"[A-Za-z0-9_-]*-[0-9a-f]{32}")  # what `name_of` makes
 
 
 class NotStaged(Exception):
@@ -163,7 +164,7 @@ def _make_room(stage_dir: Path, size: int, edges: Edges) -> None:
         return
     with contextlib.ExitStack() as held:
         unused = []
-        for copy in (e for e in stage_dir.iterdir() if e.is_dir() and not e.name.startswith(".")):
+        for copy in filter(_is_copy, stage_dir.iterdir()):
             lock = held.enter_context(_lock_file(copy))
             if _locked(lock):
                 held_size = sum(p.lstat().st_size for p in copy.rglob("*") if p.is_file())
@@ -179,6 +180,11 @@ def _make_room(stage_dir: Path, size: int, edges: Edges) -> None:
     for copy, aside in doomed:
         shutil.rmtree(aside)
         edges.log(f"removed {copy}, which nobody uses, to make room")
+
+
+def _is_copy(path: Path) -> bool:
+    """One of ours: the directory may hold more than copies."""
+    return bool(_NAME.fullmatch(path.name)) and path.is_dir() and path.with_name(f"{path.name}.lock").exists()
 
 
 def _make(model: Path, copy: Path, files: Iterable[File], edges: Edges) -> None:
