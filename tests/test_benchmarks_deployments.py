@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from gateway_fixtures import Platform, free_port, gateway, until
 
-from benchmarks.deployments import excused
+from benchmarks.deployments import Part, excused, shown
 from benchmarks.deployments_clients import INTERVAL_MS, Clients, Saw, Seen, table
 from benchmarks.deployments_engine import START_VARIABLE, Asked, read
 from benchmarks.deployments_faults import Fault, successions
@@ -76,7 +76,10 @@ async def test_a_stream_whose_engine_is_stopped_is_whole_for_its_client_and_cont
             await until(lambda: generated(platform) > 2)
             replicas.drain_replica(platform.registry, "first", "its successor is ready")
             first.send_signal(signal.SIGTERM)
+            await until(lambda: clients.running("tiny"))
+            assert clients.running("other") == 0
             seen = await asked
+            assert clients.running("tiny") == 0
             assert (seen.saw, seen.came, seen.continued, seen.text) == (Saw.WHOLE, tokens, 1, "")
             assert await first.wait() == 0
 
@@ -90,6 +93,24 @@ def test_only_a_stream_that_was_cut_as_the_gateway_was_killed_is_excused(
 ) -> None:
     faults = [Fault("kill -9 of the engine", 30.0), Fault("kill -9 of the gateway", 10.0)]
     assert excused(Seen(1, "m", 0, 5, 5.0, ended, saw), faults) is is_excused
+
+
+@pytest.mark.parametrize(
+    ("faults", "streams", "good", "said"),
+    [
+        (2, 1, True, ""),
+        (1, 1, False, "1 of 2 faults happened"),
+        (0, 0, False, "0 of 2 faults happened"),
+        (2, 0, False, "no stream met a fault"),
+    ],
+)
+def test_a_part_is_good_only_with_all_its_faults_and_streams_that_met_them(
+    capsys: pytest.CaptureFixture[str], faults: int, streams: int, good: bool, said: str
+) -> None:
+    whole = Seen(1, "m", 0, 5, 0.0, 2.0, Saw.WHOLE, 5, 0.25)
+    part = Part("kills", 2, "from kill -9", [Fault("kill -9 of the engine", 1.0, 2.0)] * faults, [whole] * streams)
+    assert shown(part) is good
+    assert said in capsys.readouterr().err
 
 
 def test_what_each_client_saw_is_a_line(tmp_path: Path) -> None:
