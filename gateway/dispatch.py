@@ -160,11 +160,9 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
     gw.called.note(name)
     priority = Priority.named(front.request.headers.get(PRIORITY))
     if not eligible(gw, name, call):
-        if not gw.catalog.ready(name):
+        # Where there are some, its adapter may be being loaded; in the end `_nobody` says more.
+        with suppress(*((NoReplica,) if gw.catalog.ready(name) else ())):
             await _wait_for_replica(gw, asked, call)
-        else:  # its adapter may be being loaded
-            with suppress(NoReplica):
-                await _wait_for_replica(gw, asked, call)
     queue = gw.queues.of(name)
     slot = queue.try_enter(tenant, call.tokens, priority)
     if slot is None:
