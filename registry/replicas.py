@@ -189,10 +189,11 @@ def set_replica_state(
 
 
 def explain_end(db: Database, replica_id: str, cause: str) -> None:
-    """Of one that has ended, and did not say why."""
+    """Of one that has ended and did not say why, or took the signal before a preemption for its time limit's."""
+    unknown = "(cause IS NULL OR cause = 'time limit')"
     with transaction(db) as c:
         c.execute(
-            "UPDATE replicas SET cause = ? WHERE id = ? AND ended_at IS NOT NULL AND cause IS NULL", (cause, replica_id)
+            f"UPDATE replicas SET cause = ? WHERE id = ? AND ended_at IS NOT NULL AND {unknown}", (cause, replica_id)
         )
 
 
