@@ -72,13 +72,4 @@ def test_a_replica_that_was_told_to_end_and_not_why_has_the_schedulers_word(pack
     job_facts.is_over(packed, job, JobState.PREEMPTED, "None")
     told = by_id(packed)
     assert (told["r1"].state, told["r1"].cause) == (ReplicaState.STOPPED, "the job ended as PREEMPTED")
-    assert told["r2"].cause == "time limit"
-
-
-def test_the_signal_before_a_preemption_is_not_left_to_be_taken_for_the_time_limits(packed: Database) -> None:
-    deployments.set_replica_state(packed, "r3", ReplicaState.STOPPED, "time limit")
-    (job,) = accounting.of_subject(packed, "r3")
-    job_facts.is_over(packed, job, JobState.TIMEOUT, None)
-    assert by_id(packed)["r3"].cause == "time limit"
-    job_facts.is_over(packed, job, JobState.PREEMPTED, None)
-    assert by_id(packed)["r3"].cause == "the job ended as PREEMPTED"
+    assert told["r2"].cause == "the job ended as PREEMPTED"  # Slurm's signal before it looks like a time limit's
