@@ -37,7 +37,8 @@ def asks(site: Site, cluster: Cluster, user: str) -> Iterator[Finding]:
 
 def _uses(site: Site) -> Iterator[tuple[str, DefaultResources]]:
     for field in dataclasses.fields(site.defaults):
-        yield field.name, getattr(site.defaults, field.name)
+        if (wanted := getattr(site.defaults, field.name)) is not None:  # it asks for what another one does
+            yield field.name, wanted
 
 
 def _said(wanted: DefaultResources, partition: Partition) -> str:
