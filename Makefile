@@ -39,7 +39,7 @@ test: dev training engine
 	@tests/cluster/install || test $$? -eq 3
 	@requirements/pango.sh || test $$? -eq 3
 	@$(if $(ARGS),true,tests/chroot/run)
-	@$(PYTHON_CONTROL) -m pytest $(ARGS)
+	@$(if $(ARGS),$(PYTHON_CONTROL) -m pytest $(ARGS),tests/lanes $(PYTHON_CONTROL))
 
 test-pyslurm:
 	@tests/chroot/run $(if $(ARGS),python -m pytest -p no:cacheprovider $(ARGS))
