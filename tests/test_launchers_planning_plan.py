@@ -302,8 +302,8 @@ def test_the_time_to_drain_is_no_large_part_of_a_short_job() -> None:
         ({"draining_at": NOW - 3, "outstanding": 0}, True),
         ({"draining_at": NOW - 599, "outstanding": 2}, False),
         ({"draining_at": NOW - 600, "outstanding": 2}, True),
-        ({"draining_at": NOW - 60, "outstanding": 2, "ends_at": NOW + 156}, False),
-        ({"draining_at": NOW - 60, "outstanding": 2, "ends_at": NOW + 155}, True),
+        ({"draining_at": NOW - 60, "outstanding": 2, "ends_at": NOW + 111}, False),
+        ({"draining_at": NOW - 60, "outstanding": 2, "ends_at": NOW + 110}, True),
         ({"draining_at": NOW - 29, "outstanding": None}, False),  # no gateway lives
         ({"draining_at": NOW - 30, "outstanding": None}, True),
     ],
@@ -624,9 +624,9 @@ def test_what_it_wants_has_and_will_do_is_said_in_plain_words() -> None:
     assert decision.next == (
         (NOW + 500, "r2 starts: Resources"),
         (
-            NOW + 5000 - 1255,
+            NOW + 5000 - 1210,
             "a successor of r0 is submitted: its job ends at 15:10 UTC, and queue, "
-            "start-up and drain take about 21 min",
+            "start-up and drain take about 20 min",
         ),
     )
 
