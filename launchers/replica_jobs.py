@@ -16,7 +16,7 @@ from launchers.launch import new_id
 from launchers.planning.facts import Settle, Shorten, StartReplica
 from launchers.resources import REPLICA_OPTIONS, engine_environment, resources_from
 from launchers.run_folder import RunFolder
-from launchers.scheduler import JobRef, JobState, SchedulerError, SchedulerUnavailable
+from launchers.scheduler import JobRef, JobState, SchedulerError, SchedulerUnavailable, passes
 from launchers.situations import resources_asked
 from launchers.spec import ServeSpec
 from launchers.vllm import adapters, pack
@@ -83,9 +83,12 @@ class ReplicaJobs:
             log.warning("%s: whether it was submitted will be asked by its key: %s", specs[0].id, e)
             raise
         except (SchedulerError, OSError, ValueError) as e:
-            cause = f"the replica could not be submitted: {e}"  # a limit, say: it says nothing of the revision
+            cause = f"the replica could not be submitted: {e}"
+            # Of a limit that is full, or a disk that is away, the revision is not to blame.
+            lasting = isinstance(e, SchedulerError) and not passes(e)
+            state = ReplicaState.FAILED if lasting else ReplicaState.LOST
             for spec in specs:
-                await controller.write(deployments.set_replica_state, self.db, spec.id, ReplicaState.LOST, cause)
+                await controller.write(deployments.set_replica_state, self.db, spec.id, state, cause)
             return False
         await controller.write(controller.record_job, specs[0].id, launched.job)
         return True

@@ -23,6 +23,15 @@ class SchedulerError(RuntimeError):
     """The scheduler refused a request. The message is what it said."""
 
 
+# Words of refusals that pass with time: a limit on jobs that is full now, a slurmctld that is busy.
+PASSING = ("limit", "temporarily")
+
+
+def passes(refusal: SchedulerError) -> bool:
+    """Whether the same request may be taken later. Slurm's other refusals (no such account, partition, QOS) stay."""
+    return any(word in str(refusal).lower() for word in PASSING)
+
+
 class SchedulerUnavailable(SchedulerError):
     """The scheduler did not answer; nothing is known about any job."""
 
