@@ -9,7 +9,7 @@ from launchers.deployment_spec import DeploymentSpec
 from registry.strict_toml import ConfigError
 from tests.test_launchers_deployment_spec import FULL
 
-EXAMPLE = Path(__file__).parents[1] / "cli/recipes/deployments.toml"
+EXAMPLE = Path(__file__).parents[1] / "cli/deployments.toml"
 
 
 def file(tmp_path: Path, text: str) -> Path:
