@@ -1,12 +1,16 @@
-"""What holds whatever happens: one deployment among jobs, calls, load and administrators that do as they like."""
+"""What holds whatever happens: one deployment among jobs, calls, load and administrators that do as they like.
+
+The same few examples are tried each time. `HEADGATE_EXAMPLES=3000` tries so many of each property, others each time.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from planning_world import NOW, SERVING, World
 
@@ -20,6 +24,7 @@ from registry.replicas import ReplicaState
 
 PENDING, STARTING, READY = ReplicaState.PENDING, ReplicaState.STARTING, ReplicaState.READY
 KINDS = ("bad-model", "out-of-memory", "node", "cuda", "crash", None)
+LONG = int(os.environ.get("HEADGATE_EXAMPLES", "0"))
 EVENTS = (
     "time",
     "run",
@@ -49,6 +54,11 @@ rules = st.builds(
     time_limit_s=st.sampled_from([1800, 7200, 86400]),
     drain_s=st.sampled_from([30.0, 600.0]),
 )
+
+
+def trying(examples: int) -> settings:
+    """Nothing is kept of one run for the next: neither fails at random."""
+    return settings(max_examples=LONG or examples, derandomize=not LONG, database=None, deadline=None)
 
 
 def happens(world: World, event: str, x: int) -> None:
@@ -142,8 +152,9 @@ def check_trial(world: World) -> None:
         assert sum(r.revision == stable for r in world.slots) >= world.count, "the trial takes a place"
 
 
-@settings(max_examples=200, deadline=None)
+@trying(400)
 @given(rules=rules, least=st.integers(0, 3), rolls=st.booleans(), happen=events)
+@example(rules=Rules(overflow=True), least=0, rolls=False, happen=[("call", 0), ("bounds", 2)])
 def test_whatever_happens_no_more_than_wanted_is_started_no_less_serves_and_the_plan_is_quiet(
     rules: Rules, least: int, rolls: bool, happen: list[tuple[str, int]]
 ) -> None:
@@ -154,8 +165,14 @@ def test_whatever_happens_no_more_than_wanted_is_started_no_less_serves_and_the_
         check_turn(world)
 
 
-@settings(max_examples=80, deadline=None)
+@trying(60)
 @given(rules=rules, least=st.integers(1, 3), happen=events)
+@example(
+    rules=Rules(target_tokens=100, time_limit_s=1800, drain_s=30.0),
+    least=1,
+    happen=[("load", 76), ("maintenance", 106), ("load", 0), ("time", 423)],
+)
+@example(rules=Rules(time_limit_s=1800), least=2, happen=[("time", 0), ("run all", 0), ("time", 392)])
 def test_once_the_world_is_at_peace_as_many_serve_as_are_wanted_and_every_rollout_has_ended(
     rules: Rules, least: int, happen: list[tuple[str, int]]
 ) -> None:
@@ -178,7 +195,8 @@ def test_once_the_world_is_at_peace_as_many_serve_as_are_wanted_and_every_rollou
         world.pass_time(60.0)
     want = -(-least // rules.pack) * rules.pack
     assert world.wanted.state is DeploymentState.READY
-    assert len(world.of(READY)) in (want, want + 1), "a successor may serve already"
+    serving = [r for r in world.slots if r.state is READY]
+    assert len(serving) == want, "each may have a successor that serves already, which does not count"
     assert {r.revision for r in world.of(READY)} == {world.wanted.revision} == {world.wanted.stable}
 
 

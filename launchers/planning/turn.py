@@ -149,6 +149,8 @@ class Turn:
             self.missing -= 1
         if count and (places == 0 or (self.started and self._trial_place())):
             self._surge()
+        elif self.started and not self._outdated():
+            self._guarantee()
 
     def replace_in_time(self) -> None:
         """Successors of what ends or must leave, one each, in the queue early enough to serve by then."""
@@ -168,6 +170,8 @@ class Turn:
                 self.actions.append(Warn(s.wanted.name, whole_outage(s, window, self.preemptible)))
         if self.windows or self.spare_windows:
             for r in self.fleet.pending:
+                if r.id in self.stopped:
+                    continue
                 windows = self.windows_of(r.overflow)
                 if limit := maintenance.shorter_s(s, windows, r):
                     why = f"it starts before maintenance {windows[0].name} if it ends before it"
@@ -201,13 +205,24 @@ class Turn:
             guaranteed = self._guaranteed(kept)
             if all(r.state is READY for r in kept) and self._may(w.rules.overflow and not guaranteed):
                 self._start(course.base, f"revision {course.base} takes over", guaranteed)
-        elif not self._may(False):
+        else:
+            self._guarantee()
+
+    def _guarantee(self) -> None:
+        """Guaranteed replicas instead of preemptible ones: of those that do not serve yet, at once; of those that do,
+        one beyond what is wanted at a time."""
+        w = self.s.wanted
+        if not w.rules.overflow:
             return
-        elif w.rules.overflow and sum(not r.overflow for r in self.slots) < min(w.least, self.size.count):
-            why = f"{w.least} that {_are(w.least)} not preemptible {_are(w.least)} wanted"
-            if (early := next((r for r in self.slots if r.overflow and r.state is not READY), None)) is not None:
-                self._take_away(early, why)
-            self._start(course.base, why, True)
+        lacking = min(w.least, self.size.count) - sum(not r.overflow for r in self.slots) - self.started
+        if lacking <= 0 or not self._may(False):
+            return
+        why = f"{w.least} that {_are(w.least)} not preemptible {_are(w.least)} wanted"
+        early = sorted((r for r in self.slots if r.overflow and r.state is not READY), key=_expendable)[:lacking]
+        for r in early:
+            self._take_away(r, why)
+        for _ in range(min(lacking, len(early) + 1)):
+            self._start(self.course.base, why, True)
 
     def _may(self, overflow: bool) -> bool:
         return self.s.now >= self.losses(overflow).retry_at and self.waits(overflow) is None
