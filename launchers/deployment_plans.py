@@ -51,6 +51,8 @@ class DeploymentPlans:
         def at(text: str) -> float:
             return self.clock.corrected(clock.parse(text).timestamp(), now)
 
+        if cluster.seen_at is not None:
+            cluster = replace(cluster, seen_at=self.clock.corrected(cluster.seen_at, now))
         actions: list[planned.Action] = []
         plans: dict[str, planned.Plan] = {}
         self.adapters = {}

@@ -144,6 +144,7 @@ class Outlook:
     down: Mapping[str, str]  # nodes on which nothing runs any more -> the reason
     maintenance: tuple[Maintenance, ...]  # that goes on or is to come, by its beginning
     partition_nodes: Mapping[str, frozenset[str]]  # each partition's; "" is the default partition
+    at: datetime | None = None  # when that was asked: the past is not in it; None: it has none
 
 
 class Scheduler(Protocol):

@@ -110,6 +110,7 @@ def timings(theirs: Sequence[Replica], at: Moment) -> Timings:
 
 def cluster_of(outlook: Outlook) -> Cluster:
     return Cluster(
+        seen_at=None if outlook.at is None else outlook.at.timestamp(),  # by this host's clock
         leaving=outlook.leaving,
         down=outlook.down,
         maintenance=tuple(

@@ -88,8 +88,7 @@ def main() -> None:
                 self.answer(404, b"")
                 return
             mute = asked.no_tokens_until is not None and not asked.no_tokens_until.exists()
-            with contextlib.suppress(OSError):  # a full disk
-                print("asked for a token", flush=True)
+            say("asked for a token")
             usage = {"prompt_tokens": 2, "completion_tokens": 0 if mute else body["max_tokens"]}
             self.answer(200, json.dumps({"usage": usage}).encode())
 
@@ -103,8 +102,7 @@ def main() -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    with contextlib.suppress(OSError):
-        print(f"serving {asked.model}", flush=True)
+    say(f"serving {asked.model}")
     server = ThreadingHTTPServer((asked.host, asked.port), Handler)
     if asked.ssl_certfile:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -114,9 +112,14 @@ def main() -> None:
     server.serve_forever()
 
 
+def say(words: str) -> None:
+    """A whole line at once: other threads speak, too, and a process may end in between."""
+    with contextlib.suppress(OSError):  # a full disk
+        os.write(1, f"{words}\n".encode())
+
+
 def leave(words: str) -> None:
-    with contextlib.suppress(OSError):
-        print(words, flush=True)
+    say(words)
     os._exit(0)
 
 

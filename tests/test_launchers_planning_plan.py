@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from launchers.launch import CLOSING_S
+from launchers.planning import rollover
 from launchers.planning.facts import (
     Cluster,
     Drain,
@@ -320,6 +321,28 @@ def test_a_replica_on_a_node_that_is_to_be_left_is_succeeded_and_one_on_a_dead_n
     there = replica("r0", nodes=("n1", "n2"))
     assert decided(deployment(), there, cluster=Cluster(leaving={"n2": "broken fan"})) == [("succeed", "r0")]
     assert decided(deployment(), there, cluster=Cluster(leaving={"n3": "broken fan"}, down={"n2": "dead"})) == []
+
+
+def test_what_slurm_said_of_a_node_before_a_job_began_there_is_not_believed_of_it() -> None:
+    there = replica("r0", nodes=("n1",), started_at=NOW - 20)
+    for seen_at, does in ((NOW - 21, []), (NOW - 19, [("succeed", "r0")]), (None, [("succeed", "r0")])):
+        cluster = Cluster(leaving={"n1": "broken fan"}, seen_at=seen_at)
+        assert decided(deployment(), there, cluster=cluster) == does
+
+
+def test_a_successor_that_waits_is_called_off_when_the_node_is_not_left_after_all() -> None:
+    old, waits = replica("r0", nodes=("n1",)), replica("r1", "pending", replaces="r0")
+    leaving = Cluster(leaving={"n1": "broken fan"})
+    assert decided(deployment(), old, waits, cluster=leaving) == []
+    assert decided(deployment(), old, waits) == [("stop", "r1")]
+    assert decided(deployment(), old, replica("r1", "starting", replaces="r0")) == []  # it has what it waited for
+    # One that is due soon stays: what a start is measured to take changes a little with each.
+    rules = {"drain_s": 30.0, "margin_s": 60.0}
+    lead = 60 + 30 + rollover.stop_s(Situation(wanted=deployment(rules=rules), now=NOW), old)
+    for left_s, does in ((lead - 1, []), (2 * lead, []), (2 * lead + 1, [("stop", "r1")])):
+        ends = replace(old, ends_at=NOW + left_s)
+        found = decided(deployment(rules=rules), ends, waits, timings=Timings(0.0, 60.0))
+        assert found == does, left_s
 
 
 def test_while_slurm_is_not_known_nothing_is_done() -> None:

@@ -51,7 +51,7 @@ rules = st.builds(
     target_tokens=st.sampled_from([None, 100]),
     overflow=st.booleans(),
     pack=st.sampled_from([1, 1, 1, 2]),
-    time_limit_s=st.sampled_from([1800, 7200, 86400]),
+    time_limit_s=st.sampled_from([300, 1800, 7200, 86400]),
     drain_s=st.sampled_from([30.0, 600.0]),
 )
 
@@ -68,10 +68,10 @@ def happens(world: World, event: str, x: int) -> None:
     match event:
         case "time":
             world.pass_time((1.0, 10.0, 60.0, 400.0, 1000.0)[x % 5])
-        case "run" if pending:
+        case "run" if pending and f"n{x % 4}" not in world.cluster.leaving:
             world.run(pending[x % len(pending)], f"n{x % 4}")
         case "run all":
-            for each in pending:
+            for each in pending if f"n{x % 4}" not in world.cluster.leaving else ():
                 world.run(each, f"n{x % 4}")
             for each in starting:
                 world.serve(each)

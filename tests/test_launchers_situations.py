@@ -200,3 +200,5 @@ def test_the_clusters_times_are_seconds() -> None:
     (kept,) = found.maintenance
     assert (kept.name, kept.starts_at, kept.ends_at) == ("upgrade", NOON.timestamp(), NOON.timestamp() + 7200)
     assert kept.nodes == {"n1"} and found.partition_nodes == {"": {"n1"}}
+    assert found.seen_at is None
+    assert situations.cluster_of(Outlook({}, {}, (), {}, NOON)).seen_at == NOON.timestamp()

@@ -128,6 +128,7 @@ class Cluster:
 
     known: bool = True
     silence: str | None = None  # why it is not, in the scheduler's words
+    seen_at: float | None = None  # when the nodes were asked for; None: as they are now
     leaving: Mapping[str, str] = field(default_factory=dict)  # nodes that drain while jobs run there -> the reason
     down: Mapping[str, str] = field(default_factory=dict)
     maintenance: tuple[Maintenance, ...] = ()

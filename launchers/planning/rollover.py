@@ -55,11 +55,27 @@ def ending(s: Situation, cluster: Cluster, r: Had) -> str | None:
         lead = lead_s(s, r) if r.state is READY else max(s.wanted.rules.margin_s, stop_s(s, r))
         if s.now >= r.ends_at - lead and (r.state is READY or r.state is STARTING):
             return "its job ends"
-    if cluster.leaving and r.state is READY:
+    if cluster.leaving and r.state is READY and not _older(cluster, r):
         for node in r.nodes:
             if node in cluster.leaving:
                 return f"node {node} is to be left: {cluster.leaving[node]}"
     return None
+
+
+def unneeded(s: Situation, cluster: Cluster, r: Had) -> bool:
+    """Whether a replica that had to be succeeded, and whose successor still waits, may stay after all.
+
+    Not where its end is only a little further off than its successor is due: what starts have taken tells that, and
+    another start would call for the same successor again.
+    """
+    if r.state is not READY or ending(s, cluster, r) is not None:
+        return False
+    return r.ends_at is None or s.now < r.ends_at - 2 * lead_s(s, r)
+
+
+def _older(cluster: Cluster, r: Had) -> bool:
+    """What Slurm said of its nodes before the job began is over: it starts none on a node that is to be left."""
+    return cluster.seen_at is not None and r.started_at is not None and cluster.seen_at < r.started_at
 
 
 def drained(s: Situation, r: Had) -> str | None:

@@ -97,15 +97,20 @@ class Turn:
         s, successors, soon = self.s, self.fleet.successors, rollover.soon(self.s)
         if not (successors or self.cluster.leaving or any(r.ends_at and r.ends_at < soon for r in self.slots)):
             return
-        for r in list(self.slots):
+        looked_at = list(self.slots)
+        for r in looked_at:
             successor = successors.get(r.id)
             if successor is not None and successor.state is READY:
                 self._take_away(r, f"succeeded by {successor.id}")
+                looked_at.append(successor)
                 continue
             if r.ends_at is not None and r.state is READY and s.now >= (rollover.last_moment(s, r) or 0.0):
                 self._take_away(r, "its job ends before another replica is ready", keep_successor=True)
             elif successor is None and (why := rollover.ending(s, self.cluster, r)):
                 self.ending.append((r, why))
+            elif successor is not None and successor.state is PENDING and rollover.unneeded(s, self.cluster, r):
+                self._stop(successor, f"{r.id} need not be succeeded any more")
+                del self.fleet.successors[r.id]
 
     def let_go(self) -> None:
         """What is more than wanted: old revisions first, then preemptible ones, and never below what is wanted."""
