@@ -7,8 +7,9 @@ Chat templates may trim a message, and vLLM then trims the open end of the promp
 chat's text is not replayed: the engine writes it again, and as much of it as the client has is left out. Where a
 template leaves out more of the text (a chain of thought, say), vLLM refuses, and the stream ends with an error.
 
-The tokens are another replica's draw, as for any request that is made again; with a temperature of 0 they are those
-that the first one would have sent. The replayed prompt is not the tenant's doing: only the answer is billed.
+The tokens are another replica's draw, as for any request that is made again. With a temperature of 0 they are those
+that the first one would have sent, as far as the text's own tokens are those that were drawn, which no text can tell of
+half a character. The replayed prompt is not the tenant's doing: only the answer is billed.
 """
 
 from __future__ import annotations

@@ -23,4 +23,5 @@ def outlook(picture: Picture) -> Outlook:
     for partition in picture.partitions:
         if partition.default:
             by_partition[""] = frozenset(partition.nodes)
-    return Outlook(leaving, down, tuple(sorted(kept, key=lambda m: (m.starts_at, m.name))), by_partition, picture.cluster_at)
+    kept.sort(key=lambda m: (m.starts_at, m.name))
+    return Outlook(leaving, down, tuple(kept), by_partition, picture.cluster_at)

@@ -268,11 +268,6 @@ def live_replicas(db: Database) -> dict[str, list[Replica]]:
     return found
 
 
-def ready_replicas(db: Database) -> dict[str, list[Replica]]:
-    """What the gateway routes to: each live deployment's name -> its ready replicas (perhaps none)."""
-    return {name: [r for r in found if r.state is ReplicaState.READY] for name, found in live_replicas(db).items()}
-
-
 def _after_all(db: Database, name: str) -> str:
     """Later than all that ever had this deployment's name, even when the clock was set back: see `is_current`."""
     seen = row(

@@ -49,10 +49,6 @@ def main() -> None:
     if asked.worker:
         worker = subprocess.Popen(["sleep", "1000"])
         asked.worker.write_text(str(worker.pid))
-    if asked.leave_once:
-        threading.Thread(target=leave_when, args=(asked.leave_once, True), daemon=True).start()
-    if asked.leave_when:
-        threading.Thread(target=leave_when, args=(asked.leave_when,), daemon=True).start()
 
     served: list[str] = []  # paths
 
@@ -103,6 +99,10 @@ def main() -> None:
             pass
 
     say(f"serving {asked.model}")
+    if asked.leave_once:
+        threading.Thread(target=leave_when, args=(asked.leave_once, True), daemon=True).start()
+    if asked.leave_when:
+        threading.Thread(target=leave_when, args=(asked.leave_when,), daemon=True).start()
     server = ThreadingHTTPServer((asked.host, asked.port), Handler)
     if asked.ssl_certfile:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

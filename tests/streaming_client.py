@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 from openai import APIConnectionError, APIError, OpenAI
@@ -21,6 +23,7 @@ class Answer:
     ended: float = 0.0
     retried: int = 0  # connections that were refused, or were cut before the first byte
     text: str = ""
+    continued: int = 0  # times, by another replica
     tokens: int = 0
     finish: str | None = None
     error: str | None = None
@@ -33,11 +36,23 @@ class Answer:
         return "whole" if self.finish == "length" and self.tokens == TOKENS else "truncated"
 
 
+def digits_alone(model: Path) -> dict[str, int]:
+    """The `logit_bias` with which this model says nothing but digits, each of them a token.
+
+    What a model with random weights says otherwise are half characters: a replica that is to continue them does not get
+    the tokens that were drawn, and says something else.
+    """
+    vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
+    found = {token: number for token, number in vocabulary.items() if any(c in "0123456789" for c in token)}
+    assert set(found) == set("0123456789"), found
+    return {str(number): 100 for number in found.values()}
+
+
 class Client:
-    def __init__(self, url: str, key: str, model: str) -> None:
+    def __init__(self, url: str, key: str, model: str, logit_bias: Mapping[str, int]) -> None:
         self.answers: list[Answer] = []
         self._openai = OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
-        self._model = model
+        self._model, self._bias = model, dict(logit_bias)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._go_on)
 
@@ -65,10 +80,12 @@ class Client:
     def _stream(self, answer: Answer) -> None:
         stream = self._openai.completions.create(
             model=self._model, prompt="def f(", max_tokens=TOKENS, temperature=0, stream=True,
-            stream_options={"include_usage": True}, extra_body={"ignore_eos": True},
+            stream_options={"include_usage": True}, logit_bias=self._bias,
+            extra_body={"ignore_eos": True},
         )  # fmt: skip
         with stream:
             for chunk in stream:
+                answer.continued += hasattr(chunk, "headgate")
                 for choice in chunk.choices:
                     answer.text += choice.text
                     answer.finish = choice.finish_reason or answer.finish
@@ -77,8 +94,8 @@ class Client:
 
 
 @contextmanager
-def streaming(url: str, key: str, model: str) -> Iterator[Client]:
-    client = Client(url, key, model)
+def streaming(url: str, key: str, model: str, logit_bias: Mapping[str, int]) -> Iterator[Client]:
+    client = Client(url, key, model, logit_bias)
     client._thread.start()
     try:
         yield client

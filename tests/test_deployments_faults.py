@@ -28,7 +28,7 @@ from certificates import minted, serving
 from conftest import PrivateCluster, private_cluster
 from platform_fixtures import ROOT, Platform, platform
 from slurm_daemons import Daemon
-from streaming_client import Client, streaming
+from streaming_client import Client, digits_alone, streaming
 from vllm_fixtures import START_S, make_llamas
 from waiting import wait_for
 
@@ -108,6 +108,7 @@ class Story:
         retried, slowest = sum(a.retried for a in answers), max(a.ended - a.began for a in answers)
         sys.stdout.write(
             f"{WANTED} of {WANTED} replicas after {took:.0f} s (bound: {BOUND_S:.0f} s); streams: {dict(fates)}; "
+            f"continued by another replica: {sum(a.continued for a in answers)}; "
             f"connections tried again: {retried}; the longest stream took {slowest:.1f} s\n"
         )
         errors = [a.error for a in answers if a.error]
@@ -142,7 +143,7 @@ def deployed(
         site.ok(
             "serve", str(model), "--name", NAME, "--replicas", str(WANTED), "--qos", "preemptible", timeout=2 * START_S
         )
-        with streaming(site.url, key, NAME) as client:
+        with streaming(site.url, key, NAME, digits_alone(model)) as client:
             yield Story(site, cluster, client)
 
 

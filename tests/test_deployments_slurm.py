@@ -46,6 +46,15 @@ def site(slurm_cluster: PrivateCluster) -> Iterator[Deployments]:
         yield Deployments(on, on.ok("key", "create", "acme").strip())
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(site: Deployments) -> Iterator[None]:
+    """By a test that failed: the next one needs the nodes."""
+    yield
+    for described in site.on.json("status")["deployments"]:
+        if site.live(name := described["deployment"]["name"]):
+            site.delete(name)
+
+
 def serve(site: Deployments, name: str, *options: str) -> None:
     site.on.ok("serve", str(site.on.root / "model"), "--name", name, "--no-wait", *options)
 

@@ -402,7 +402,7 @@ def test_a_folder_that_calls_itself_a_replica_makes_no_model_servable(
     stranger.say("replica-ready", host="evil", port=1)
     stranger.ingest()
     assert models.resolve(registry, "tiny").state is ModelState.CONVERTED
-    assert deployments.ready_replicas(registry) == {"chat": []}
+    assert [r.state for r in deployments.live_replicas(registry)["chat"]] == [ReplicaState.PENDING]
 
 
 def test_a_conversion_into_anothers_model_is_set_aside(registry: Database, conversion: Subject) -> None:

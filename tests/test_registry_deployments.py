@@ -128,7 +128,6 @@ def test_a_replica_that_is_leaving_never_becomes_ready(registry: Database, state
     deployments.replica_is_ready(registry, "r-1", "node-1", 8000, "key")
     deployments.replica_is_starting(registry, "r-1", BEGAN)
     assert (only(registry).state, only(registry).ready_at) == (state, None)
-    assert deployments.ready_replicas(registry) == {"chat": []}
 
 
 def test_the_first_ending_of_a_replica_and_its_cause_count(registry: Database) -> None:
@@ -142,28 +141,14 @@ def test_the_first_ending_of_a_replica_and_its_cause_count(registry: Database) -
     assert only(registry).ended_at == ended_at
 
 
-def test_the_gateway_gets_ready_replicas_of_live_deployments_alone(registry: Database) -> None:
-    deploy(registry)
-    deploy(registry, "other")
-    add(registry, "r-1", ReplicaState.READY)
-    add(registry, "r-2", ReplicaState.READY, ReplicaState.DRAINING)
-    add(registry, "r-3")
-    assert {name: [r.id for r in ready] for name, ready in deployments.ready_replicas(registry).items()} == {
-        "chat": ["r-1"],
-        "other": [],
-    }
-    deployments.set_state(registry, "chat", DeploymentState.FAILED)
-    assert deployments.ready_replicas(registry) == {"other": []}
-
-
 def test_a_former_deployments_replica_is_not_routed_to_under_the_same_name(registry: Database) -> None:
     deploy(registry, model="old")
     add(registry, "r-1", ReplicaState.READY)
     deployments.set_state(registry, "chat", DeploymentState.FAILED)
     deploy(registry, model="new")
-    assert deployments.ready_replicas(registry) == {"chat": []}
+    assert deployments.live_replicas(registry) == {"chat": []}
     add(registry, "r-2", ReplicaState.READY)
-    assert [r.id for r in deployments.ready_replicas(registry)["chat"]] == ["r-2"]
+    assert [r.id for r in deployments.live_replicas(registry)["chat"]] == ["r-2"]
 
 
 def test_a_clock_that_was_set_back_makes_no_replica_older_than_its_deployment(
@@ -173,7 +158,7 @@ def test_a_clock_that_was_set_back_makes_no_replica_older_than_its_deployment(
     monkeypatch.setattr(clock, "now", lambda: "2000-01-01T00:00:00.000000Z")
     add(registry, "r-1", ReplicaState.READY)
     assert deployments.is_current(deployment, only(registry))
-    assert [r.id for r in deployments.ready_replicas(registry)["chat"]] == ["r-1"]
+    assert [r.id for r in deployments.live_replicas(registry)["chat"]] == ["r-1"]
 
 
 def test_live_replicas_are_those_of_live_deployments_that_have_not_ended(registry: Database) -> None:
@@ -187,7 +172,6 @@ def test_live_replicas_are_those_of_live_deployments_that_have_not_ended(registr
     deployments.set_state(registry, "gone", DeploymentState.FAILED)
     live = deployments.live_replicas(registry)
     assert {name: [r.id for r in found] for name, found in live.items()} == {"chat": ["pending", "ready", "draining"]}
-    assert [r.id for r in deployments.ready_replicas(registry)["chat"]] == ["ready"]
 
 
 def test_what_the_scheduler_says_of_a_replica_is_written_when_it_changes_and_only_then(registry: Database) -> None:
