@@ -40,7 +40,7 @@ from gateway.surfaces import health, metrics, models, usage
 from gateway.surfaces.table import SURFACES
 from gateway.waiting_room import Standing, WaitingRoom
 from gateway.windows import Calendar
-from gateway.workload import Workload
+from gateway.workload import Work, Workload
 from gateway.workload import write as write_news
 from registry import clock as registry_clock
 from registry.db import StorageError
@@ -152,7 +152,7 @@ def make_app(site: Site) -> web.Application:
                     lambda: workload.news(
                         catalog.view,
                         {*gw.queues.in_use(), *gw.room.waiting()},
-                        lambda name: dispatch.work(gw, name),
+                        lambda name: _work(gw, name),
                         registry_clock.now(),
                     ),
                     lambda news: ledger.on_projector(lambda db: write_news(db, ledger.name, news)),
@@ -217,6 +217,14 @@ def _watched(task: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
 def stopping(app: web.Application) -> None:
     """What is cut off from now on is cut off by us."""
     app[GATEWAY].billing.stopping = True
+
+
+def _work(gw: Gateway, deployment: str) -> Work:
+    """What this gateway has to do for a deployment, now."""
+    running, in_line, tokens, waited_s = gw.queues.work(deployment)
+    waiting, more, longest_s = gw.room.work(deployment)
+    computing = gw.router.queued(gw.catalog.view.live.get(deployment, ()))
+    return Work(running, computing, in_line + waiting, tokens + more, max(waited_s, longest_s))
 
 
 def _show_gauges(gw: Gateway, capture: Capture) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from gateway.calls import BOUNDS, BYTES_PER_TOKEN, UNBOUNDED, Call, Kind
-from gateway.metering import NO_CHOICES, StreamMeter, Usage, generated
+from gateway.metering import END, NO_CHOICES, StreamMeter, Usage, generated
 
 COMMENT = b": continued on another replica\n\n"
 MARK = b',"headgate":{"continued":true}}'  # ends the first chunk of the other replica's
@@ -62,6 +62,7 @@ class Said:
         self.head = b""  # of the stream's chunks, up to their choices
         self._parts: list[str] = []
         self._open = True  # nothing but text was said, and no end
+        self._finished = self._counted = False  # the last token was said, and what all of them are
 
     @property
     def text(self) -> str:
@@ -90,6 +91,22 @@ class Said:
                 self._open = False
             elif event.startswith(b"data:"):
                 self._hear(event)
+
+    def ending(self) -> bytes | None:
+        """What a stream lacks that broke off after its last token; None where it lacks more than its end."""
+        if not self._finished or not self.used.completion_tokens:
+            return None
+        counts = b"" if self._counted or not self.call.wants_usage else self.counts(self.used) + b"\n\n"
+        return counts + END
+
+    def counts(self, used: Usage) -> bytes:
+        """The event of what the answer used as a whole."""
+        total = {
+            "prompt_tokens": used.prompt_tokens,
+            "total_tokens": used.tokens,
+            "completion_tokens": used.completion_tokens,
+        }
+        return b'%b"choices":[],"usage":%b}' % (self.head, orjson.dumps(total))
 
     def continued(self) -> Call | None:
         """The call that asks for the rest; None where there is none, or no way to ask for it."""
@@ -124,7 +141,9 @@ class Said:
             return
         if not self.head:
             self.head = event.partition(CHOICES)[0]
+        self._counted = self._counted or not choices
         choice = choices[0] if choices else {}
+        self._finished = self._finished or bool(choice.get("finish_reason"))
         if text := text_of(choice):
             self._parts.append(text)
         delta = choice.get("delta") or {}
@@ -215,12 +234,7 @@ class ContinuingMeter(SpokenMeter):
         """The last event: what the answer used as a whole."""
         before, here = self._said.used, self.usage or Usage()
         completion = before.completion_tokens + here.completion_tokens
-        counts = {
-            "prompt_tokens": before.prompt_tokens,
-            "total_tokens": before.prompt_tokens + completion,
-            "completion_tokens": completion,
-        }
-        return b'%b"choices":[],"usage":%b}' % (self._said.head, orjson.dumps(counts))
+        return self._said.counts(Usage(before.prompt_tokens, completion))
 
 
 def text_of(choice: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ from gateway.shadow import Shadow
 from gateway.surfaces.table import SURFACES
 from gateway.upstream import ConnectionLost
 from gateway.waiting_room import WaitingRoom
-from gateway.workload import Tally, Work, Workload
+from gateway.workload import Tally, Workload
 from registry.deployments import Replica
 from registry.keys import LiveKey
 from registry.ledger import Outcome
@@ -188,6 +188,8 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
                 if tried == ATTEMPTS or (isinstance(e, UpstreamSilent) and not spoke):
                     raise
                 if asked.delivered:
+                    if said is not None and (end := said.ending()) is not None:
+                        return _end(asked, end)
                     rest = said.continued() if said is not None else None
                     if rest is None:
                         raise
@@ -195,6 +197,13 @@ async def _from_replicas(gw: Gateway, asked: Asked, call: Call) -> None:
                 gw.metrics.retried(name, e.code or "")
                 gw.catalog.refresh()  # it may be known to be gone
     raise next(iter(failed.values()), None) or _nobody(gw, name, call)
+
+
+def _end(asked: Asked, end: bytes) -> None:
+    """The replica is lost, and its answer is not."""
+    asked.outcome = Outcome.COMPLETED
+    asked.front.write(end)
+    asked.front.end()
 
 
 def _nobody(gw: Gateway, name: str, call: Call) -> NoReplica:
@@ -355,14 +364,6 @@ async def _attempt(
 
 def likely_tokens(call: Call) -> int:
     return call.prompt_tokens + min(call.completion_tokens, LIKELY_OUTPUT_TOKENS)
-
-
-def work(gw: Gateway, deployment: str) -> Work:
-    """What this gateway has to do for a deployment, now."""
-    running, in_line, tokens, waited_s = gw.queues.work(deployment)
-    waiting, more, longest_s = gw.room.work(deployment)
-    computing = gw.router.queued(gw.catalog.view.live.get(deployment, ()))
-    return Work(running, computing, in_line + waiting, tokens + more, max(waited_s, longest_s))
 
 
 def life(replica: Replica) -> Life:

@@ -30,7 +30,7 @@ class Engine:
     pieces: list[str] = field(default_factory=lambda: ["Gra", "vity ", "is ", "round."])
     hold_after: int | None = None
     # "500" | "abort" | "refuse" | "silent" | "unreachable"; after hold_after, also when that is said as it holds:
-    # "die" | "error event" | "give up"
+    # "die" | "error event" | "give up"; of a stream whose text is whole: "die before count" | "die before done"
     fail: str | None = None
     chunk_id: str = "x"  # of a chat's or a completion's stream
     heeds_max_tokens: bool = False
@@ -140,8 +140,7 @@ class Engine:
                     if self.fail is None:
                         await self.go.wait()
                     if self.fail == "die":
-                        assert request.transport is not None
-                        request.transport.abort()
+                        self.dead(request, response)
                     if self.fail == "error event":
                         await response.write(
                             b'data: {"error":{"message":"out of memory","code":500}}\n\ndata: [DONE]\n\n'
@@ -155,11 +154,21 @@ class Engine:
                     await self.go.wait()  # "silent"
                 await send([{"index": 0, **said(piece)}], n, continuous)
             await send([{"index": 0, **said(""), "finish_reason": "stop"}], len(pieces), continuous)
+        if self.fail == "die before count":
+            return self.dead(request, response)
         if options.get("include_usage"):
             await send([], len(pieces), True)
+        if self.fail == "die before done":
+            return self.dead(request, response)
         await response.write(b"data: [DONE]\n\n")
         if self.linger:
             await self.go.wait()
+        return response
+
+    @staticmethod
+    def dead(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
         return response
 
 

@@ -92,6 +92,25 @@ async def test_no_character_is_doubled_or_lost_wherever_a_replica_breaks_off(
             assert total == len(PIECES) or (path == CHAT[0] and total > len(PIECES))
 
 
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}])
+@pytest.mark.parametrize("how", ["die before count", "die before done"])
+@pytest.mark.parametrize(("path", "asked"), [CHAT, COMPLETION])
+async def test_a_stream_whose_replica_dies_after_its_last_token_is_whole(
+    tmp_path: Path, path: str, asked: dict[str, Any], how: str, options: dict[str, Any]
+) -> None:
+    for engines in ([Engine(pieces=PIECES, fail=how)], [breaking(3), Engine(pieces=PIECES, fail=how)]):
+        async with gateway(tmp_path / str(len(engines)), *engines, **ON) as platform:
+            events = await streamed(platform, path, asked | options)
+            assert text(events) == ANSWER
+            assert events[-1] == b"data: [DONE]" and events.count(b"data: [DONE]") == 1
+            counted = sum(e.completion_tokens for e in await platform.settled(len(engines)))
+            used = [c["usage"] for c in chunks(events) if c.get("usage")]
+            total = {"prompt_tokens": 7, "total_tokens": 7 + counted, "completion_tokens": counted}
+            assert counted >= len(PIECES) and used == ([total] if options else [])
+            assert len({c["id"] for c in chunks(events)}) == 1
+            assert all(len(engine.requests) == 1 for engine in engines)
+
+
 async def test_a_replica_that_falls_silent_is_continued_elsewhere_by_an_sdk_that_notices_nothing(
     tmp_path: Path,
 ) -> None:
