@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from openai import APIConnectionError, APIError, OpenAI
 
-TOKENS = 60
+TOKENS = 100
 PATIENCE_S = 60.0  # for a gateway that refuses connections
 
 
@@ -22,6 +22,7 @@ class Answer:
     began: float = field(default_factory=time.monotonic)
     ended: float = 0.0
     retried: int = 0  # connections that were refused, or were cut before the first byte
+    replica: str | None = None  # that it began on
     text: str = ""
     continued: int = 0  # times, by another replica
     tokens: int = 0
@@ -51,6 +52,7 @@ def digits_alone(model: Path) -> dict[str, int]:
 class Client:
     def __init__(self, url: str, key: str, model: str, logit_bias: Mapping[str, int]) -> None:
         self.answers: list[Answer] = []
+        self.latest = Answer()  # which may still be on its way
         self._openai = OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
         self._model, self._bias = model, dict(logit_bias)
         self._stop = threading.Event()
@@ -62,7 +64,7 @@ class Client:
             self._stop.wait(0.1)
 
     def _ask(self) -> Answer:
-        answer = Answer()
+        self.latest = answer = Answer()
         while True:
             try:
                 self._stream(answer)
@@ -84,6 +86,7 @@ class Client:
             extra_body={"ignore_eos": True},
         )  # fmt: skip
         with stream:
+            answer.replica = stream.response.headers["x-headgate-replica"]
             for chunk in stream:
                 answer.continued += hasattr(chunk, "headgate")
                 for choice in chunk.choices:

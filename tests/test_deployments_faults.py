@@ -28,7 +28,7 @@ from certificates import minted, serving
 from conftest import PrivateCluster, private_cluster
 from platform_fixtures import ROOT, Platform, platform
 from slurm_daemons import Daemon
-from streaming_client import Client, digits_alone, streaming
+from streaming_client import TOKENS, Client, digits_alone, streaming
 from vllm_fixtures import START_S, make_llamas
 from waiting import wait_for
 
@@ -134,6 +134,7 @@ def deployed(
     model = make_llamas(training_python, tmp_path_factory.mktemp("models")) / "plain"
     settings = (
         f"scheduler.slurm_conf={cluster.root}/etc/slurm.conf", "gateway.continue_streams=true",
+        "gateway.show_route=true",
         "replicas.drain_timeout=20s", "replicas.shutdown_timeout=10s",
     )  # fmt: skip
     with platform("private-cluster.toml", *settings, env=cluster.env) as site:
@@ -202,6 +203,12 @@ def test_a_replica_that_is_cancelled_by_hand_is_replaced_although_the_gateway_is
     story.mended(gone=1)  # the one that the gateway had
 
 
+def speaks(story: Story, replica: str) -> bool:
+    """Whether it is in the first fifth of an answer."""
+    answer = story.client.latest
+    return answer.replica == replica and 0 < len(answer.text) < TOKENS / 5
+
+
 class Stranger:
     """Somebody who listens, with TLS and a certificate of its own, where an engine did."""
 
@@ -257,13 +264,15 @@ def test_a_stranger_on_the_port_of_an_engine_that_was_killed_hears_nothing(story
     victim, _ = story.replicas()
     (started,) = story.said(victim["id"], "attempt-started")
     (engine,) = psutil.Process(started["pid"]).children()
-    ready = len(story.said(victim["id"], "replica-ready"))
+    ready, told = len(story.said(victim["id"], "replica-ready")), story.told
     family = [engine, *engine.children(recursive=True)]
+    wait_for(lambda: speaks(story, victim["id"]), timeout=60, every=0.005)
     for process in family:
         process.kill()
     with taken(victim["port"]) as stranger:
         wait_for(lambda: len(story.said(victim["id"], "replica-ready")) > ready, timeout=2 * BOUND_S)
         story.mended(gone=0)
+    assert any(answer.continued for answer in story.client.answers[told:])
     assert stranger.called > 0 and stranger.heard == []
     again = story.said(victim["id"], "replica-ready")[-1]
     assert again["port"] != victim["port"]
