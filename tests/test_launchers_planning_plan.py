@@ -336,13 +336,16 @@ def test_a_successor_that_waits_is_called_off_when_the_node_is_not_left_after_al
     assert decided(deployment(), old, waits, cluster=leaving) == []
     assert decided(deployment(), old, waits) == [("stop", "r1")]
     assert decided(deployment(), old, replica("r1", "starting", replaces="r0")) == []  # it has what it waited for
-    # One that is due soon stays: what a start is measured to take changes a little with each.
-    rules = {"drain_s": 30.0, "margin_s": 60.0}
+    # One that is due soon stays: what a start is measured to take changes with each.
+    rules = {"drain_s": 30.0, "margin_s": 60.0, "time_limit_s": 700}
     lead = 60 + 30 + rollover.stop_s(Situation(wanted=deployment(rules=rules), now=NOW), old)
     for left_s, does in ((lead - 1, []), (2 * lead, []), (2 * lead + 1, [("stop", "r1")])):
         ends = replace(old, ends_at=NOW + left_s)
         found = decided(deployment(rules=rules), ends, waits, timings=Timings(0.0, 60.0))
         assert found == does, left_s
+    for left_s, does in ((3600, []), (3601, [("stop", "r1")])):  # and so does one in the second half of a job
+        ends = replace(old, ends_at=NOW + left_s)
+        assert decided(deployment(rules={"time_limit_s": 7200}), ends, waits) == does, left_s
 
 
 def test_while_slurm_is_not_known_nothing_is_done() -> None:

@@ -65,12 +65,13 @@ def ending(s: Situation, cluster: Cluster, r: Had) -> str | None:
 def unneeded(s: Situation, cluster: Cluster, r: Had) -> bool:
     """Whether a replica that had to be succeeded, and whose successor still waits, may stay after all.
 
-    Not where its end is only a little further off than its successor is due: what starts have taken tells that, and
-    another start would call for the same successor again.
+    Not in the second half of its time, or where its successor is due soon: when that is, what queues and starts have
+    taken lately tells, and whoever has waited in the queue keeps its place there.
     """
     if r.state is not READY or ending(s, cluster, r) is not None:
         return False
-    return r.ends_at is None or s.now < r.ends_at - 2 * lead_s(s, r)
+    half = (r.time_limit_s or s.wanted.rules.limit_s(r.overflow)) / 2
+    return r.ends_at is None or s.now < r.ends_at - max(2 * lead_s(s, r), half)
 
 
 def _older(cluster: Cluster, r: Had) -> bool:
