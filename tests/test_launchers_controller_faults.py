@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from controller_world import World
+from controller_world import Job, World
 
 from launchers import following, leadership, replica_jobs, replica_launch
 from launchers.leadership import Lease
@@ -22,6 +23,21 @@ from registry.replicas import ReplicaState
 @pytest.fixture(autouse=True)
 def no_frozen_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica_launch, "freeze", lambda destination: None)  # nothing runs it here
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path / "site")
+    yield made
+    made.controller.close()
+
+
+async def orphan(world: World) -> Job:
+    """The job of a replica that is taken to be lost."""
+    await world.until(world.settled)
+    (job,) = world.memory.jobs
+    deployments.set_replica_state(world.controller.db, job.request.key, ReplicaState.LOST, "it was lost")
+    return job
 
 
 def another(db: Database, name: str = "a") -> None:
@@ -52,9 +68,8 @@ def refuse(world: World, monkeypatch: pytest.MonkeyPatch, e: SchedulerError, pre
 
 
 async def test_a_job_that_cannot_be_noted_in_its_folder_is_its_replicas_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path / "site")
 
     def full(*_: object) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -62,31 +77,23 @@ async def test_a_job_that_cannot_be_noted_in_its_folder_is_its_replicas_all_the_
     monkeypatch.setattr(replica_launch, "write_job", full)
     await world.until(world.settled)
     assert len(world.memory.jobs) == 1
-    world.controller.close()
 
 
 async def test_a_job_whose_replicas_are_all_over_is_cancelled_after_the_time_to_end_by_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path / "site")
-    await world.until(world.settled)
-    (orphan,) = world.memory.jobs
-    deployments.set_replica_state(world.controller.db, orphan.request.key, ReplicaState.LOST, "it was lost")
+    job = await orphan(world)
     for _ in range(3):
         await world.turn()
-    assert orphan in world.memory.running()
+    assert job in world.memory.running()
     monkeypatch.setattr(replica_jobs, "CANCEL_AGAIN_S", -world.site.replicas.shutdown_timeout_s)
     await world.until(world.settled)  # one replica, and no other job
-    world.controller.close()
 
 
 async def test_a_job_that_cannot_be_cancelled_keeps_no_other_from_being_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path / "site")
-    await world.until(world.settled)
-    (orphan,) = world.memory.jobs
-    deployments.set_replica_state(world.controller.db, orphan.request.key, ReplicaState.LOST, "it was lost")
+    await orphan(world)
 
     def fails(ref: JobRef) -> None:
         raise SchedulerError("scancel: not permitted")
@@ -94,13 +101,11 @@ async def test_a_job_that_cannot_be_cancelled_keeps_no_other_from_being_started(
     monkeypatch.setattr(world.memory, "cancel", fails)
     monkeypatch.setattr(replica_jobs, "CANCEL_AGAIN_S", -world.site.replicas.shutdown_timeout_s)
     await world.until(lambda: [r.state for r in world.live()] == [ReplicaState.READY])
-    world.controller.close()
 
 
 async def test_a_refused_submission_is_lost_with_its_cause_and_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path / "site")
     with monkeypatch.context() as patched:
         refuse(world, patched, SchedulerError("sbatch: AssocMaxSubmitJobLimit"), "chat-")
         await world.turn()
@@ -109,35 +114,29 @@ async def test_a_refused_submission_is_lost_with_its_cause_and_tried_again(
     assert lost.state is ReplicaState.LOST and "AssocMaxSubmitJobLimit" in (lost.cause or "")
     assert deployments.get(world.controller.db, "chat").state is DeploymentState.STARTING
     await world.until(world.settled)
-    world.controller.close()
 
 
 async def test_a_refused_submission_keeps_no_other_deployment_from_its_turn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path / "site")
     another(world.controller.db)
     refuse(world, monkeypatch, SchedulerError("sbatch: QOSMaxSubmitJobPerUserLimit"), "a-")
     await world.turn()
     assert [r.deployment for r in world.live()] == ["chat"]
-    world.controller.close()
 
 
 async def test_a_scheduler_that_falls_silent_is_asked_for_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path / "site")
     another(world.controller.db)
     refuse(world, monkeypatch, SchedulerUnavailable("sbatch did not answer within 30 s"), "a-")
     await world.turn()
     assert [r.deployment for r in world.live()] == ["a"]  # it may have been submitted
-    world.controller.close()
 
 
 async def test_what_the_registry_refuses_of_one_deployment_stays_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path / "site")
     another(world.controller.db)
     follow = following.follow
 
@@ -159,23 +158,19 @@ async def test_what_the_registry_refuses_of_one_deployment_stays_with_it(
 
     monkeypatch.setattr(world.controller.plans, "note", refuses)
     await world.until(lambda: deployments.get(world.controller.db, "chat").state is DeploymentState.READY)
-    world.controller.close()
 
 
-async def test_a_replica_that_is_stopped_before_it_was_submitted_is_no_loss(tmp_path: Path) -> None:
-    world = World(tmp_path / "site")
+async def test_a_replica_that_is_stopped_before_it_was_submitted_is_no_loss(world: World, tmp_path: Path) -> None:
     deployments.add_replica(world.controller.db, "chat-1", "chat", "ada", str(tmp_path / "none"))
     await world.controller._jobs.stop("chat-1", "1 is wanted")
     (stopped,) = replicas.replicas(world.controller.db)
     assert (stopped.state, stopped.cause) == (ReplicaState.STOPPED, "1 is wanted")
     assert stopped.draining_at is not None
-    world.controller.close()
 
 
 async def test_a_turn_that_outlasts_its_lease_does_nothing_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path / "site")
     outlook = world.memory.outlook
 
     def slow() -> Any:
@@ -185,7 +180,6 @@ async def test_a_turn_that_outlasts_its_lease_does_nothing_more(
     monkeypatch.setattr(world.memory, "outlook", slow)
     await world.turn()
     assert world.memory.jobs == [] and "other:/registry.db" in (world.controller.scheduler_error or "")
-    world.controller.close()
 
 
 def test_of_two_that_find_no_lease_one_leads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
