@@ -101,8 +101,8 @@ class Catalog:
             secret = self.secret or keys.read_secret(self._key_secret)
             keys.check_secret(self._db, secret, self._key_secret)
             view = _read(self._db)
-        except (StorageError, sqlite3.Error, ValueError) as e:
-            # Not there yet (the controller creates it), unreadable for now, or with words of a newer controller.
+        except (StorageError, sqlite3.Error, ValueError, TypeError, LookupError) as e:
+            # Not there yet (the controller creates it), unreadable for now, or as a newer controller has it.
             if self.failure is None:
                 log.warning("the registry cannot be read, going on with what is known: %s", e)
             self.failure = str(e)

@@ -247,6 +247,12 @@ def _mounted(mounts: str) -> Iterator[tuple[str, str]]:
             yield fields[2], re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[1])
 
 
+def fields(of: type, found: sqlite3.Row) -> dict[str, Any]:
+    """What a dataclass has of a row. Columns of a newer controller are left out: a gateway goes on beside it."""
+    known = of.__dict__["__dataclass_fields__"]
+    return {name: value for name, value in zip(found.keys(), found, strict=True) if name in known}
+
+
 def row(db: Database, sql: str, *args: Any) -> sqlite3.Row | None:
     found: sqlite3.Row | None = db.conn.execute(sql, args).fetchone()
     return found

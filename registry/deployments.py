@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from registry import clock
-from registry.db import Conflict, Database, NotFound, row, rows, transaction
+from registry.db import Conflict, Database, NotFound, fields, row, rows, transaction
 from registry.replicas import Replica as Replica
 from registry.replicas import ReplicaState as ReplicaState
 from registry.replicas import add_replica as add_replica
@@ -304,4 +304,4 @@ def _sent_by(db: Database, name: str, owner: str) -> str | None:
 
 def _deployment(r: Any) -> Deployment:
     parsed = {"state": DeploymentState(r["state"]), "request": json.loads(r["request"]), "paused": bool(r["paused"])}
-    return Deployment(**{**dict(r), **parsed})
+    return Deployment(**{**fields(Deployment, r), **parsed})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import clock, deployments
-from registry.db import Conflict, Database, NotFound, RegistryError, row, rows, transaction
+from registry.db import Conflict, Database, NotFound, RegistryError, fields, row, rows, transaction
 from registry.tenants import checked_name
 
 LARGEST_WEIGHT = 1_000_000
@@ -121,4 +121,4 @@ def _words(names: Collection[str]) -> str:
 
 def _endpoint(r: Any) -> Endpoint:
     shares = {name: tuple((d, int(share)) for d, share in json.loads(r[name])) for name in ("targets", "shadow")}
-    return Endpoint(**{**dict(r), **shares, "fallbacks": tuple(json.loads(r["fallbacks"]))})
+    return Endpoint(**{**fields(Endpoint, r), **shares, "fallbacks": tuple(json.loads(r["fallbacks"]))})

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Protocol
 
 from registry import clock
-from registry.db import Conflict, Database, RegistryError, row, rows, transaction
+from registry.db import Conflict, Database, RegistryError, fields, row, rows, transaction
 
 DEFAULT = "default"  # of every name that has no price of its own
 
@@ -92,7 +92,7 @@ def put(
 def everything(db: Database) -> list[Version]:
     """By kind and name, oldest first."""
     return [
-        Version(Kind(r["kind"]), *tuple(r)[1:])
+        Version(**{**fields(Version, r), "kind": Kind(r["kind"])})
         for r in rows(db, "SELECT * FROM prices ORDER BY kind, name, valid_from")
     ]
 

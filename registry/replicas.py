@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import clock
-from registry.db import Database, NotFound, row, rows, transaction
+from registry.db import Database, NotFound, fields, row, rows, transaction
 
 
 class ReplicaState(enum.StrEnum):
@@ -285,4 +285,4 @@ def _replica(r: Any) -> Replica:
         "overflow": bool(r["overflow"]),
         "adapters": tuple(json.loads(r["adapters"])),
     }
-    return Replica(**{**dict(r), **parsed})
+    return Replica(**{**fields(Replica, r), **parsed})

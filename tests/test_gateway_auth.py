@@ -18,6 +18,7 @@ from gateway.catalog import Catalog
 from gateway.errors import Refused, RegistryUnreadable, WrongKey
 from gateway.surfaces.table import SURFACES
 from registry import clock, deployments, endpoints, keys
+from registry.deployments import DeploymentState
 from registry.keys import Key, Scope
 from registry.site import External
 
@@ -42,6 +43,18 @@ def door(tmp_path: Path) -> Iterator[Door]:
     yield door
     door.catalog.close()
     platform.registry.close()
+
+
+def test_a_newer_controllers_columns_leave_a_gateway_that_runs_with_what_it_knows(door: Door) -> None:
+    for table in ("replicas", "deployments", "endpoints", "prices", "keys", "tenants", "limits"):
+        door.platform.registry.conn.execute(f"ALTER TABLE {table} ADD COLUMN zone TEXT")
+    platform = door.platform
+    deployments.set_state(platform.registry, "tiny", DeploymentState.STARTING)
+    assert door.catalog.refresh() and door.catalog.failure is None
+    assert door.catalog.view.deployments["tiny"].state is DeploymentState.STARTING
+    platform.registry.conn.execute("ALTER TABLE deployments RENAME COLUMN paused TO halted")
+    assert not door.catalog.refresh() and door.catalog.failure
+    assert door.ask(platform.key) and "tiny" in door.catalog.view.deployments
 
 
 def newest(platform: Platform) -> Key:
