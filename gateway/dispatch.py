@@ -36,7 +36,7 @@ from gateway.errors import (
 from gateway.fair_queue import Priority
 from gateway.front import Front, Request
 from gateway.ledger_writer import LedgerWriter
-from gateway.metering import STOPPING, Meter, Usage
+from gateway.metering import DEAD, STOPPING, Meter, Usage
 from gateway.metrics import Metrics
 from gateway.names import Names
 from gateway.providers import Providers
@@ -372,11 +372,11 @@ def life(replica: Replica) -> Life:
 
 def ends(error: UpstreamFailed) -> bool:
     """Whether a replica that failed so has ended or is about to: another follows, or its engine starts again."""
-    return isinstance(error, Unreachable | ConnectionLost) or str(error) == STOPPING
+    return isinstance(error, Unreachable | ConnectionLost) or str(error) == STOPPING or DEAD in str(error)
 
 
 def fault(error: UpstreamFailed) -> Fault:
-    return Fault.UNREACHABLE if isinstance(error, Unreachable) else Fault.REQUEST
+    return Fault.UNREACHABLE if isinstance(error, Unreachable) or DEAD in str(error) else Fault.REQUEST
 
 
 def _count(gw: Gateway, asked: Asked) -> None:

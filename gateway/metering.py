@@ -27,6 +27,7 @@ ABORT = b'"finish_reason":"abort"'
 ERROR = b'data: {"error":'
 END = b"data: [DONE]\n\n"
 STOPPING = "the replica is stopping and gave up on the request"
+DEAD = "EngineCore encountered an issue"  # vLLM's words for every request it has when its core died; then it ends
 EVENT_LIMIT = 16 << 20  # bytes of one event; prompt log-probabilities come in one
 
 

@@ -19,6 +19,7 @@ from certificates import minted, serving
 from engine_surfaces import ANSWERS
 
 PROMPT_TOKENS = 7
+CORE = "EngineCore encountered an issue. See stack trace (above) for the root cause."  # vLLM's, when that died
 CONTINUES = "Say it: "  # a completion's prompt; what follows it there is the beginning of the answer
 
 
@@ -29,7 +30,7 @@ class Engine:
     key: str = "upstream-secret"
     pieces: list[str] = field(default_factory=lambda: ["Gra", "vity ", "is ", "round."])
     hold_after: int | None = None
-    # "500" | "abort" | "refuse" | "silent" | "unreachable"; after hold_after, also when that is said as it holds:
+    # "500" | "core" | "abort" | "refuse" | "silent" | "unreachable"; after hold_after, also when that is said as it holds:
     # "die" | "error event" | "give up"; of a stream whose text is whole: "die before count" | "die before done"
     fail: str | None = None
     chunk_id: str = "x"  # of a chat's or a completion's stream
@@ -74,6 +75,8 @@ class Engine:
             if self.fail == "500":
                 error = {"message": "cannot schedule new futures after shutdown", "type": "InternalServerError"}
                 return web.json_response({"error": error}, status=500)
+            if self.fail == "core" and not body.get("stream"):
+                return web.json_response({"error": {"message": CORE, "type": "InternalServerError"}}, status=500)
             if self.fail == "refuse":
                 error = {"message": "maximum context length is 16 tokens", "type": "BadRequestError", "code": 400}
                 return web.json_response({"error": error}, status=400, headers={"Retry-After": "3600"})
@@ -141,10 +144,10 @@ class Engine:
                         await self.go.wait()
                     if self.fail == "die":
                         self.dead(request, response)
-                    if self.fail == "error event":
-                        await response.write(
-                            b'data: {"error":{"message":"out of memory","code":500}}\n\ndata: [DONE]\n\n'
-                        )
+                    if self.fail in ("error event", "core"):
+                        words = b"out of memory" if self.fail == "error event" else CORE.encode()
+                        await response.write(b'data: {"error":{"message":"%b","code":500}}\n\n' % words)
+                        await response.write(b"data: [DONE]\n\n")
                         return response
                     if self.fail == "give up":
                         await send([{"index": 0, **said(""), "finish_reason": "abort"}], n - 1, continuous)

@@ -125,6 +125,19 @@ async def test_a_request_whose_only_replica_dies_waits_for_the_successor_and_is_
         assert said == "".join(PIECES)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_one_whose_only_engine_loses_its_core_waits_for_its_new_start_too(tmp_path: Path, stream: bool) -> None:
+    old, new = Engine(pieces=PIECES, hold_after=0, fail="core"), Engine(pieces=PIECES)
+    settings = {"continue_streams": True, "start_wait_s": 60}
+    async with gateway(tmp_path, old, **settings) as platform, running(new), platform.http() as http:
+        old.go.set()
+        asked = asyncio.create_task(http.post("/v1/chat/completions", json=HELLO | {"stream": stream}))
+        await seen_failing(platform, old)
+        platform.gone("replica-1")
+        platform.ready(new, "replica-2")
+        assert (await asked).status == 200
+
+
 async def test_a_stream_whose_only_engine_crashes_goes_on_when_it_was_started_again_in_place(tmp_path: Path) -> None:
     engine = Engine(pieces=PIECES, hold_after=4)
     settings = {"continue_streams": True, "start_wait_s": 60}
