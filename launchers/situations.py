@@ -48,6 +48,7 @@ def situation(
             paused=deployment.paused,
             revision=deployment.revision,
             stable=deployment.stable,
+            canary=deployment.canary,
             proven=proven,
             rollout_at=at(deployment.rollout_at or deployment.created_at),
             desired=deployment.desired,

@@ -125,6 +125,12 @@ def settle(db: Database, name: str, revision: int, good: bool, cause: str) -> No
             _want(db, name, old.revision, wanted, now, old.request.get("canary"))
 
 
+def end_trial(db: Database, name: str) -> None:
+    """The revision on trial takes over: the calls that come to it are no longer its canary's percentage."""
+    with transaction(db) as c:
+        c.execute("UPDATE deployments SET canary = NULL WHERE name = ?", (name,))
+
+
 def is_proven(db: Database, deployment: Deployment) -> bool:
     """Whether what is wanted was found good before, and given up for what is stable now: it needs no trial.
 

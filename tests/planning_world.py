@@ -10,6 +10,7 @@ from launchers.planning.facts import (
     Action,
     Cluster,
     Drain,
+    EndTrial,
     Had,
     Loaded,
     Plan,
@@ -149,6 +150,9 @@ class World:
                 stable = revision if good else self.wanted.stable
                 assert stable is not None and self.wanted.revision == revision
                 self.wanted = replace(self.wanted, stable=stable, revision=stable)
+            case EndTrial(_):
+                assert self.wanted.canary is not None and self.wanted.revision != self.wanted.stable
+                self.wanted = replace(self.wanted, canary=None)
             case SetState(_, state, _):
                 assert state is not self.wanted.state
                 self.wanted = replace(self.wanted, state=state)

@@ -12,6 +12,7 @@ from launchers.planning import rollover
 from launchers.planning.facts import (
     Cluster,
     Drain,
+    EndTrial,
     Had,
     Loaded,
     Maintenance,
@@ -482,6 +483,11 @@ def test_a_rollout_goes_on_one_by_one_and_never_serves_with_fewer() -> None:
     assert decided(wanted, *old[1:], new("n0"), new("n1", "starting")) == []
     assert decided(wanted, *old[1:], new("n0"), new("n1")) == [("drain", "r1"), ("start", 2)]
     assert decided(wanted, old[2], new("n0"), new("n1"), new("n2")) == [("drain", "r2"), ("settle", 2, True)]
+    # However few calls it was to get before, from now on its replicas get theirs.
+    few = replace(wanted, canary=10)
+    assert decided(few, *old, new("n0")) == [("drain", "r0"), ("start", 2), EndTrial("chat")]
+    assert decided(few, *old, new("n0", ready_at=NOW - 1)) == []
+    assert decided(few, old[2], new("n0"), new("n1"), new("n2")) == [("drain", "r2"), ("settle", 2, True)]
 
 
 def test_what_was_good_before_takes_over_without_a_trial() -> None:

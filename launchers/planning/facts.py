@@ -57,6 +57,7 @@ class Wanted:
     paused: bool = False
     revision: int = 1
     stable: int | None = None  # the newest revision that proved itself
+    canary: int | None = None  # percent of the calls for the revision on trial; None: its share of the replicas
     proven: bool = False  # this revision is what another was that proved itself: it needs no trial
     rollout_at: float = 0.0
     desired: int | None = None
@@ -214,6 +215,13 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class EndTrial:
+    """The revision on trial takes over: calls are shared by replicas from now on, however few it was to get before."""
+
+    deployment: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetState:
     deployment: str
     state: DeploymentState
@@ -228,7 +236,7 @@ class Warn:
     words: str
 
 
-Action = StartReplica | Drain | Stop | Shorten | Scale | Settle | SetState | Warn
+Action = StartReplica | Drain | Stop | Shorten | Scale | Settle | EndTrial | SetState | Warn
 
 
 @dataclass(frozen=True, slots=True)

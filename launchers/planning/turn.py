@@ -11,6 +11,7 @@ from launchers.planning.facts import (
     Action,
     Cluster,
     Drain,
+    EndTrial,
     Had,
     Maintenance,
     Scale,
@@ -190,6 +191,8 @@ class Turn:
             self.actions.append(Settle(w.name, w.revision, True, "its first replica is ready"))
         elif serves and not (self.course.trial or w.paused or self._outdated()):
             self.actions.append(Settle(w.name, w.revision, True, "its replicas serve, and it is no worse"))
+        elif self.course.rolling and not self.course.trial and w.canary is not None:
+            self.actions.append(EndTrial(w.name))
         if self.ready:
             state = DeploymentState.READY
         elif self.size.count or any(r.id not in self.stopped for r in self.fleet.coming):
