@@ -30,8 +30,8 @@ class Engine:
     key: str = "upstream-secret"
     pieces: list[str] = field(default_factory=lambda: ["Gra", "vity ", "is ", "round."])
     hold_after: int | None = None
-    # "500" | "core" | "abort" | "refuse" | "silent" | "unreachable"; after hold_after, also when that is said as it holds:
-    # "die" | "error event" | "give up"; of a stream whose text is whole: "die before count" | "die before done"
+    # "500" | "core" | "abort" | "refuse" | "silent" | "unreachable"; after hold_after, also when that is said as it
+    # holds: "die" | "error event" | "give up"; of a stream whose text is whole: "die before count" | "die before done"
     fail: str | None = None
     chunk_id: str = "x"  # of a chat's or a completion's stream
     heeds_max_tokens: bool = False

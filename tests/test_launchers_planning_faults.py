@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,6 +38,65 @@ def starts(world: World) -> list[StartReplica]:
 
 
 # A rollout.
+
+
+def goes_on(world: World, seconds: float, step_s: float = 60.0) -> World:
+    """Jobs start, and get ready, and nobody calls."""
+    for _ in range(int(seconds / step_s)):
+        world.turn()
+        for r in world.of(PENDING):
+            world.run(r.id)
+        world.pass_time(step_s)
+        for r in world.of(STARTING):
+            world.serve(r.id)
+        world.change([r.id for r in world.of(ReplicaState.DRAINING)], outstanding=0)
+    return world
+
+
+@pytest.mark.parametrize(("before", "then"), [(3, 2), (2, 1), (4, 2), (3, 0)])
+def test_fewer_replicas_and_a_new_revision_may_be_asked_for_at_once(before: int, then: int) -> None:
+    world = World(least=before, most=before)
+    world.settle_down()
+    world.wanted = replace(world.wanted, least=then, most=max(then, 1), revision=2)
+    goes_on(world, 7200)
+    assert [r.revision for r in world.of(READY)] == [2] * then
+    assert world.wanted.stable == 2 or not then
+
+
+@pytest.mark.parametrize("reason", ["PartitionDown", None])
+def test_a_revision_that_mends_what_cannot_start_does_not_wait_for_it(reason: str | None) -> None:
+    if reason is not None:
+        world = having(had("a1", PENDING, waiting_reason=reason), revision=2)
+    else:
+        world = having(*[lost(f"a{n}", NOW - 1, failure="crashed") for n in range(14)], revision=2)
+    started = starts(world)
+    assert [a.revision for a in started] == [2]
+    assert starts(world) == []
+
+
+def test_while_one_serves_a_revision_is_not_tried_as_long_as_slurm_can_start_nothing() -> None:
+    world = having(had("a1"), had("a2", PENDING, waiting_reason="Resources"), least=2, revision=2)
+    assert starts(world) == []
+
+
+@pytest.mark.parametrize("wanted", [{"least": 0, "most": 1, "desired": 1}, {"least": 1, "proven": True}])
+def test_while_it_is_paused_what_ends_is_replaced_by_what_is_good(wanted: dict[str, Any]) -> None:
+    world = having(lost("a1"), paused=True, revision=2, **wanted)
+    world.called_at = NOW
+    assert [a.revision for a in starts(world)] == [1]
+
+
+def test_a_hopeless_revision_beside_one_that_serves_is_not_tried_in_every_turn() -> None:
+    world = having(had("a1"), revision=2, stable=None)
+    tries = 0
+    for _ in range(720):
+        tries += len(starts(world))
+        for r in world.of(PENDING):
+            world.run(r.id)
+        world.pass_time(5.0)
+        for r in world.of(STARTING):
+            world.end(r.id, ReplicaState.FAILED, "bad-argument")
+    assert 2 < tries < 14
 
 
 @pytest.mark.parametrize("paused", [False, True])

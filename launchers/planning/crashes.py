@@ -52,7 +52,8 @@ def losses(s: Situation, fleet: Fleet, cluster: Cluster, revision: int, count: i
         for r in lost:
             if r.failure in HOPELESS or (r.state is ReplicaState.FAILED and r.failure is None):
                 cause = r.cause or "its replica failed before it was ready"
-                return Losses(len(lost), cause=cause, given_up=cause)
+                again = max(one.ended_at or 0.0 for one in lost) + _wait_s(lost)
+                return Losses(len(lost), again, again, cause, given_up=cause)
     lost = [r for r in lost if r.overflow == overflow]
     if not lost:
         return NONE
@@ -64,7 +65,7 @@ def losses(s: Situation, fleet: Fleet, cluster: Cluster, revision: int, count: i
     everywhere = _not_the_nodes(s, cluster, of_nodes, most, overflow)
     counted = len(blamed) if everywhere else len(blamed) - len(of_nodes)
     too_many = counted > most
-    wait_s = LONGEST_WAIT_S if too_many else min(FIRST_WAIT_S * 2 ** min(len(lost) - 1, 10), LONGEST_WAIT_S)
+    wait_s = LONGEST_WAIT_S if too_many else _wait_s(lost)
     given_up = f"{counted} replicas were lost, the last one: {cause}" if too_many and not (serves or proven) else None
     succeed_at = ended_at + (min(wait_s, HURRIED_WAIT_S) if proven else wait_s)
     return Losses(len(lost), ended_at + wait_s, succeed_at, cause, given_up, too_many)
@@ -76,6 +77,11 @@ def avoided(s: Situation, fleet: Fleet, cluster: Cluster, overflow: bool) -> tup
     bad = {node for r in fleet.ended if r.failure in OF_THE_NODE and (r.ended_at or 0.0) > since for node in r.nodes}
     nodes = cluster.nodes_of(s.wanted.rules.where(overflow))
     return () if nodes and nodes <= bad else tuple(sorted(bad))
+
+
+def _wait_s(lost: Sequence[Had]) -> float:
+    """From the last of so many in a row to the next try."""
+    return float(min(FIRST_WAIT_S * 2 ** min(len(lost) - 1, 10), LONGEST_WAIT_S))
 
 
 def _not_the_nodes(s: Situation, cluster: Cluster, failed: Sequence[Had], most: int, overflow: bool) -> bool:

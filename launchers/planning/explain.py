@@ -143,7 +143,7 @@ def _rollout(turn: Turn) -> str:
         again = f", again from {when(s, turn.newest.retry_at)} on" if turn.newest.retry_at > s.now else ""
         last = f" (the last one: {turn.newest.cause})" if turn.newest.count else ""
         state = "waits in Slurm's queue" if new and all(r.state is PENDING for r in new) else "starts"
-        if not new and (waits := turn.waits(turn.preemptible)):
+        if not new and turn.ready and (waits := turn.waits(turn.preemptible)):
             state = f"is submitted when {waits.id} has started, which waits ({waits.waiting_reason})"
         return f"{to}: its first replica {state}{again}{last}"
     answered = sum(r.requests for r in s.replicas if r.revision == w.revision)

@@ -39,8 +39,10 @@ def course(s: Situation, fleet: Fleet) -> Course:
         return Course(w.revision, (w.revision,))
     both = (w.revision, w.stable)
     old = any(r.revision == w.stable for r in fleet.slots)
-    # It slept: the new one serves from the first call on, or never gets ready. What was good takes over at once.
-    if w.proven or (w.least == 0 and not old):
+    # It slept: the new one serves from the first call on, or never gets ready. What was good takes over at once. While
+    # it is paused neither begins.
+    serves = any(r.revision == w.revision for r in fleet.ready)
+    if (w.proven or (w.least == 0 and not old)) and (serves or not w.paused):
         return Course(w.revision, (w.revision,), rolling=True)
     new = [r for r in s.replicas if r.revision == w.revision and not r.former]
     since = min((r.ready_at for r in new if r.ready_at is not None and not _crashed(r)), default=None)

@@ -121,7 +121,7 @@ class Turn:
             for r in [r for r in self.slots if r.state is READY]:
                 self._take_away(r, scale.words(self.s, self.size))
             return
-        allowed = count + self._trial_place()
+        allowed = count + min(self._trial_place(), sum(map(self._on_trial, self.slots)))
         if len(self.slots) <= allowed:
             return
         outdated = self._outdated()
@@ -148,12 +148,12 @@ class Turn:
             self.short_of = self.s.wanted.rules.overflow and not guaranteed
             losses, least = self.losses(self.short_of), guaranteed or not (kept or self.started)
             if self.s.now < losses.retry_at or (losses.too_many and self.started):
-                return
+                break
             if self.waits(self.short_of) is not None and not least:
-                return
+                break
             self._start(self.course.base, f"{count} {_are(count)} wanted", guaranteed)
             self.missing -= 1
-        if count and (places == 0 or (self.started and self._trial_place())):
+        if count and (places == 0 or (self._trial_place() and (self.started or not self.ready))):
             self._surge()
         elif self.started and not self._outdated():
             self._guarantee()
@@ -206,7 +206,9 @@ class Turn:
         w, course = self.s.wanted, self.course
         if self._trial_place():
             tried = any(self._on_trial(r) for r in self.slots)
-            if self.s.now >= self.newest.retry_at and not tried and self.waits(self.preemptible) is None:
+            # Where nothing serves, it may be what puts that right.
+            waits = self.ready and self.waits(self.preemptible)
+            if self.s.now >= self.newest.retry_at and not tried and not waits:
                 self._start(w.revision, f"revision {w.revision} is tried beside revision {w.stable}", w.least > 0)
         elif self._outdated():
             kept = [r for r in self.slots if r.revision in course.kept]
