@@ -9,7 +9,8 @@ template leaves out more of the text (a chain of thought, say), vLLM refuses, an
 
 The tokens are another replica's draw, as for any request that is made again. With a temperature of 0 they are those
 that the first one would have sent, as far as the text's own tokens are those that were drawn, which no text can tell of
-half a character. The replayed prompt is not the tenant's doing: only the answer is billed.
+half a character, and penalties on what was generated begin anew. The replayed prompt is not the tenant's doing: only
+the answer is billed.
 """
 
 from __future__ import annotations
@@ -110,12 +111,13 @@ class Said:
 
     def continued(self) -> Call | None:
         """The call that asks for the rest; None where there is none, or no way to ask for it."""
-        text, used = self.text, self.used.completion_tokens
+        text, spoken = self.text, self.used.completion_tokens
+        used = spoken - self._said_again()
         fields = self.call.fields
         bounds = {name: fields[name] for name in BOUNDS[self.call.kind] if fields.get(name) is not None}
         if not bounds and self.call.kind is Kind.COMPLETION:
             bounds = {"max_tokens": UNBOUNDED[Kind.COMPLETION]}  # what engines allow who are told nothing
-        if not text or not used or not self._open or any(bound <= used for bound in bounds.values()):
+        if not text or not spoken or not self._open or any(bound <= spoken for bound in bounds.values()):
             return None  # what was not counted cannot be taken off the bound
         rest: dict[str, Any] = {name: bound - used for name, bound in bounds.items()}
         if isinstance(least := fields.get("min_tokens"), int):
@@ -132,6 +134,21 @@ class Said:
             fields={**fields, **rest},
             rewritten=True,
         )
+
+    def _said_again(self) -> int:
+        """How many of the tokens the next engine is to generate once more: the white space at the end of a chat."""
+        if self.call.kind is not Kind.CHAT:
+            return 0
+        text = self.text
+        if text.isspace():
+            return self.used.completion_tokens
+        white, tokens = len(text) - len(text.rstrip()), 0
+        for part in reversed(self._parts):
+            if white <= 0:
+                break
+            white -= len(part)
+            tokens += 1
+        return tokens
 
     def _hear(self, event: bytes) -> None:
         try:

@@ -138,6 +138,17 @@ async def test_the_other_replica_is_asked_for_the_rest_within_what_is_left_of_th
         await platform.settled(2)
 
 
+@pytest.mark.parametrize(("after", "left"), [(2, 20 - 2 + 1), (3, 20 - 3), (5, 20 - 5 + 2)])
+async def test_white_space_that_is_written_again_is_not_taken_off_the_bound(
+    tmp_path: Path, after: int, left: int
+) -> None:
+    engines = breaking(after), Engine(pieces=PIECES)
+    async with gateway(tmp_path, *engines, **ON) as platform:
+        assert text(await streamed(platform, CHAT[0], HELLO | {"max_tokens": 20})) == ANSWER
+        assert engines[1].requests[0]["max_tokens"] == left
+        await platform.settled(2)
+
+
 async def test_a_stream_goes_on_however_many_replicas_break_off_as_long_as_each_gets_further(tmp_path: Path) -> None:
     breaks = [breaking(1), breaking(2), breaking(1), breaking(1, "give up"), breaking(1)]
     assert len(breaks) > ATTEMPTS
@@ -340,7 +351,7 @@ def test_the_end_of_a_completions_text_is_kept_and_the_default_bound_is_what_is_
 def test_a_chat_that_said_only_white_space_is_begun_again() -> None:
     rest = said(chat(), {"content": "\n"}).continued()
     assert rest is not None
-    assert rest.fields == {**chat().fields, "max_tokens": 48}
+    assert rest.fields == {**chat().fields, "max_tokens": 50}
 
 
 @pytest.mark.parametrize(
