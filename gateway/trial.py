@@ -32,7 +32,8 @@ def share(ready: Sequence[Replica], trial: Trial, session: str | None, draw: Cal
     """
     new = [replica for replica in ready if replica.revision == trial.revision]
     if trial.stable == trial.revision:
-        return new or ready
+        # Those of one that was given up serve, too, while they are the most: the others would drown.
+        return new if 2 * len(new) >= len(ready) else ready
     old = [replica for replica in ready if replica.revision == trial.stable]
     if not new or not old:
         return new or old or ready

@@ -61,6 +61,13 @@ def test_a_replica_of_neither_serves_only_where_there_is_no_other() -> None:
     assert shares([OLDER], TRIAL, 9) == {"3": 9}
 
 
+def test_while_those_of_a_revision_that_was_given_up_are_the_most_they_serve_too() -> None:
+    back = replace(TRIAL, revision=2, stable=2)
+    others = [replace(OLDER, id=f"{n}") for n in range(6, 9)]
+    assert shares([NEW, *others[:1]], back, 9) == {"2": 9}
+    assert shares([NEW, *others], back, 40).keys() == {"2", "6", "7", "8"}
+
+
 def test_a_conversation_stays_with_its_revision_also_when_the_canary_grows() -> None:
     def with_the_new(percent: int) -> set[int]:
         grown = replace(TRIAL, percent=percent)
