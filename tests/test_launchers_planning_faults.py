@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_world import NOW, World
 
-from launchers.planning.facts import Cluster, Drain, Had, Loaded, Maintenance, Rules, StartReplica
+from launchers.planning.facts import Cluster, Drain, Had, Loaded, Maintenance, Rules, Settle, StartReplica
 from launchers.vllm.failures import Kind
 from registry.deployments import DeploymentState
 from registry.replicas import ReplicaState
@@ -84,6 +84,15 @@ def test_while_it_is_paused_what_ends_is_replaced_by_what_is_good(wanted: dict[s
     world = having(lost("a1"), paused=True, revision=2, **wanted)
     world.called_at = NOW
     assert [a.revision for a in starts(world)] == [1]
+
+
+@pytest.mark.parametrize(("state", "failure", "given_up"), [(LOST, None, False), (LOST, "crashed", True)])
+def test_requests_that_failed_as_a_trials_job_was_preempted_are_not_held_against_its_revision(
+    state: ReplicaState, failure: str | None, given_up: bool
+) -> None:
+    tried = had("n0", state, revision=2, ready_at=NOW - 100, ended_at=NOW - 1, requests=40, failures=4, failure=failure)
+    world = having(had("a1", requests=1000), tried, revision=2)
+    assert any(isinstance(a, Settle) for a in world.turn().actions) is given_up
 
 
 def test_a_hopeless_revision_beside_one_that_serves_is_not_tried_in_every_turn() -> None:

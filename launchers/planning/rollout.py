@@ -46,9 +46,10 @@ def course(s: Situation, fleet: Fleet) -> Course:
         return Course(w.revision, (w.revision,), rolling=True)
     new = [r for r in s.replicas if r.revision == w.revision and not r.former]
     since = min((r.ready_at for r in new if r.ready_at is not None and not _crashed(r)), default=None)
-    stable = [r for r in s.replicas if r.revision == w.stable]
-    bad = worse(new, stable)
-    doubt = _failing(new, stable) if sum(r.requests for r in new) < ENOUGH else None
+    stable = [r for r in s.replicas if r.revision == w.stable and not _taken(r)]
+    judged = [r for r in new if not _taken(r)]
+    bad = worse(judged, stable)
+    doubt = _failing(judged, stable) if sum(r.requests for r in new) < ENOUGH else None
     if bad is None and doubt is None and since is not None and _baked(s, new, since):
         return Course(w.revision, (w.revision,), rolling=True, watched_since=since)
     return Course(w.stable, both, rolling=True, trial=True, bad=bad, doubt=doubt, watched_since=since)
@@ -85,6 +86,11 @@ def _baked(s: Situation, new: list[Had], since: float) -> bool:
     if not any(r.state is READY for r in new) or s.now - since < rules.bake_s:
         return False
     return sum(r.requests for r in new) >= rules.bake_requests or s.now - since >= 2 * rules.bake_s
+
+
+def _taken(r: Had) -> bool:
+    """Whether its job was taken from it, or its time was over: what failed there says nothing of its revision."""
+    return r.state.ended and r.state is not ReplicaState.FAILED and r.failure is None
 
 
 def _crashed(r: Had) -> bool:
