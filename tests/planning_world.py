@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -48,6 +50,8 @@ class World:
         self.timings = Timings(0.0, 60.0)
         self.warnings: set[str] = set()
         self.started = 0
+        self._jobs: list[int] = []  # of the replicas that are started next: how many share the job that begins with it
+        self._job: str | None = None
 
     def situation(self) -> Situation:
         replicas = tuple(self.replicas.values())
@@ -63,9 +67,25 @@ class World:
     def turn(self) -> Plan:
         """Plan, and take the actions."""
         decided = plan(self.situation(), self.cluster)
+        self._share(decided.actions)
         for action in decided.actions:
             self._act(action)
         return decided
+
+    def _share(self, actions: Iterable[Action]) -> None:
+        """Those that are started in a row, alike, share jobs."""
+        self._jobs = []
+        for starts, some in itertools.groupby(actions, key=lambda a: isinstance(a, StartReplica)):
+            for _, alike in itertools.groupby(some, key=_alike) if starts else ():
+                count = sum(1 for _ in alike)
+                for first in range(0, count, self.wanted.rules.pack):
+                    members = min(self.wanted.rules.pack, count - first)
+                    self._jobs += [members if n == 0 else 0 for n in range(members)]
+
+    @property
+    def jobs(self) -> list[int]:
+        """How many replicas that serve or come share each job."""
+        return sorted(Counter(r.job or r.id for r in self.of(*SERVING)).values())
 
     def of(self, *states: ReplicaState) -> list[Had]:
         return [r for r in self.replicas.values() if r.state in states]
@@ -124,6 +144,8 @@ class World:
             case StartReplica():
                 self.started += 1
                 one = f"r{self.started}"
+                if members := self._jobs.pop(0):
+                    self._job = one if members > 1 else None
                 self.replicas[one] = Had(
                     id=one,
                     state=ReplicaState.PENDING,
@@ -131,6 +153,7 @@ class World:
                     revision=action.revision,
                     replaces=action.replaces,
                     overflow=action.overflow,
+                    job=self._job,
                     time_limit_s=action.time_limit_s,
                 )
             case Drain(one, _):
@@ -158,3 +181,8 @@ class World:
                 self.wanted = replace(self.wanted, state=state)
             case Warn(_, words):
                 self.warnings.add(words)
+
+
+def _alike(a: Action) -> object:
+    """As launchers.replica_jobs has it."""
+    return isinstance(a, StartReplica) and (a.revision, a.overflow, a.time_limit_s, a.exclude)

@@ -274,3 +274,30 @@ def test_what_shares_a_job_comes_in_whole_jobs_below_the_most() -> None:
     world = having(rules=Rules(target_tokens=10, pack=4, max_step=16), least=1, most=6)
     world.load = Loaded(4, 400_000, 0, 0, 0.0)
     assert len(starts(world)) == 4
+
+
+@pytest.mark.parametrize("proven", [False, True])
+@pytest.mark.parametrize(("count", "jobs"), [(4, [4]), (8, [4, 4]), (6, [2, 4])])
+def test_a_rollout_replaces_whole_jobs_by_whole_jobs(count: int, jobs: list[int], proven: bool) -> None:
+    world = World(Rules(pack=4), least=count, most=count)
+    world.settle_down()
+    assert world.jobs == jobs
+    world.wanted = replace(world.wanted, revision=2, proven=proven)
+    world.settle_down()
+    goes_on(world, 3600)
+    assert [r.revision for r in world.of(READY)] == [2] * count and world.wanted.stable == 2
+    assert world.jobs == jobs
+    goes_on(world, 86_400)  # until their time limits are over
+    assert world.jobs == jobs and len(world.of(READY)) == count
+
+
+def test_a_step_down_takes_whole_jobs_and_what_is_left_of_one_first() -> None:
+    world = World(Rules(pack=4, target_tokens=100, scale_down_after_s=60, scale_up_every_s=1), least=4, most=8)
+    world.load = Loaded(7, 700, 0, 0, 0.0)
+    world.settle_down()
+    world.end(world.of(READY)[1].id, LOST)
+    world.settle_down()
+    assert world.jobs == [1, 3, 4]
+    world.load = Loaded(0, 0, 0, 0, 0.0)
+    goes_on(world, 1800)
+    assert world.jobs == [4]

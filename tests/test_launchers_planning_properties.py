@@ -125,7 +125,7 @@ def check_turn(world: World) -> None:
 
     places = world.slots
     if any(isinstance(a, StartReplica) and a.replaces is None for a in actions):
-        assert len(places) <= world.count + 1, "started beyond what is wanted and one more"
+        assert len(places) <= world.count + world.wanted.rules.pack, "started beyond what is wanted and one job more"
     succeeded = Counter(r.replaces for r in world.of(*SERVING) if r.replaces in {p.id for p in world.of(*SERVING)})
     assert all(n == 1 for n in succeeded.values()), "two successors of one replica"
     if any(isinstance(a, Drain) for a in actions):
@@ -148,7 +148,7 @@ def check_trial(world: World) -> None:
     waits = any(r.waiting_reason for r in fleet.pending if r.revision != wanted.revision)
     tried = [r for r in world.slots if r.revision == wanted.revision]
     others = [r for r in world.slots if r.revision not in (wanted.revision, stable)]
-    if len(tried) <= 1 and not (others or waits or any(one.count for one in lost)):
+    if len(tried) <= wanted.rules.pack and not (others or waits or any(one.count for one in lost)):
         assert sum(r.revision == stable for r in world.slots) >= world.count, "the trial takes a place"
 
 

@@ -82,6 +82,7 @@ class Had:
     draining_at: float | None = None
     overflow: bool = False
     replaces: str | None = None
+    job: str | None = None  # that it shares with others; None: it has one of its own
     nodes: tuple[str, ...] = ()
     waiting_reason: str | None = None  # of its pending job, in the scheduler's words
     expected_start_at: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from launchers.planning import crashes, maintenance, rollover, scale
@@ -121,15 +122,15 @@ class Turn:
             for r in [r for r in self.slots if r.state is READY]:
                 self._take_away(r, scale.words(self.s, self.size))
             return
-        allowed = count + min(self._trial_place(), sum(map(self._on_trial, self.slots)))
+        allowed = count + self._beside()
         if len(self.slots) <= allowed:
             return
         outdated = self._outdated()
-        for r in sorted(outdated, key=_expendable)[: len(self.slots) - allowed]:
+        for r in _expendable(outdated)[: len(self.slots) - allowed]:
             if self.ready > count:
                 self._take_away(r, f"revision {self.course.base} serves in its place")
         kept = [r for r in self.slots if r.revision in self.course.kept or self.s.wanted.paused]
-        for r in sorted(kept, key=_expendable):
+        for r in _expendable(kept):
             if len(kept) <= allowed:
                 return
             if (r.state is not READY or self.ready > count) and self._may_go(r):
@@ -140,8 +141,7 @@ class Turn:
         """What is missing, and one beyond while a revision takes over or a guaranteed replica is to replace another."""
         count = self.size.count
         kept = [r for r in self.slots if not self._on_trial(r)]
-        beside = min(self._trial_place(), len(self.slots) - len(kept))
-        places = count - len(self.slots) + beside
+        places = count - len(self.slots) + self._beside()
         self.missing = max(places, 0)
         while self.missing > 0:
             guaranteed = self._guaranteed(kept)
@@ -209,18 +209,19 @@ class Turn:
             # Where nothing serves, it may be what puts that right.
             waits = self.ready and self.waits(self.preemptible)
             if self.s.now >= self.newest.retry_at and not tried and not waits:
-                self._start(w.revision, f"revision {w.revision} is tried beside revision {w.stable}", w.least > 0)
+                for _ in range(self._trial_place()):
+                    self._start(w.revision, f"revision {w.revision} is tried beside revision {w.stable}", w.least > 0)
         elif self._outdated():
             kept = [r for r in self.slots if r.revision in course.kept]
-            guaranteed = self._guaranteed(kept)
-            if all(r.state is READY for r in kept) and self._may(w.rules.overflow and not guaranteed):
-                self._start(course.base, f"revision {course.base} takes over", guaranteed)
+            if all(r.state is READY for r in kept) and self._may(w.rules.overflow and not self._guaranteed(kept)):
+                for _ in range(min(w.rules.pack, len(self._outdated()))):
+                    self._start(course.base, f"revision {course.base} takes over", self._guaranteed(kept))
         else:
             self._guarantee()
 
     def _guarantee(self) -> None:
         """Guaranteed replicas instead of preemptible ones: of those that do not serve yet, at once; of those that do,
-        one beyond what is wanted at a time."""
+        one job beyond what is wanted at a time."""
         w = self.s.wanted
         if not w.rules.overflow:
             return
@@ -228,10 +229,10 @@ class Turn:
         if lacking <= 0 or not self._may(False):
             return
         why = f"{w.least} that {_are(w.least)} not preemptible {_are(w.least)} wanted"
-        early = sorted((r for r in self.slots if r.overflow and r.state is not READY), key=_expendable)[:lacking]
+        early = _expendable(r for r in self.slots if r.overflow and r.state is not READY)[:lacking]
         for r in early:
             self._take_away(r, why)
-        for _ in range(min(lacking, len(early) + 1)):
+        for _ in range(min(lacking, len(early) + w.rules.pack)):
             self._start(self.course.base, why, True)
 
     def _may(self, overflow: bool) -> bool:
@@ -282,11 +283,16 @@ class Turn:
         return [] if self.s.wanted.paused else [r for r in self.slots if r.revision not in kept]
 
     def _trial_place(self) -> int:
-        """Whether there is one more than wanted for the revision on trial: not before what is older has gone, and while
-        the deployment is paused only for one that is there."""
-        if not self.course.trial or self._outdated():
+        """How many more than wanted there are for the revision on trial, which is one job: not before what is older has
+        gone, and while the deployment is paused only for what is there."""
+        w = self.s.wanted
+        if not self.course.trial or self._outdated() or (w.paused and not any(map(self._on_trial, self.slots))):
             return 0
-        return int(not self.s.wanted.paused or any(self._on_trial(r) for r in self.slots))
+        return min(w.rules.pack, self.size.count)
+
+    def _beside(self) -> int:
+        """How many are on trial beside those that are wanted."""
+        return sum(map(self._on_trial, self.slots)) if self._trial_place() else 0
 
     def _on_trial(self, r: Had) -> bool:
         return self.course.trial and r.revision == self.s.wanted.revision
@@ -317,9 +323,25 @@ def wind_down(s: Situation, live: Iterable[Had], why: str) -> list[Action]:
     return actions
 
 
-def _expendable(r: Had) -> tuple[bool, int, float]:
-    """Preemptible ones first, then what has come the least far, then the newest."""
-    return (not r.overflow, 0 if r.state is PENDING else 2 if r.state is READY else 1, -r.created_at)
+def _expendable(some: Iterable[Had]) -> list[Had]:
+    """In the order in which they may go: preemptible ones first, then what has come the least far, then the newest. Of
+    those that share jobs one job goes after the other, the smallest first: it holds what it holds until all have gone.
+    """
+    some = list(some)
+    jobs = Counter(_job(r) for r in some)
+    newest: dict[str, float] = {}
+    for r in some:
+        newest[_job(r)] = max(newest.get(_job(r), 0.0), r.created_at)
+
+    def order(r: Had) -> tuple[bool, int, int, float, str, float]:
+        came = 0 if r.state is PENDING else 2 if r.state is READY else 1
+        return not r.overflow, came, jobs[_job(r)], -newest[_job(r)], _job(r), -r.created_at
+
+    return sorted(some, key=order)
+
+
+def _job(r: Had) -> str:
+    return r.job or r.id
 
 
 def _are(count: int) -> str:
