@@ -6,6 +6,7 @@ from pathlib import Path
 
 from launchers.deployment_spec import DeploymentSpec
 from launchers.resources import REPLICA_OPTIONS, resources_from
+from launchers.untrusted import read_by_service
 from launchers.vllm import adapters, multi_node, pack, weights
 from launchers.vllm.arguments import refuse_unlisted
 from registry.access import Object, Principal, Verb, require
@@ -17,7 +18,8 @@ def check(site: Site, principal: Principal, spec: DeploymentSpec, model_path: st
     site.environment("engine")
     if not principal.admin:
         refuse_unlisted(spec.engine_args)
-        weights.check(Path(model_path))
+        with read_by_service(Path(model_path)):
+            weights.check(Path(model_path))
     asks = resources_from(site.defaults.serve, spec.resources, REPLICA_OPTIONS)
     shapes = [asks]
     if spec.overflow is not None:
@@ -44,4 +46,5 @@ def _check_adapters(principal: Principal, spec: DeploymentSpec) -> None:
     if len(spec.adapters) > adapters.MAX_ADAPTERS:
         raise ValueError(f"'adapters' may be at most {adapters.MAX_ADAPTERS}, not {len(spec.adapters)}")
     for directory in spec.adapters.values():
-        adapters.rank_of(Path(directory))
+        with read_by_service(Path(directory)):
+            adapters.rank_of(Path(directory))

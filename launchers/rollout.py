@@ -13,7 +13,7 @@ from typing import Any
 from launchers import deployment_changes
 from launchers.deployment_checks import check
 from launchers.deployment_spec import DeploymentSpec, from_document, spec_of, to_request
-from launchers.model_reference import Meant, meant
+from launchers.model_reference import Meant, is_model, meant
 from registry import deployments, models, revisions
 from registry.access import Object, Principal, Verb, require
 from registry.db import Conflict, Database, NotFound, transaction
@@ -139,7 +139,7 @@ def roll_back(
     with transaction(db):
         old = _require_change(db, principal, name)
         target = _good(db, old, revision)
-        if not (Path(target.model_path) / "config.json").is_file():
+        if not is_model(Path(target.model_path)):
             raise NotFound(
                 f"model {target.model}@{target.version} of revision {target.revision} is gone: "
                 f"{target.model_path} has no config.json"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from launchers.control import CONTROLLER, make_app
 from launchers.control_http import PRINCIPAL
 from launchers.controller import Controller
 from launchers.local_scheduler import LocalScheduler
-from launchers.planning.facts import Plan
+from launchers.planning.facts import Cluster, Plan
 from registry import aliases, checkpoints, deployments, models, revisions, runs
 from registry.access import Principal
 from registry.db import Database, transaction
@@ -243,6 +245,54 @@ async def test_what_may_run_code_or_read_files_is_for_administrators(api: Api) -
     aliases.move(api.db, "tiny", "prod", 1, "ada", "")
     followed = await api.post("deployments", {**SPEC, "name": "follows", "model": "tiny@prod"})
     assert followed["deployment"]["request"]["safetensors_only"] is True  # so may where the alias is
+
+
+@contextmanager
+def unreadable(api: Api, model: str) -> Iterator[Path]:
+    """A model's directory, to the service, which is not root meanwhile."""
+    directory, root = api.root / "models" / model, os.geteuid() == 0
+    for path, mode in ((api.root, 0o711), (api.root / "control.sock", 0o666), (directory, 0)):
+        os.chmod(path, mode)
+    try:
+        if root:
+            os.seteuid(65534)
+        yield directory
+    finally:
+        if root:
+            os.seteuid(0)
+        os.chmod(directory, 0o755)
+
+
+async def test_what_the_service_cannot_read_is_refused_in_words(api: Api) -> None:
+    api.principal = ROOT
+    await served(api)
+    api.proves_itself()
+    await api.post("deployments/chat/rollout", {"model": "tiny@2"})
+    with unreadable(api, "tiny-1") as hidden:
+        for path, body in (
+            ("deployments", {**SPEC, "name": "other", "model": "tiny@1"}),
+            ("deployments", {**SPEC, "name": "other", "model": str(hidden)}),
+            ("deployments", {**SPEC, "name": "other", "model": "tiny@2", "adapters": {"poet": str(hidden)}}),
+            ("deployments/chat/apply", {"spec": {**SPEC, "model": "tiny@1"}, "dry_run": True}),
+            ("deployments/chat/rollout", {"model": "tiny@1"}),
+            ("deployments/chat/rollback", {}),
+        ):
+            status, words = await api.refused(path, body)
+            assert (status, words) == (400, f"{hidden} cannot be read by the service: Permission denied"), path
+
+
+async def test_one_whose_alias_is_at_a_model_that_cannot_be_read_goes_on_and_so_do_all_others(api: Api) -> None:
+    aliases.move(api.db, "tiny", "prod", 1, "ada", "")
+    await served(api, model="tiny@prod")
+    await api.post("deployments", {**SPEC, "name": "other"})
+    aliases.move(api.db, "tiny", "prod", 2, "ada", "")
+    with unreadable(api, "tiny-2") as hidden:
+        await api.controller.write(api.controller.plans.make, Cluster())
+    plans = api.controller.plans.latest
+    assert plans["other"].actions and plans["chat"].actions
+    assert plans["chat"].why[-1] == (
+        f"tiny@prod is version 2, which it may not serve: {hidden} cannot be read by the service: Permission denied"
+    )
 
 
 # -- applying ---------------------------------------------------------------------------------------------------------
