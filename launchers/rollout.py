@@ -79,7 +79,7 @@ def _apply(site: Site, db: Database, principal: Principal, spec: DeploymentSpec,
     # Who else moves the version is no change to what is served.
     served = [c for c in changes if c["field"] != "model" or not _is_served(old, found)]
     if deployment_changes.takes_new_replicas(served):
-        check(site, principal, spec, found.model.path)
+        check(site, db, principal, spec, found.model.path)
         reason = why or f"applied: {', '.join(fields)}"
         request = to_request(spec) | _trust(principal, found, old)
         _add(db, principal, old, found, request, reason, None)
@@ -122,7 +122,7 @@ def roll_out(
         if _is_served(old, found) and not restart:
             return deployments.get(db, name)
         spec = dataclasses.replace(spec_of(old), model=found.words)
-        check(site, principal, spec, found.model.path)
+        check(site, db, principal, spec, found.model.path)
         reason = why or ("restarted" if restart and model is None else f"{found.words} was asked for")
         request = old.request | _trust(principal, found, old)
         return _add(db, principal, old, found, request, reason, canary)
@@ -185,7 +185,7 @@ def _create(site: Site, db: Database, principal: Principal, spec: DeploymentSpec
         pass
     else:
         require(principal, Verb.CHANGE, Object("deployment", former.owner))
-    check(site, principal, spec, found.model.path)
+    check(site, db, principal, spec, found.model.path)
     deployments.create(
         db,
         spec.name,

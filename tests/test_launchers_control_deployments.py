@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from launchers.control_http import PRINCIPAL
 from launchers.controller import Controller
 from launchers.local_scheduler import LocalScheduler
 from launchers.planning.facts import Cluster, Plan
-from registry import aliases, checkpoints, deployments, models, revisions, runs
+from registry import aliases, checkpoints, deployments, models, revisions, runs, tenants
 from registry.access import Principal
 from registry.db import Database, transaction
 from registry.deployments import Deployment, DeploymentState, ReplicaState
@@ -245,6 +245,35 @@ async def test_what_may_run_code_or_read_files_is_for_administrators(api: Api) -
     aliases.move(api.db, "tiny", "prod", 1, "ada", "")
     followed = await api.post("deployments", {**SPEC, "name": "follows", "model": "tiny@prod"})
     assert followed["deployment"]["request"]["safetensors_only"] is True  # so may where the alias is
+
+
+async def test_a_deployment_is_paid_for_by_an_account_of_its_owners_tenants_or_the_sites_own(api: Api) -> None:
+    tenants.create(api.db, "physics", "root", account="phys")
+    tenants.create(api.db, "teaching", "root", account="students")
+    served_by_default = replace(api.controller.site.defaults.serve, account="staff")
+    api.controller.site = replace(
+        api.controller.site, defaults=replace(api.controller.site.defaults, serve=served_by_default)
+    )
+    phys, students = {"resources": {"account": "phys"}}, {"resources": {"account": "students"}}
+    taken = [({}, ADA), (phys, replace(ADA, tenants=frozenset({"physics"}))), (phys, ROOT)]
+    taken += [({"resources": {"account": "staff"}, "overflow": {"account": "staff"}}, ADA)]
+    for number, (asked, api.principal) in enumerate(taken):
+        await api.post("deployments", {**SPEC, "name": f"taken-{number}", **asked})
+    api.principal = replace(ADA, tenants=frozenset({"physics"}))
+    words = (
+        "account students may not pay for a deployment of ada's; allowed: phys, staff; an administrator may name any"
+    )
+    await served(api)
+    for asked in (students, {"overflow": {"account": "students"}}, {**phys, "overflow": {"account": "students"}}):
+        for path, body in (
+            ("deployments", {**SPEC, "name": "other", **asked}),
+            ("deployments/chat/apply", {"spec": {**SPEC, **asked}}),
+        ):
+            assert await api.refused(path, body) == (403, words)
+    await api.post("deployments/taken-1/rollout", {"model": "tiny@2"})
+    api.principal = ADA  # no member any more
+    assert (await api.refused("deployments/taken-1/rollout", {"model": "tiny@3"}))[0] == 403
+    await api.post("deployments/taken-1/scale", {"min": 0})
 
 
 @contextmanager
