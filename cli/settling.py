@@ -117,12 +117,15 @@ def _as_many_as_wanted(described: dict[str, Any]) -> bool:
 
 
 def last_lines(described: dict[str, Any]) -> str:
-    """What the last replica's engine printed last."""
+    """What the last replica's engine printed last, for whoever may read it."""
     from launchers.supervisor import tail
 
     if not described["replicas"]:
         return ""
-    log = newest_log(RunFolder(Path(described["replicas"][-1]["replica"]["folder"])))
+    try:
+        log = newest_log(RunFolder(Path(described["replicas"][-1]["replica"]["folder"])))
+    except OSError:
+        return ""
     text = tail(log) if log else ""
     return f"\nits last lines ({log}):\n{text}" if text else ""
 
