@@ -184,9 +184,11 @@ def test_a_revision_is_waited_for_until_it_has_proven_itself() -> None:
     assert waits == ["waiting for revision 2 to prove itself: chat-ready ready"]
 
 
-def test_one_that_sleeps_is_not_waited_for() -> None:
-    asleep = described(state="asleep", revision=2)
+def test_one_that_sleeps_is_not_waited_for_unless_it_is_to_have_a_replica() -> None:
+    asleep = described(state="asleep", revision=2, min_replicas=0)
     assert wait_settled(Answers([], asleep), "chat", 2) == asleep
+    woken, awake = described(state="asleep", min_replicas=1), described(replica("ready"))
+    assert wait_settled(Answers([], woken, awake), "chat", 1) == awake
 
 
 @pytest.mark.parametrize(
