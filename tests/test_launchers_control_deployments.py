@@ -19,6 +19,8 @@ from aiohttp import web
 from launchers.control import CONTROLLER, make_app
 from launchers.control_http import PRINCIPAL
 from launchers.controller import Controller
+from launchers.deployment_file import read
+from launchers.deployment_spec import to_document
 from launchers.local_scheduler import LocalScheduler
 from launchers.planning.facts import Cluster, Plan
 from registry import aliases, checkpoints, deployments, models, revisions, runs, tenants
@@ -276,6 +278,23 @@ async def test_a_deployment_is_paid_for_by_an_account_of_its_owners_tenants_or_t
     await api.post("deployments/taken-1/scale", {"min": 0})
 
 
+async def test_the_example_can_be_applied(api: Api) -> None:
+    api.principal = ROOT
+    for name in ("llama", "embedder"):
+        api.model(1, name=name)
+    aliases.move(api.db, "llama", "prod", 1, "ada", "")
+    adapter = api.root / "adapters" / "support"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    shutil.copy(Path(__file__).parent.parent / "cli" / "deployments.toml", api.root)
+    bounds = {}
+    for spec in read(api.root / "deployments.toml"):
+        made = await api.post(f"deployments/{spec.name}/apply", {"spec": to_document(spec)})
+        bounds[spec.name] = (made["deployment"]["min_replicas"], made["deployment"]["max_replicas"])
+    assert bounds == {"chat": (1, 8), "embeddings": (0, 4)}
+
+
 @contextmanager
 def unreadable(api: Api, model: str) -> Iterator[Path]:
     """A model's directory, to the service, which is not root meanwhile."""
@@ -460,6 +479,14 @@ async def test_it_is_scaled_to_bounds_or_to_a_number(api: Api) -> None:
         told = await api.post("deployments/chat/scale", body)
         assert (told["deployment"]["min_replicas"], told["deployment"]["max_replicas"]) == bounds
     assert len(api.states()) == 1
+
+
+async def test_a_packed_one_is_sent_to_sleep(api: Api) -> None:
+    await served(api, pack=4)
+    told = await api.post("deployments/chat/scale", {"replicas": 0})
+    assert (told["deployment"]["min_replicas"], told["deployment"]["max_replicas"]) == (0, 4)
+    status, words = await api.refused("deployments/chat/scale", {"replicas": 3})
+    assert status == 400 and "'max' must be at least 'pack' (4), not 3" in words
 
 
 @pytest.mark.parametrize(
