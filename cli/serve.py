@@ -54,7 +54,7 @@ class Words(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--min", "least", type=click.IntRange(0), help="Replicas at least; 0: none while nobody calls.  [default: 1]"
 )
-@click.option("--max", "most", type=click.IntRange(1), help="Replicas at most.  [default: --min, or 1]")
+@click.option("--max", "most", type=click.IntRange(1), help="Replicas at most.  [default: --min, at least --pack]")
 @click.option("--replicas", type=click.IntRange(0), help="Short for --min N --max N.")
 @click.option(
     "--target-tokens",
@@ -134,7 +134,7 @@ def serve(
         "name": name or default_name(model),
         "model": reference(model),
         "min": 1 if least is None else least,
-        "max": most if replicas is None else max(replicas, 1),
+        "max": most if replicas is None else replicas or None,  # 0: how many a call wakes is left open
         "resources": asked(options),
         "overflow": overflow or None,
         "engine_args": [*engine_args, *engine_words],

@@ -66,9 +66,9 @@ def wait_settled(
 ) -> dict[str, Any]:
     """Wait until a revision of the deployment is what is served (None: the one that is wanted now).
 
-    The first is when a replica of it is ready, another one when it has proven itself. One that sleeps waits for a
-    call. `scaled`: until just as many replicas serve as are wanted. What fails, is given up, or will not come while
-    the deployment is paused, ends the command with its cause.
+    The first is when a replica of it is ready, another one when it has proven itself. One that may sleep, and does,
+    waits for a call. `scaled`: until just as many replicas serve as are wanted. What fails, is given up, or will not
+    come while the deployment is paused, ends the command with its cause.
     """
     while True:
         described = _look(control, name)
@@ -80,7 +80,8 @@ def wait_settled(
         if deployment["revision"] != revision:
             raise click.ClickException(_given_up(control, name, revision, deployment["revision"]))
         served = deployment["state"] == "ready" and deployment["stable"] == revision
-        if (served or deployment["state"] == "asleep") and (not scaled or _as_many_as_wanted(described)):
+        asleep = deployment["state"] == "asleep" and deployment["min_replicas"] == 0
+        if (served or asleep) and (not scaled or _as_many_as_wanted(described)):
             return described
         if deployment["paused"] and deployment["stable"] is not None and (scaled or deployment["stable"] != revision):
             what = "scaled" if deployment["stable"] == revision else "rolled out"
@@ -117,12 +118,15 @@ def _as_many_as_wanted(described: dict[str, Any]) -> bool:
 
 
 def last_lines(described: dict[str, Any]) -> str:
-    """What the last replica's engine printed last."""
+    """What the last replica's engine printed last, for whoever may read it."""
     from launchers.supervisor import tail
 
     if not described["replicas"]:
         return ""
-    log = newest_log(RunFolder(Path(described["replicas"][-1]["replica"]["folder"])))
+    try:
+        log = newest_log(RunFolder(Path(described["replicas"][-1]["replica"]["folder"])))
+    except OSError:
+        return ""
     text = tail(log) if log else ""
     return f"\nits last lines ({log}):\n{text}" if text else ""
 

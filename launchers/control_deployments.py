@@ -164,20 +164,21 @@ async def apply_deployment(request: web.Request) -> web.Response:
 
 
 async def scale_deployment(request: web.Request) -> web.Response:
-    """How many replicas there may be; `replicas`: just so many (0: one while it is called)."""
+    """How many replicas there may be; `replicas`: just so many (0: one, or one job of them, while it is called)."""
     body = await body_of(request, {}, {"min": int, "max": int, "replicas": int})
     least, most, exactly = (body.get(field) for field in ("min", "max", "replicas"))
     if (exactly is None) == (least is None and most is None):
         raise ValueError("say either 'replicas', or 'min', 'max' or both")
     if exactly is not None:
-        least, most = exactly, max(exactly, 1)
+        least = most = exactly
     for field, value in (("min", least), ("max", most)):
         if value is not None and not 0 <= value <= MAX_REPLICAS:
             asked = "replicas" if exactly is not None else field
             raise ValueError(f"{asked!r} must be 0 ... {MAX_REPLICAS}, not {value}")
 
     def scale(controller: Controller, deployment: Deployment) -> None:
-        deployments.change(controller.db, deployment.name, min_replicas=least, max_replicas=most)
+        highest = spec_of(deployment).pack if exactly == 0 else most
+        deployments.change(controller.db, deployment.name, min_replicas=least, max_replicas=highest)
 
     return await _changed(request, scale)
 

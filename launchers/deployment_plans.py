@@ -102,7 +102,7 @@ class DeploymentPlans:
                 continue
             try:
                 plans[known.name] = decide(known)
-            except RegistryError as e:  # all others have their plans
+            except (RegistryError, OSError) as e:  # all others have their plans
                 log.error("%s: nothing is done for it now: %s", known.name, e)
                 plans[known.name] = planned.Plan(why=(f"nothing is done for it now: {e}",))
             actions += plans[known.name].actions

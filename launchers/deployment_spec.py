@@ -30,7 +30,7 @@ class Wishes:
     """
 
     min: int = field(default=1, metadata={"min": 0, "max": MAX_REPLICAS})  # 0: it sleeps while nobody calls it
-    max: int | None = field(default=None, metadata={"min": 1, "max": MAX_REPLICAS})  # None: the larger of `min` and 1
+    max: int | None = field(default=None, metadata={"min": 1, "max": MAX_REPLICAS})  # None: `min`, at least `pack`
     # Queued and running tokens that one replica is to have; None: no scaling by load.
     target_tokens: int | None = field(default=None, metadata={"min": 1})
     # None, here and below: as the site's [deployments] has it.
@@ -52,7 +52,7 @@ class Wishes:
     @property
     def most(self) -> int:
         """Replicas at most."""
-        return max(self.min, 1) if self.max is None else self.max
+        return max(self.min, self.pack) if self.max is None else self.max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launchers.model_reference import is_model
+from launchers.untrusted import read_by_service
 from launchers.vllm import weights
 from registry import aliases, clock, deployments, models, revisions
 from registry.db import Conflict, Database, NotFound
@@ -32,11 +34,12 @@ def follow(db: Database, deployment: Deployment) -> str | None:
             return f"{deployment.follows} is version {move.to_version}, which was given up: {tried.cause}"
     try:
         model = models.get(db, name, move.to_version)
-        if not (Path(model.path) / "config.json").is_file():
+        if not is_model(Path(model.path)):
             return f"model {name}@{model.version} is gone: {model.path} has no config.json"
         # Whoever moves the alias is not asked what a deployment of somebody else's may load.
         if deployment.request.get("safetensors_only"):
-            weights.check(Path(model.path))
+            with read_by_service(Path(model.path)):
+                weights.check(Path(model.path))
         revisions.add(
             db,
             deployment.name,

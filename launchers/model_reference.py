@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from launchers.untrusted import read_by_service
 from registry import checkpoints, models
 from registry.access import Object, Principal, Verb, require
 from registry.db import Database, NotFound
@@ -31,16 +32,22 @@ def meant(db: Database, principal: Principal, ref: str, name: str | None) -> Mea
     if ref.startswith("/"):
         require(principal, Verb.ADMINISTER, Object("model directory", principal.name))
         directory = Path(ref)
-        if not (directory / "config.json").is_file():
+        if not is_model(directory):
             raise NotFound(f"{ref}: no model directory (there is no config.json in it)")
         if name is None:
             raise ValueError("a model directory needs a name to be served under (--name)")
         return Meant(models.register(db, name, principal.name, str(directory.resolve())), None)
     model = _registered(db, ref)
-    if not (Path(model.path) / "config.json").is_file():
+    if not is_model(Path(model.path)):
         raise NotFound(f"model {model.name}@{model.version} is gone: {model.path} has no config.json")
     which = ref.partition("@")[2]
     return Meant(model, f"{model.name}@{which}" if which and not which.isdigit() else None)
+
+
+def is_model(directory: Path) -> bool:
+    """Raises ValueError where the service cannot look."""
+    with read_by_service(directory):
+        return (directory / "config.json").is_file()
 
 
 def _registered(db: Database, ref: str) -> ModelVersion:

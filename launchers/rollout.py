@@ -13,7 +13,7 @@ from typing import Any
 from launchers import deployment_changes
 from launchers.deployment_checks import check
 from launchers.deployment_spec import DeploymentSpec, from_document, spec_of, to_request
-from launchers.model_reference import Meant, meant
+from launchers.model_reference import Meant, is_model, meant
 from registry import deployments, models, revisions
 from registry.access import Object, Principal, Verb, require
 from registry.db import Conflict, Database, NotFound, transaction
@@ -79,7 +79,7 @@ def _apply(site: Site, db: Database, principal: Principal, spec: DeploymentSpec,
     # Who else moves the version is no change to what is served.
     served = [c for c in changes if c["field"] != "model" or not _is_served(old, found)]
     if deployment_changes.takes_new_replicas(served):
-        check(site, principal, spec, found.model.path)
+        check(site, db, principal, spec, found.model.path)
         reason = why or f"applied: {', '.join(fields)}"
         request = to_request(spec) | _trust(principal, found, old)
         _add(db, principal, old, found, request, reason, None)
@@ -122,7 +122,7 @@ def roll_out(
         if _is_served(old, found) and not restart:
             return deployments.get(db, name)
         spec = dataclasses.replace(spec_of(old), model=found.words)
-        check(site, principal, spec, found.model.path)
+        check(site, db, principal, spec, found.model.path)
         reason = why or ("restarted" if restart and model is None else f"{found.words} was asked for")
         request = old.request | _trust(principal, found, old)
         return _add(db, principal, old, found, request, reason, canary)
@@ -139,7 +139,7 @@ def roll_back(
     with transaction(db):
         old = _require_change(db, principal, name)
         target = _good(db, old, revision)
-        if not (Path(target.model_path) / "config.json").is_file():
+        if not is_model(Path(target.model_path)):
             raise NotFound(
                 f"model {target.model}@{target.version} of revision {target.revision} is gone: "
                 f"{target.model_path} has no config.json"
@@ -185,7 +185,7 @@ def _create(site: Site, db: Database, principal: Principal, spec: DeploymentSpec
         pass
     else:
         require(principal, Verb.CHANGE, Object("deployment", former.owner))
-    check(site, principal, spec, found.model.path)
+    check(site, db, principal, spec, found.model.path)
     deployments.create(
         db,
         spec.name,

@@ -9,6 +9,8 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +20,15 @@ _REFUSALS = (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENOTDIR)
 
 class Unbelievable(ValueError):
     """The file is not what it should be, and will not become so; the message says why, without the file's name."""
+
+
+@contextmanager
+def read_by_service(directory: Path) -> Iterator[None]:
+    """Whoever asked for somebody's directory is told what keeps the service from reading it: raises ValueError."""
+    try:
+        yield
+    except OSError as e:
+        raise ValueError(f"{directory} cannot be read by the service: {e.strerror}") from e
 
 
 def open_regular(path: Path, owner_uid: int | None = None) -> BinaryIO:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from registry import clock, limits
@@ -126,6 +127,11 @@ def remove_member(db: Database, tenant: str, user: str) -> None:
 def members(db: Database) -> list[Member]:
     found = rows(db, "SELECT tenant, user, source, added_at FROM members ORDER BY tenant, user")
     return [Member(r["tenant"], r["user"], Source(r["source"]), r["added_at"]) for r in found]
+
+
+def accounts_of(db: Database, names: Collection[str]) -> frozenset[str]:
+    """The Slurm accounts that these tenants stand for."""
+    return frozenset(t.account for t in everyone(db) if t.account is not None and t.name in names)
 
 
 def of_user(db: Database, user: str) -> frozenset[str]:

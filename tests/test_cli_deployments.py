@@ -91,6 +91,10 @@ def test_what_is_said_in_options_is_what_is_wanted(laptop: Platform, models: lis
     assert spec.overflow == {"qos": "low"}
     assert spec.routing == "round-robin"
     ok(laptop, "delete", "said", "--no-wait")
+    packed = ok(laptop, "serve", str(models[0]), "--name", "packed", "--replicas", "0", "--pack", "4", "--json")
+    made = json.loads(packed)["deployment"]
+    assert (made["state"], made["min_replicas"], made["max_replicas"]) == ("asleep", 0, 4)
+    ok(laptop, "delete", "packed", "--no-wait")
 
 
 @pytest.mark.parametrize(

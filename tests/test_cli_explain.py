@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cli.main import main
 from cli.serve import changes_in_words
 from cli.settling import wait_settled, wait_stopped, waiting_for
 from launchers.deployment_spec import DeploymentSpec
+from launchers.run_folder import RunFolder
 
 NOW = datetime(2026, 11, 29, 14, 0, tzinfo=UTC)
 
@@ -32,6 +34,19 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     os.environ.pop("TZ")
     time.tzset()
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """No root meanwhile, who may read everything."""
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 def deployment(**fields: Any) -> dict[str, Any]:
@@ -169,9 +184,11 @@ def test_a_revision_is_waited_for_until_it_has_proven_itself() -> None:
     assert waits == ["waiting for revision 2 to prove itself: chat-ready ready"]
 
 
-def test_one_that_sleeps_is_not_waited_for() -> None:
-    asleep = described(state="asleep", revision=2)
+def test_one_that_sleeps_is_not_waited_for_unless_it_is_to_have_a_replica() -> None:
+    asleep = described(state="asleep", revision=2, min_replicas=0)
     assert wait_settled(Answers([], asleep), "chat", 2) == asleep
+    woken, awake = described(state="asleep", min_replicas=1), described(replica("ready"))
+    assert wait_settled(Answers([], woken, awake), "chat", 1) == awake
 
 
 @pytest.mark.parametrize(
@@ -230,6 +247,21 @@ def test_one_that_slept_until_it_was_scaled_is_waited_for() -> None:
 def test_nothing_is_waited_for_that_a_pause_keeps_from_happening(now: dict[str, Any], scaled: bool) -> None:
     with pytest.raises(click.ClickException, match=r"chat is paused, .*: `headgate pause chat --off` goes on"):
         wait_settled(Answers([], now), "chat", None, scaled=scaled)
+
+
+def test_a_deployment_that_failed_says_why_to_whoever_may_not_read_its_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "chat-1")
+    folder.create()
+    (folder.logs / "1.0-0.log").write_text("what the engine printed\n")
+    gone = replica("failed")
+    gone["replica"]["folder"] = str(folder.root)
+    failed = described(gone, state="failed", cause="bad model: no such file")
+    with pytest.raises(click.ClickException, match=r"no such file\nits last lines .*\nwhat the engine printed"):
+        wait_settled(Answers([], failed), "chat", 1)
+    folder.root.chmod(0)
+    with nobody(), pytest.raises(click.ClickException, match=r"chat failed: bad model: no such file$"):
+        wait_settled(Answers([], failed), "chat", 1)
+    folder.root.chmod(0o700)
 
 
 def test_what_ended_while_it_was_paused_is_waited_for() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from aiohttp import web
 from launchers.control import CONTROLLER, make_app
 from launchers.control_http import PRINCIPAL
 from launchers.controller import Controller
+from launchers.deployment_file import read
+from launchers.deployment_spec import to_document
 from launchers.local_scheduler import LocalScheduler
-from launchers.planning.facts import Plan
-from registry import aliases, checkpoints, deployments, models, revisions, runs
+from launchers.planning.facts import Cluster, Plan
+from registry import aliases, checkpoints, deployments, models, revisions, runs, tenants
 from registry.access import Principal
 from registry.db import Database, transaction
 from registry.deployments import Deployment, DeploymentState, ReplicaState
@@ -245,6 +249,100 @@ async def test_what_may_run_code_or_read_files_is_for_administrators(api: Api) -
     assert followed["deployment"]["request"]["safetensors_only"] is True  # so may where the alias is
 
 
+async def test_a_deployment_is_paid_for_by_an_account_of_its_owners_tenants_or_the_sites_own(api: Api) -> None:
+    tenants.create(api.db, "physics", "root", account="phys")
+    tenants.create(api.db, "teaching", "root", account="students")
+    served_by_default = replace(api.controller.site.defaults.serve, account="staff")
+    api.controller.site = replace(
+        api.controller.site, defaults=replace(api.controller.site.defaults, serve=served_by_default)
+    )
+    phys, students = {"resources": {"account": "phys"}}, {"resources": {"account": "students"}}
+    taken = [({}, ADA), (phys, replace(ADA, tenants=frozenset({"physics"}))), (phys, ROOT)]
+    taken += [({"resources": {"account": "staff"}, "overflow": {"account": "staff"}}, ADA)]
+    for number, (asked, api.principal) in enumerate(taken):
+        await api.post("deployments", {**SPEC, "name": f"taken-{number}", **asked})
+    api.principal = replace(ADA, tenants=frozenset({"physics"}))
+    words = (
+        "account students may not pay for a deployment of ada's; allowed: phys, staff; an administrator may name any"
+    )
+    await served(api)
+    for asked in (students, {"overflow": {"account": "students"}}, {**phys, "overflow": {"account": "students"}}):
+        for path, body in (
+            ("deployments", {**SPEC, "name": "other", **asked}),
+            ("deployments/chat/apply", {"spec": {**SPEC, **asked}}),
+        ):
+            assert await api.refused(path, body) == (403, words)
+    await api.post("deployments/taken-1/rollout", {"model": "tiny@2"})
+    api.principal = ADA  # no member any more
+    assert (await api.refused("deployments/taken-1/rollout", {"model": "tiny@3"}))[0] == 403
+    await api.post("deployments/taken-1/scale", {"min": 0})
+
+
+async def test_the_example_can_be_applied(api: Api) -> None:
+    api.principal = ROOT
+    for name in ("llama", "embedder"):
+        api.model(1, name=name)
+    aliases.move(api.db, "llama", "prod", 1, "ada", "")
+    adapter = api.root / "adapters" / "support"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    shutil.copy(Path(__file__).parent.parent / "cli" / "deployments.toml", api.root)
+    bounds = {}
+    for spec in read(api.root / "deployments.toml"):
+        made = await api.post(f"deployments/{spec.name}/apply", {"spec": to_document(spec)})
+        bounds[spec.name] = (made["deployment"]["min_replicas"], made["deployment"]["max_replicas"])
+    assert bounds == {"chat": (1, 8), "embeddings": (0, 4)}
+
+
+@contextmanager
+def unreadable(api: Api, model: str) -> Iterator[Path]:
+    """A model's directory, to the service, which is not root meanwhile."""
+    directory, root = api.root / "models" / model, os.geteuid() == 0
+    for path, mode in ((api.root, 0o711), (api.root / "control.sock", 0o666), (directory, 0)):
+        os.chmod(path, mode)
+    try:
+        if root:
+            os.seteuid(65534)
+        yield directory
+    finally:
+        if root:
+            os.seteuid(0)
+        os.chmod(directory, 0o755)
+
+
+async def test_what_the_service_cannot_read_is_refused_in_words(api: Api) -> None:
+    api.principal = ROOT
+    await served(api)
+    api.proves_itself()
+    await api.post("deployments/chat/rollout", {"model": "tiny@2"})
+    with unreadable(api, "tiny-1") as hidden:
+        for path, body in (
+            ("deployments", {**SPEC, "name": "other", "model": "tiny@1"}),
+            ("deployments", {**SPEC, "name": "other", "model": str(hidden)}),
+            ("deployments", {**SPEC, "name": "other", "model": "tiny@2", "adapters": {"poet": str(hidden)}}),
+            ("deployments/chat/apply", {"spec": {**SPEC, "model": "tiny@1"}, "dry_run": True}),
+            ("deployments/chat/rollout", {"model": "tiny@1"}),
+            ("deployments/chat/rollback", {}),
+        ):
+            status, words = await api.refused(path, body)
+            assert (status, words) == (400, f"{hidden} cannot be read by the service: Permission denied"), path
+
+
+async def test_one_whose_alias_is_at_a_model_that_cannot_be_read_goes_on_and_so_do_all_others(api: Api) -> None:
+    aliases.move(api.db, "tiny", "prod", 1, "ada", "")
+    await served(api, model="tiny@prod")
+    await api.post("deployments", {**SPEC, "name": "other"})
+    aliases.move(api.db, "tiny", "prod", 2, "ada", "")
+    with unreadable(api, "tiny-2") as hidden:
+        await api.controller.write(api.controller.plans.make, Cluster())
+    plans = api.controller.plans.latest
+    assert plans["other"].actions and plans["chat"].actions
+    assert plans["chat"].why[-1] == (
+        f"tiny@prod is version 2, which it may not serve: {hidden} cannot be read by the service: Permission denied"
+    )
+
+
 # -- applying ---------------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +479,14 @@ async def test_it_is_scaled_to_bounds_or_to_a_number(api: Api) -> None:
         told = await api.post("deployments/chat/scale", body)
         assert (told["deployment"]["min_replicas"], told["deployment"]["max_replicas"]) == bounds
     assert len(api.states()) == 1
+
+
+async def test_a_packed_one_is_sent_to_sleep(api: Api) -> None:
+    await served(api, pack=4)
+    told = await api.post("deployments/chat/scale", {"replicas": 0})
+    assert (told["deployment"]["min_replicas"], told["deployment"]["max_replicas"]) == (0, 4)
+    status, words = await api.refused("deployments/chat/scale", {"replicas": 3})
+    assert status == 400 and "'max' must be at least 'pack' (4), not 3" in words
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def test_a_document_reads_as_what_it_was_made_of(spec: DeploymentSpec) -> None:
 
 def test_what_is_null_is_as_if_it_were_not_there() -> None:
     assert from_document({"name": "chat", "model": "llama", "max": None, "overflow": None}).most == 1
+    assert from_document({"name": "chat", "model": "llama", "min": 0, "pack": 4}).most == 4
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from launchers import following
 from launchers.deployment_plans import DeploymentPlans
 from launchers.following import follow
-from launchers.planning.facts import Settle
+from launchers.planning.facts import Cluster, Settle
 from registry import aliases, deployments, models, revisions
 from registry.db import Conflict, Database
 from registry.deployments import Deployment, DeploymentState
@@ -229,3 +231,19 @@ def test_what_the_registry_refuses_of_a_move_is_said(chat: Chat, monkeypatch: py
 
     monkeypatch.setattr(revisions, "add", refuses)
     assert chat.follows() == "tiny@prod is version 2, which it may not serve: legal is a deployment"
+
+
+@pytest.mark.parametrize("error", [Conflict("it is taken"), OSError(errno.ESTALE, "Stale file handle")])
+def test_what_nobody_expected_of_one_deployment_leaves_the_others_their_plans(
+    chat: Chat, plans: DeploymentPlans, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(db: Database, deployment: Deployment) -> str | None:
+        if deployment.name == "chat":
+            raise error
+        return None
+
+    another(chat, "other", "ada")
+    monkeypatch.setattr(following, "follow", fails)
+    actions = plans.make(Cluster())
+    assert plans.latest["chat"].why == (f"nothing is done for it now: {error}",)
+    assert actions and list(actions) == list(plans.latest["other"].actions)
