@@ -29,7 +29,7 @@ from typing import Any
 
 from launchers.deployment_spec import DeploymentSpec, Wishes, checked
 from registry.strict_toml import ConfigError, build, leaves, read_layer
-from registry.toml_layers import Layer, dotted
+from registry.toml_layers import Layer, dotted, expanded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class _Table(Wishes):
         wishes = {f.name: getattr(self, f.name) for f in dataclasses.fields(Wishes)}
         model = self.model
         if model.startswith((".", "~")):
-            model = os.path.abspath((base or Path()) / Path(model).expanduser())
+            model = os.path.abspath((base or Path()) / expanded(Path(model)))
         return checked(
             DeploymentSpec(
                 name=name,
