@@ -192,7 +192,10 @@ def test_nothing_of_a_file_is_applied_when_the_controller_refuses_any(
     file = tmp_path / "some.toml"
     file.write_text(f"[deployments.fine]\nmodel = '{models[0]}'\n[deployments.wrong]\nmodel = 'nothing'\n")
     refused = invoke(laptop, "apply", "-f", str(file))
-    assert refused.exit_code == 1 and "no model is called 'nothing'" in refused.output
+    whose = f"Error: {file}: deployments.wrong: no model is called 'nothing'"
+    assert refused.exit_code == 1 and whose in refused.output
+    differs = invoke(laptop, "diff", "-f", str(file))
+    assert differs.exit_code == 2 and whose in differs.output
     assert invoke(laptop, "get", "fine").exit_code == 1
 
 

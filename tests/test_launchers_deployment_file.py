@@ -100,6 +100,25 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
     assert ":3: deployments.talk: resources.qos" in second
 
 
+def test_deployments_and_adapters_that_clients_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    tables = (
+        "[deployments.a]\nmodel = 'x'\nadapters.poet = '/p'\nadapters.b = '/p'\n",
+        "[deployments.b]\nmodel = 'x'\nadapters.poet = '/q'\n",
+        "[deployments.c]\nmodel = 'x'\nengine_args = ['--lora-modules', 'poet=/r', 'c=/r', 'mine=/r']\n",
+        "[deployments.d]\nmodel = 'x'\nadapters.twice = '/s'\nengine_args = ['--lora-modules=twice=/s']\n",
+    )
+    path = file(tmp_path, "".join(tables))
+    own = "the LoRA adapter needs a name of its own"
+    with pytest.raises(ConfigError) as refused:
+        read(path)
+    assert str(refused.value).splitlines() == [
+        f"{path}:4: deployments.a.adapters.b: b is a deployment; {own}",
+        f"{path}:7: deployments.b.adapters.poet: poet is a LoRA adapter of deployment a; {own}",
+        f"{path}:10: deployments.c.engine_args: poet is a LoRA adapter of deployment a; {own}",
+        f"{path}:10: deployments.c.engine_args: c is a deployment; {own}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("", "no deployment; each is a table [deployments.NAME]"), ("[deployment.chat]\n", "did you mean 'deployments'?")],
