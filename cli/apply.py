@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.client import Control
+from cli.client import Control, Refused
 from cli.context import Context
 from cli.serve import apply as applied
 from cli.serve import value
 from cli.settling import Changes, wait_settled
 from cli.table import printable
+from registry.toml_layers import dotted
 
 if TYPE_CHECKING:
     from launchers.deployment_spec import DeploymentSpec
@@ -44,7 +45,7 @@ def apply(context: Context, /, path: Path, dry_run: bool, wait: bool, as_json: b
     told = list[dict[str, Any]]()
     try:
         for spec, would in differences(control, path):
-            said = would if dry_run else applied(control, spec)
+            said = would if dry_run else _applied(control, path, spec)
             told.append({"name": spec.name, **said})
             if not as_json:
                 click.echo(
@@ -68,7 +69,15 @@ def differences(control: Control, path: Path) -> list[Difference]:
         specs = read(Path("/dev/stdin"), Path.cwd()) if str(path) == "-" else read(path)
     except ConfigError as e:
         raise click.ClickException(str(e)) from e
-    return [(spec, applied(control, spec, dry_run=True)) for spec in specs]
+    return [(spec, _applied(control, path, spec, dry_run=True)) for spec in specs]
+
+
+def _applied(control: Control, path: Path, spec: DeploymentSpec, dry_run: bool = False) -> dict[str, Any]:
+    """What is refused says whose it is: a file has many."""
+    try:
+        return applied(control, spec, dry_run)
+    except Refused as e:
+        raise Refused(f"{path}: {dotted(('deployments', spec.name))}: {e.message}", e.status) from e
 
 
 def render(path: Path, found: list[Difference]) -> str:

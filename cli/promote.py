@@ -54,8 +54,8 @@ LOOK_S = 0.5
 @click.option(
     "--require",
     multiple=True,
-    metavar="TASK.METRIC>=X",
-    help="What must hold, or the alias stays where it is; with >=, <=, > or <. Repeatable.",
+    metavar="'TASK.METRIC>=X'",
+    help="What must hold, or the alias stays where it is; with >=, <=, > or <, in quotes. Repeatable.",
 )
 @click.option("--engine-arg", "engine_args", multiple=True, help="One more argument for the engine; repeatable.")
 @click.option("--wait/--no-wait", default=False, show_default=True, help="Until it has ended, well or not.")
@@ -109,6 +109,8 @@ def promote(
         )
     except (RegistryError, ValueError) as e:
         raise click.ClickException(str(e)) from e
+    except OSError as e:  # of a task
+        raise click.ClickException(f"{e.filename or tasks_dir}: {e.strerror or e}") from e
     launched = submit(site, specs)
     promotion = specs[0].promotion
     assert promotion is not None
@@ -122,7 +124,9 @@ def promote(
         if tasks_dir is None:
             click.echo("nothing is evaluated: there are no --tasks")
     if wait:
-        wait_ended(site, promotion.id)
+        known = wait_ended(site, promotion.id)
+        if not as_json:
+            click.echo(f"{target} is version {known['version']} now")
 
 
 def refuse_others(site: Site, model: str) -> None:
@@ -145,8 +149,8 @@ def submit(site: Site, specs: list[StepOf]) -> list[Launched]:
     return launched
 
 
-def wait_ended(site: Site, promotion: str) -> None:
-    """Say on stderr what it is at. One that does not get there ends the command with its cause."""
+def wait_ended(site: Site, promotion: str) -> dict[str, Any]:
+    """Say on stderr what it is at, until it is promoted. One that does not get there ends the command with why."""
     control = Control(site.control_socket)
     said = ""
     while True:
@@ -158,8 +162,7 @@ def wait_ended(site: Site, promotion: str) -> None:
         if known and state in ENDED:
             if state != "promoted":
                 raise click.ClickException(printable(f"promotion {promotion} {state}: {known['cause']}"))
-            click.echo(f"{known['model']}@{known['alias']} is version {known['version']} now")
-            return
+            return dict(known)
         time.sleep(LOOK_S)
 
 

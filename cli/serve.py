@@ -15,6 +15,7 @@ from cli.moments import Duration
 from cli.resources import WithSbatchOptions, asked, resource_options
 from cli.settling import Changes, wait_settled
 from registry import canary as percent
+from registry.toml_layers import ConfigError, expanded
 
 if TYPE_CHECKING:
     from launchers.deployment_spec import DeploymentSpec
@@ -33,7 +34,10 @@ class Adapter(click.ParamType[tuple[str, str]]):
         adapter, equals, directory = str(value).partition("=")
         if not (adapter and equals and directory):
             self.fail(f"{value!r} is not NAME=DIRECTORY", param, ctx)
-        return adapter, str(Path(directory).expanduser().absolute())
+        try:
+            return adapter, str(expanded(Path(directory)).absolute())
+        except ConfigError as e:
+            self.fail(str(e), param, ctx)
 
 
 class Words(click.ParamType[tuple[str, ...]]):
@@ -163,7 +167,10 @@ def serve(
 def reference(model: str) -> str:
     """The model as the control API takes it: a directory by its absolute path, the rest as it was typed."""
     if model.startswith(("/", ".", "~")) or Path(model, "config.json").is_file():
-        return str(Path(model).expanduser().absolute())
+        try:
+            return str(expanded(Path(model)).absolute())
+        except ConfigError as e:
+            raise click.ClickException(str(e)) from e
     return model
 
 

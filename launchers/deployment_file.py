@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from launchers.deployment_spec import DeploymentSpec, Wishes, checked
+from registry.deployments import adapters
 from registry.strict_toml import ConfigError, build, leaves, read_layer
-from registry.toml_layers import Layer, dotted
+from registry.toml_layers import Layer, dotted, expanded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ class _Table(Wishes):
         wishes = {f.name: getattr(self, f.name) for f in dataclasses.fields(Wishes)}
         model = self.model
         if model.startswith((".", "~")):
-            model = os.path.abspath((base or Path()) / Path(model).expanduser())
+            model = os.path.abspath((base or Path()) / expanded(Path(model)))
         return checked(
             DeploymentSpec(
                 name=name,
@@ -99,11 +100,28 @@ def _specs(layer: Layer) -> list[DeploymentSpec]:
             found.append(table.spec(name, layer.base))
         except ValueError as e:
             problems.append(f"{layer.at(here)}: {dotted(here)}: {e}")
+    problems += _mistakable(found, layer)
     if not (found or problems):
         problems.append(f"{layer.source}: no deployment; each is a table [deployments.NAME]")
     if problems:
         raise ConfigError("\n".join(problems))
     return found
+
+
+def _mistakable(specs: list[DeploymentSpec], layer: Layer) -> Iterator[str]:
+    """Adapters whose name another of the file's deployments or adapters has as well: clients call both by it.
+
+    The control API sees one deployment at a time, and says the same of those that there are.
+    """
+    taken = {spec.name: "a deployment" for spec in specs}
+    for spec in specs:
+        for name in dict.fromkeys(adapters({"adapters": spec.adapters, "engine_args": spec.engine_args})):
+            if name in taken:
+                here = ("deployments", spec.name, *(("adapters", name) if name in spec.adapters else ("engine_args",)))
+                problem = f"{name} is {taken[name]}; the LoRA adapter needs a name of its own"
+                yield f"{layer.at(here)}: {dotted(here)}: {problem}"
+            else:
+                taken[name] = f"a LoRA adapter of deployment {spec.name}"
 
 
 def write(spec: DeploymentSpec) -> str:

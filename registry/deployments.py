@@ -247,7 +247,9 @@ def follow(db: Database, name: str, follows: str | None) -> None:
 def require_wanted(db: Database, name: str) -> Deployment:
     """Raises Conflict when it has ended, or somebody stopped it."""
     found = get(db, name)
-    if found.state.ended or found.state is DeploymentState.STOPPING:
+    if found.state is DeploymentState.STOPPING:
+        raise Conflict(f"deployment {name} is being stopped; serve it again once it is")
+    if found.state.ended:
         raise Conflict(f"deployment {name} is {found.state}; serve it again first")
     return found
 

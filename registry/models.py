@@ -20,6 +20,8 @@ class ModelState(enum.StrEnum):
     SERVABLE = "servable"
 
 
+MOST = (1 << 63) - 1  # the number of a version
+
 # Whether the first step of a promotion made models `m`, and the promotion failed or has not ended.
 _ON_TRIAL = """EXISTS (SELECT 1 FROM promotions p JOIN runs r ON r.id = json_extract(p.steps, '$[0]')
     WHERE p.model = m.name AND m.path = r.folder || '/model' AND p.state != 'promoted')"""
@@ -90,7 +92,7 @@ def resolve(db: Database, ref: str) -> ModelVersion:
     """`name`, `name@alias` or `name@version`. A bare name means its alias `latest`, else its newest version, but for
     those that a promotion made and has not promoted."""
     name, _, which = ref.partition("@")
-    if which.isdigit():
+    if which.isascii() and which.isdecimal():
         return get(db, name, int(which))
     found = row(db, "SELECT version FROM aliases WHERE model = ? AND alias = ?", name, which or "latest")
     if found:
@@ -108,7 +110,8 @@ def resolve(db: Database, ref: str) -> ModelVersion:
 
 
 def get(db: Database, name: str, version: int) -> ModelVersion:
-    found = row(db, "SELECT * FROM models WHERE name = ? AND version = ?", name, version)
+    possible = 0 < version <= MOST  # SQLite takes no number beyond
+    found = row(db, "SELECT * FROM models WHERE name = ? AND version = ?", name, version) if possible else None
     if found is None:
         raise NotFound(f"model {name} has no version {version}")
     return _version(db, found)

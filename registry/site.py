@@ -49,6 +49,7 @@ from registry.strict_toml import (
     leaves,
     read_layer,
 )
+from registry.toml_layers import expanded
 
 SITE_CONFIGS = Path(__file__).resolve().parent.parent / "site-configs"
 SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the final NUL
@@ -145,14 +146,14 @@ def load_site(path: Path | None, environ: Mapping[str, str], flags: Sequence[str
         "the command line" if path else "HEADGATE_SITE" if environ.get("HEADGATE_SITE") else "nobody: the default"
     )
     path = path or Path(environ.get("HEADGATE_SITE") or SITE_CONFIGS / "laptop.toml")
-    if not path.expanduser().is_file():
+    if not expanded(path).is_file():
         known = ", ".join(sorted(str(p) for p in SITE_CONFIGS.glob("*.toml")))
         raise ConfigError(
             f"{path}: no such site file (asked for by {asked_by}); those that come along: {known or 'none'}"
         )
     file = read_layer(path)
     site, origins = build(Site, [file, *environment_layers(Site, environ), *flag_layers(flags)])
-    site = dataclasses.replace(site, file=Path(os.path.abspath(path.expanduser())), origins=origins)
+    site = dataclasses.replace(site, file=Path(os.path.abspath(expanded(path))), origins=origins)
     site = dataclasses.replace(site, environments=_resolved(site))
     if problems := list(_problems(site)):
         raise ConfigError("\n".join(f"{_origin(site, key)}: {key}: {text}" for key, text in problems))

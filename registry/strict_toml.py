@@ -34,7 +34,18 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from registry.toml_layers import ConfigError, KeyPath, Layer, Words, dotted, flag_layers, nest, read_layer, read_text
+from registry.toml_layers import (
+    ConfigError,
+    KeyPath,
+    Layer,
+    Words,
+    dotted,
+    expanded,
+    flag_layers,
+    nest,
+    read_layer,
+    read_text,
+)
 
 __all__ = [
     "ConfigError",
@@ -290,7 +301,7 @@ def _convert(hint: Any, value: Any, metadata: Mapping[str, Any], base: Path | No
         return tuple(_convert(get_args(hint)[0], item, metadata, base) for item in value)
     if hint is str and metadata.get("unit") == "pattern":
         text = _exactly(str, value)
-        return text if text.startswith("{") else os.path.abspath((base or Path()) / Path(text).expanduser())
+        return text if text.startswith("{") else os.path.abspath((base or Path()) / expanded(Path(text)))
     if hint is Path:
         return _path(_exactly(str, value), metadata, base)
     if hint is float and type(value) is int:
@@ -339,7 +350,7 @@ def _chosen(value: Any, choices: Mapping[Any, Any]) -> Any:
 
 def _path(text: str, metadata: Mapping[str, Any], base: Path | None) -> Path:
     # Links are not resolved: a virtual environment's bin/python is one, and is only itself under its own name.
-    path = Path(os.path.abspath((base or Path()) / Path(text).expanduser()))
+    path = Path(os.path.abspath((base or Path()) / expanded(Path(text))))
     remedy = metadata.get("must_exist")
     if remedy and not path.exists():
         raise ValueError(f"there is no {path}" + (f"; {remedy}" if isinstance(remedy, str) else ""))

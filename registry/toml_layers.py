@@ -55,7 +55,7 @@ def read_layer(path: Path) -> Layer:
     """Read a TOML file. Raises ConfigError when it is missing, unreadable or not TOML."""
     source = _shown(path)
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = expanded(path).read_text(encoding="utf-8")
         table = tomllib.loads(text)
     except OSError as e:
         raise ConfigError(f"{source}: cannot be read: {e.strerror}") from e
@@ -63,7 +63,7 @@ def read_layer(path: Path) -> Layer:
         raise ConfigError(f"{source}: is not UTF-8 text: {e}") from e
     except tomllib.TOMLDecodeError as e:
         raise ConfigError(_syntax_problem(source, text, str(e))) from e
-    return Layer(source, table, _lines(text), Path(os.path.abspath(path.expanduser())).parent)
+    return Layer(source, table, _lines(text), Path(os.path.abspath(expanded(path))).parent)
 
 
 def flag_layers(settings: Sequence[str]) -> list[Layer]:
@@ -81,9 +81,17 @@ def flag_layers(settings: Sequence[str]) -> list[Layer]:
     return layers
 
 
+def expanded(path: Path) -> Path:
+    """With the home directory that its ~ stands for. Raises ConfigError where nobody knows one."""
+    try:
+        return path.expanduser()
+    except RuntimeError as e:
+        raise ConfigError(f"{path}: no home directory is known for {path.parts[0]}") from e
+
+
 def _shown(path: Path) -> str:
     """The path as a person here would type it."""
-    absolute = os.path.abspath(path.expanduser())
+    absolute = os.path.abspath(expanded(path))
     here = os.getcwd() + os.sep
     return absolute.removeprefix(here)
 

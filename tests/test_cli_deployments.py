@@ -56,6 +56,22 @@ def ok(laptop: Platform, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("serve", "~nosuch/x", "--name", "x"), 1),
+        (("serve", "x", "--adapter", "a=~nosuch/x"), 2),
+        (("rollout", "x", "--to", "~nosuch/x"), 1),
+        (("apply", "-f", "~nosuch/x"), 1),
+        (("diff", "-f", "~nosuch/x"), 2),
+        (("--site", "~nosuch/x", "get"), 1),
+    ],
+)
+def test_what_is_in_the_home_directory_of_nobody_is_refused_by_name(words: tuple[str, ...], status: int) -> None:
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == status and "~nosuch/x: no home directory is known for ~nosuch" in done.stderr
+
+
 def described(laptop: Platform, name: str) -> Any:
     (found,) = json.loads(ok(laptop, "get", name, "--json"))
     return found
@@ -180,7 +196,10 @@ def test_nothing_of_a_file_is_applied_when_the_controller_refuses_any(
     file = tmp_path / "some.toml"
     file.write_text(f"[deployments.fine]\nmodel = '{models[0]}'\n[deployments.wrong]\nmodel = 'nothing'\n")
     refused = invoke(laptop, "apply", "-f", str(file))
-    assert refused.exit_code == 1 and "no model is called 'nothing'" in refused.output
+    whose = f"Error: {file}: deployments.wrong: no model is called 'nothing'"
+    assert refused.exit_code == 1 and whose in refused.output
+    differs = invoke(laptop, "diff", "-f", str(file))
+    assert differs.exit_code == 2 and whose in differs.output
     assert invoke(laptop, "get", "fine").exit_code == 1
 
 

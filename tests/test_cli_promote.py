@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
+from cli import promote as promoting
+from cli.client import Control
 from cli.main import main
 from cli.promote import row, told
+from launchers.launch import Launched
+from launchers.run_folder import RunFolder
+from launchers.scheduler import JobRef
+from registry import clock
 
 STEP = {"run": "evaluate-1", "state": "failed", "cause": "the evaluation ended with exit code 78: x\nmore"}
 RESULT = {"task": "piqa", "metric": "acc", "filter": "none", "value": 0.5, "stderr": 0.1, "examples": 4}
@@ -76,9 +83,40 @@ def test_a_promotion_in_the_list_names_both_ends() -> None:
     ],
 )
 def test_a_mistake_ends_the_command_with_what_is_wrong(tmp_path: Path, words: tuple[str, ...], why: str) -> None:
-    site = [w for s in (f"state_dir={tmp_path}", f"shared_dir={tmp_path}") for w in ("--set", s)]
-    done = CliRunner(env={"HEADGATE_URL": None, "HEADGATE_KEY": None, "XDG_CONFIG_HOME": str(tmp_path)}).invoke(
-        main, [*site, "promote", *words]
-    )
+    done = promote(tmp_path, *words)
     assert done.exit_code != 0
     assert why in done.output
+
+
+@pytest.fixture
+def checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that there is, to say nothing of what is in it."""
+    monkeypatch.setattr(promoting, "find_checkpoint", lambda site, said: {"id": "tiny-1/20", "path": "/runs/tiny-1/20"})
+
+
+@pytest.mark.usefixtures("checkpoint")
+def test_tasks_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "a.yaml").symlink_to("/proc/self/mem")  # cannot be read by root either
+    done = promote(tmp_path, "tiny", "--to", "chat@prod", "--tasks", str(tasks))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == f"Error: {tasks}: Input/output error\n"
+
+
+@pytest.mark.usefixtures("checkpoint")
+def test_one_that_is_waited_for_is_one_json_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Launched(RunFolder(tmp_path / "convert-1"), JobRef("c", "1", clock.parse(PROMOTION["created_at"])))
+    promoted = {**PROMOTION, "state": "promoted", "cause": None}
+    monkeypatch.setattr(promoting, "submit", lambda site, specs: [job for _ in specs])
+    monkeypatch.setattr(Control, "find", lambda self, path, *names: promoted if "promotions" in path else None)
+    words = ("tiny", "--to", "chat@prod", "--wait")
+    done = promote(tmp_path, *words, "--json")
+    assert len(json.loads(done.stdout)["steps"]) == 2
+    assert promote(tmp_path, *words).stdout.splitlines()[-1] == "chat@prod is version 3 now"
+
+
+def promote(tmp_path: Path, *words: str) -> Result:
+    site = [w for s in (f"state_dir={tmp_path}", f"shared_dir={tmp_path}") for w in ("--set", s)]
+    env = {"HEADGATE_URL": None, "HEADGATE_KEY": None, "XDG_CONFIG_HOME": str(tmp_path)}
+    return CliRunner(env=env).invoke(main, [*site, "promote", *words])

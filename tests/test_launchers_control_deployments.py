@@ -427,7 +427,7 @@ async def test_what_has_ended_is_created_again_and_what_ends_must_end_first(api:
     await apply(api)
     deployments.set_state(api.db, "chat", DeploymentState.STOPPING)
     status, words = await api.refused("deployments/chat/apply", {"spec": SPEC})
-    assert status == 409 and "deployment chat is stopping; serve it again first" in words
+    assert status == 409 and "deployment chat is being stopped; serve it again once it is" in words
     deployments.set_state(api.db, "chat", DeploymentState.STOPPED)
     assert (await apply(api))["done"] == "created"
     assert (api.chat.revision, len(api.states())) == (2, 1)

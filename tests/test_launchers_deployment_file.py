@@ -72,6 +72,7 @@ def test_several_that_are_written_are_one_file(tmp_path: Path) -> None:
         ("resources.partitions = 'gpu'", "deployments.toml:3: deployments.chat.resources.partitions: unknown key"),
         ("resources.nodes = 0", "deployments.chat: resources.nodes: 0 is not a whole number of at least 1"),
         ("resources.options = ['--array=1-9']", "deployments.chat: --array is not for a deployment's jobs"),
+        ("adapters.a = '~nosuch/a'", ":3: deployments.chat.adapters.a: ~nosuch/a: no home directory is known"),
         ("min = 3\nmax = 2", "deployments.chat: max: must be at least min (3), not 2"),
     ],
 )
@@ -79,6 +80,11 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, line: str, words:
     with pytest.raises(ConfigError) as refused:
         read(file(tmp_path, f"[deployments.chat]\nmodel = 'llama'\n{line}\n"))
     assert words in str(refused.value)
+
+
+def test_a_model_in_the_home_directory_of_nobody_is_named_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r":1: deployments\.chat: ~nosuch/x: no home directory is known for ~nosuch"):
+        read(file(tmp_path, "[deployments.chat]\nmodel = '~nosuch/x'\n"))
 
 
 def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
@@ -92,6 +98,25 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
     first, second = str(refused.value).splitlines()
     assert ":1: deployments.Chat: deployment name 'Chat' is not allowed" in first
     assert ":3: deployments.talk: resources.qos" in second
+
+
+def test_deployments_and_adapters_that_clients_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    tables = (
+        "[deployments.a]\nmodel = 'x'\nadapters.poet = '/p'\nadapters.b = '/p'\n",
+        "[deployments.b]\nmodel = 'x'\nadapters.poet = '/q'\n",
+        "[deployments.c]\nmodel = 'x'\nengine_args = ['--lora-modules', 'poet=/r', 'c=/r', 'mine=/r']\n",
+        "[deployments.d]\nmodel = 'x'\nadapters.twice = '/s'\nengine_args = ['--lora-modules=twice=/s']\n",
+    )
+    path = file(tmp_path, "".join(tables))
+    own = "the LoRA adapter needs a name of its own"
+    with pytest.raises(ConfigError) as refused:
+        read(path)
+    assert str(refused.value).splitlines() == [
+        f"{path}:4: deployments.a.adapters.b: b is a deployment; {own}",
+        f"{path}:7: deployments.b.adapters.poet: poet is a LoRA adapter of deployment a; {own}",
+        f"{path}:10: deployments.c.engine_args: poet is a LoRA adapter of deployment a; {own}",
+        f"{path}:10: deployments.c.engine_args: c is a deployment; {own}",
+    ]
 
 
 @pytest.mark.parametrize(

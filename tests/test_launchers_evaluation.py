@@ -364,3 +364,35 @@ def test_the_digest_of_tasks_changes_with_what_they_are(tmp_path: Path) -> None:
     assert digest(tmp_path) == first
     (tmp_path / "a.jsonl").write_text("{}")
     assert digest(tmp_path) != first
+
+
+@pytest.mark.parametrize("beside", [".git/index", ".ipynb_checkpoints/a.yaml", ".a.yaml.swp", "__pycache__/a.pyc"])
+def test_what_programs_keep_beside_tasks_is_no_task(tmp_path: Path, beside: str) -> None:
+    (tmp_path / "a.yaml").write_text("task: a")
+    first = digest(tmp_path)
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    (tmp_path / beside).write_text("")
+    assert digest(tmp_path) == first
+
+
+def test_tasks_are_also_what_they_link_to(tmp_path: Path) -> None:
+    tasks, data = tmp_path / ".tasks", tmp_path / "data"
+    tasks.mkdir(), data.mkdir()
+    (tasks / "a.yaml").write_text("task: a")
+    (tasks / "data").symlink_to(data)
+    first = digest(tasks)
+    (data / "a.jsonl").write_text("{}")
+    second = digest(tasks)
+    (data / "a.jsonl").write_text("[]")
+    assert len({first, second, digest(tasks)}) == 3
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path: Path) -> None:
+    for here, there in (("a", "b"), ("b", "a")):
+        (tmp_path / here).mkdir()
+        (tmp_path / here / "x.yaml").write_text(here)
+        (tmp_path / here / "other").symlink_to(tmp_path / there)
+        (tmp_path / here / "back").symlink_to("..")
+    first = digest(tmp_path)
+    (tmp_path / "b" / "x.yaml").write_text("c")
+    assert digest(tmp_path) != first

@@ -88,7 +88,8 @@ def test_an_alias_that_could_be_a_version_or_is_not_safe_is_refused(tiny: Databa
     assert aliases.everything(tiny) == []
 
 
-def test_an_alias_of_a_version_that_does_not_exist_is_refused(tiny: Database) -> None:
-    with pytest.raises(NotFound, match="model tiny has no version 4"):
-        aliases.move(tiny, "tiny", "prod", 4, "ada", "")
+@pytest.mark.parametrize("version", [4, 1 << 63, -(1 << 64)])
+def test_an_alias_of_a_version_that_does_not_exist_is_refused(tiny: Database, version: int) -> None:
+    with pytest.raises(NotFound, match=f"model tiny has no version {version}"):
+        aliases.move(tiny, "tiny", "prod", version, "ada", "")
     assert aliases.moves(tiny) == []

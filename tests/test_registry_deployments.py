@@ -103,6 +103,13 @@ def test_a_name_is_free_again_only_when_its_deployment_has_ended(registry: Datab
     assert (again.cause, again.ended_at) == (None, None) and again.created_at > first.created_at
 
 
+def test_one_that_is_being_stopped_is_served_again_once_it_is(registry: Database) -> None:
+    deploy(registry)
+    deployments.set_state(registry, "chat", DeploymentState.STOPPING)
+    with pytest.raises(Conflict, match="deployment chat is being stopped; serve it again once it is"):
+        deployments.require_wanted(registry, "chat")
+
+
 def test_a_replica_goes_from_pending_to_ready_with_its_endpoint(registry: Database) -> None:
     deploy(registry)
     add(registry, "r-1")

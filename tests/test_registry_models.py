@@ -54,6 +54,8 @@ def test_a_bare_name_means_latest_by_alias_and_else_the_newest(registry: Databas
         ("big", "no model is called 'big'; there are: tiny"),
         ("big@prod", "no model is called 'big'; there are: tiny"),
         ("tiny@3", "model tiny has no version 3"),
+        ("tiny@99999999999999999999", "model tiny has no version 99999999999999999999"),
+        ("tiny@²", "model tiny has no alias '²'; it has: prod"),
         ("tiny@qa", "model tiny has no alias 'qa'; it has: prod"),
     ],
 )

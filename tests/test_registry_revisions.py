@@ -136,7 +136,7 @@ def test_a_deployment_of_the_same_name_counts_on_and_has_no_revisions_but_its_ow
 def test_a_deployment_that_ends_gets_no_new_revision(registry: Database) -> None:
     deploy(registry)
     deployments.set_state(registry, "chat", DeploymentState.STOPPING)
-    with pytest.raises(Conflict, match="deployment chat is stopping; serve it again first"):
+    with pytest.raises(Conflict, match="deployment chat is being stopped; serve it again once it is"):
         roll(registry, 2)
     deployments.set_state(registry, "chat", DeploymentState.STOPPED)
     with pytest.raises(Conflict, match="deployment chat is stopped"):

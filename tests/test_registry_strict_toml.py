@@ -270,6 +270,7 @@ def test_a_wrong_value_says_where_it_stands_what_it_is_and_what_is_expected(writ
     [
         ("kind = 'slrum'", "kind: 'slrum' is not a choice; did you mean 'slurm'? allowed: local, slurm"),
         ("kind = ['x']", "kind: ['x'] is not a choice; allowed: local, slurm"),
+        ("data = '~nosuch/d'", "data: ~nosuch/d: no home directory is known for ~nosuch"),
         ("colour = 'bleu'", "colour: 'bleu' is not a choice; did you mean 'blue'? allowed: red, blue"),
         ("server = 1", "server: expects a table [server], not an integer (1)"),
         ("prices.big = 1", "prices.big: expects a table [prices.big], not an integer (1)"),
@@ -341,6 +342,8 @@ def test_broken_toml_names_the_line(write, text, problem):
 
 def test_a_file_that_cannot_be_read_says_why(write, tmp_path):
     write("")
+    with pytest.raises(ConfigError, match=r"^~nosuch/c\.toml: no home directory is known for ~nosuch$"):
+        read_layer(Path("~nosuch/c.toml"))
     with pytest.raises(ConfigError, match=r"^absent\.toml: cannot be read: No such file or directory$"):
         read_layer(tmp_path / "absent.toml")
     (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")

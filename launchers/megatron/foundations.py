@@ -15,7 +15,7 @@ from launchers.megatron import hugging_face, manifest
 from launchers.megatron.presets import PRESETS
 from launchers.megatron.recipe import RecipeError
 from registry.strict_toml import Layer, did_you_mean
-from registry.toml_layers import Words
+from registry.toml_layers import Words, expanded
 
 _FREE = ("seq_length", "init_std")  # of [model]: how it is trained, not what it is
 
@@ -111,4 +111,4 @@ def _said(layers: Sequence[Layer], section: str, key: str) -> tuple[Layer, str] 
 
 def _path(layer: Layer, said: str) -> Path:
     """As strict_toml makes a path of it, so that one directory is the same path whoever names it."""
-    return Path(os.path.abspath((layer.base or Path()) / Path(said).expanduser()))
+    return Path(os.path.abspath((layer.base or Path()) / expanded(Path(said))))
