@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from launchers import sbatch
-from launchers.resources import BREAKS_A_RUN
+from launchers.resources import BREAKS_A_RUN, time_limit_s
 from launchers.sbatch import NotUnderstood, Option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,16 +24,10 @@ class TimeLimit(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", value)
-        if not found:
+        found = time_limit_s(value)
+        if found is None:
             self.fail(f"{value!r} is no time limit; allowed: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S", param, ctx)
-        days, a, b, c = (int(g) if g else None for g in found.groups())
-        assert a is not None
-        if days is not None:
-            return ((days * 24 + a) * 60 + (b or 0)) * 60 + (c or 0)
-        if c is not None:
-            return (a * 60 + (b or 0)) * 60 + c
-        return a * 60 + (b or 0)
+        return found
 
 
 class Memory(click.ParamType[float]):

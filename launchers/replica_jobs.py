@@ -255,8 +255,7 @@ def serve_spec(
     resources = resources_asked(asked, overflow=one.overflow)
     if one.exclude:
         given = resources.get("options")
-        more = (f"--exclude={','.join(one.exclude)}",)
-        resources["options"] = [*(given if isinstance(given, list | tuple) else ()), *more]
+        resources["options"] = _excluding(given if isinstance(given, list | tuple) else (), one.exclude)
     if one.time_limit_s is not None:
         resources["time_limit_s"] = one.time_limit_s
     return ServeSpec(
@@ -281,6 +280,18 @@ def serve_spec(
         max_restarts=site.replicas.max_restarts,
         hang_timeout_s=site.replicas.hang_timeout_s,
     )
+
+
+def _excluding(options: Iterable[str], nodes: Sequence[str]) -> list[str]:
+    """The options with nodes left out beside their own: of an option that is said twice only the last one counts."""
+    own, others = "", []
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "--exclude":
+            own = value
+        else:
+            others.append(option)
+    return [*others, f"--exclude={','.join(filter(None, (own, *nodes)))}"]
 
 
 def subject_of(spec: object, replica_id: str) -> str:

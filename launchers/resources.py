@@ -84,6 +84,20 @@ def resources_from(
     return Resources(**chosen)
 
 
+def time_limit_s(text: str) -> int | None:
+    """Of Slurm's own formats: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. None: it is none of these."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not found:
+        return None
+    days, a, b, c = (int(g) if g else None for g in found.groups())
+    assert a is not None
+    if days is not None:
+        return ((days * 24 + a) * 60 + (b or 0)) * 60 + (c or 0)
+    if c is not None:
+        return (a * 60 + (b or 0)) * 60 + c
+    return a * 60 + (b or 0)
+
+
 def changed(before: Resources, asked: Mapping[str, Any]) -> Resources:
     """What a run that is submitted again asks for: as before, or as is asked for now. Raises as `resources_from`."""
     now = asked.get("options", ())

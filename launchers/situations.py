@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 from launchers.deployment_spec import DeploymentSpec, spec_of
-from launchers.planning.facts import Cluster, Had, Loaded, Maintenance, Rules, Situation, Timings, Wanted
-from launchers.resources import REPLICA_OPTIONS, resources_from
+from launchers.planning.facts import Cluster, Had, Loaded, Maintenance, Options, Rules, Situation, Timings, Wanted
+from launchers.resources import REPLICA_OPTIONS, resources_from, time_limit_s
 from launchers.scheduler import Outlook
+from launchers.spec import Resources
 from registry import clock, deployments
 from registry.demand import Demand, Load, Served
 from registry.deployments import Deployment, Replica, ReplicaState
@@ -91,6 +92,18 @@ def rules_of(deployment: Deployment, site: Site) -> Rules:
         partition=asks.partition or "",
         overflow_time_limit_s=spare.time_limit_s,
         overflow_partition=spare.partition or "",
+        options=_options(asks),
+        overflow_options=_options(spare),
+    )
+
+
+def _options(asks: Resources) -> Options:
+    """What cannot be understood is left for sbatch to refuse; node lists in brackets are Slurm's to read."""
+    said = {name: value for name, _, value in (option[2:].partition("=") for option in asks.options)}
+    return Options(
+        time_min_s=time_limit_s(said.get("time-min", "")) or 0,
+        nodelist="nodelist" in said,
+        exclude=frozenset(filter(None, said.get("exclude", "").split(","))),
     )
 
 

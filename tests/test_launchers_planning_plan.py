@@ -16,6 +16,7 @@ from launchers.planning.facts import (
     Had,
     Loaded,
     Maintenance,
+    Options,
     Rules,
     Scale,
     SetState,
@@ -417,6 +418,17 @@ def test_what_waits_for_the_end_of_maintenance_says_so() -> None:
     assert "maintenance upgrade takes all its nodes until 15:51 UTC: new jobs wait for its end" in decision.why
 
 
+def test_no_job_gets_less_time_for_maintenance_than_its_own_least() -> None:
+    for least_s, limit in ((7140, 7140), (7200, None)):
+        wanted = deployment("starting", rules={"options": Options(time_min_s=least_s)})
+        situation = Situation(wanted=wanted, timings=Timings(0.0, 60.0), now=NOW)
+        (start,) = [a for a in plan(situation, maintained(7200)).actions if isinstance(a, StartReplica)]
+        assert start.time_limit_s == limit
+        waits = replace(situation, replicas=(replica("r0", "pending"),))
+        shortened = [a.time_limit_s for a in plan(waits, maintained(7200)).actions if isinstance(a, Shorten)]
+        assert shortened == ([] if limit is None else [limit])
+
+
 # Rollouts.
 
 
@@ -603,6 +615,27 @@ def test_a_node_that_failed_a_replica_is_avoided_for_an_hour_unless_there_is_no_
     old = crashes(1, "failed", failure="node", nodes=("n1",), last_s_ago=3600.0)
     (start,) = plan(Situation(wanted=deployment("starting"), replicas=tuple(old), now=NOW), KNOWN).actions
     assert isinstance(start, StartReplica) and start.exclude == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "excluded"),
+    [
+        (Options(nodelist=True), ()),
+        (Options(exclude=frozenset({"n2"})), ()),
+        (Options(exclude=frozenset({"n3"})), ("n1",)),
+    ],
+)
+def test_a_node_that_failed_a_replica_is_not_avoided_where_the_owner_left_no_other(
+    own: Options, excluded: tuple[str, ...]
+) -> None:
+    both = Cluster(partition_nodes={"": frozenset({"n1", "n2"})})
+    failed = crashes(1, "failed", failure="cuda", nodes=("n1",), last_s_ago=700.0)
+    wanted = deployment("starting", stable=None, rules={"options": own})
+    (start,) = plan(Situation(wanted=wanted, replicas=tuple(failed), now=NOW), both).actions
+    assert isinstance(start, StartReplica) and start.exclude == excluded
+    again = crashes(4, "failed", failure="cuda", nodes=("n1",), last_s_ago=700.0)
+    found = decided(wanted, *again, cluster=both)
+    assert (found == [("start", 1)]) is bool(excluded)  # otherwise it is given up: each node it may have was tried
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
 import pytest
 from controller_world import Memory, World
 
-from launchers import replica_jobs, replica_launch
+from launchers import replica_jobs, replica_launch, submit
 from launchers.announce import announce
+from launchers.launch import request_for
+from launchers.planning.facts import StartReplica
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState
 from launchers.spec import ServeSpec, load
+from registry import deployments, revisions
 from registry.replicas import Replica, ReplicaState
 
 WHY = "it is not wanted"
@@ -155,4 +159,27 @@ async def test_a_job_is_told_whether_anybody_vouched_for_its_model(tmp_path: Pat
     await world.until(lambda: len(world.live()) == 1)
     spec = load(RunFolder(Path(world.live()[0].folder)).spec)
     assert isinstance(spec, ServeSpec) and spec.safetensors_only is not vouched
+    world.controller.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "avoided", "said"),
+    [
+        (["--exclude=bad1,bad2"], ("n7", "n8"), ["bad1,bad2,n7,n8"]),
+        (["--exclude=g[01-03]", "--nice=5"], ("n7",), ["g[01-03],n7"]),
+        (["--exclude=bad1,bad2"], (), ["bad1,bad2"]),
+        ([], ("n7",), ["n7"]),
+    ],
+)
+def test_a_jobs_script_leaves_out_the_nodes_that_its_owner_named_and_those_that_failed_it_in_one_option(
+    tmp_path: Path, asked: list[str], avoided: tuple[str, ...], said: list[str]
+) -> None:
+    world = World(tmp_path / "site", resources={"options": asked})
+    deployment = deployments.get(world.controller.db, "chat")
+    revision = revisions.get(world.controller.db, "chat", 1)
+    start = StartReplica(deployment="chat", revision=1, why="1 is wanted", exclude=avoided)
+    spec = replica_jobs.serve_spec(world.site, deployment, revision, start)
+    script = submit.script(request_for(spec, RunFolder(tmp_path / spec.id)))
+    assert re.findall(r"^#SBATCH --exclude=(.*)$", script, re.MULTILINE) == said
+    assert ("#SBATCH --nice=5" in script) is ("--nice=5" in asked)
     world.controller.close()

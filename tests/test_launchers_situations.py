@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launchers import situations
-from launchers.planning.facts import Loaded, Situation, Timings
+from launchers.planning.facts import Loaded, Options, Situation, Timings
 from launchers.scheduler import Maintenance, Outlook
 from launchers.steady_clock import SteadyClock
 from registry import clock
@@ -202,3 +202,25 @@ def test_the_clusters_times_are_seconds() -> None:
     assert kept.nodes == {"n1"} and found.partition_nodes == {"": {"n1"}}
     assert found.seen_at is None
     assert situations.cluster_of(Outlook({}, {}, (), {}, NOON)).seen_at == NOON.timestamp()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], Options()),
+        (["--time-min=30"], Options(time_min_s=1800)),
+        (["--time-min=4:00:00", "--exclude=n1,n2"], Options(time_min_s=14400, exclude=frozenset({"n1", "n2"}))),
+        (["--nodelist=n1"], Options(nodelist=True)),
+        (["--time-min=soon"], Options()),  # for sbatch to refuse
+    ],
+)
+def test_what_a_deployments_own_options_say_of_time_and_nodes_is_known_of_each_kind_of_its_jobs(
+    options: list[str], said: Options
+) -> None:
+    rules = situations.rules_of(
+        deployment(request={"resources": {"options": options}, "overflow": {"qos": "low"}}), site()
+    )
+    assert rules.says(overflow=False) == rules.says(overflow=True) == said
+    other = deployment(request={"resources": {"options": ["--nice=5"]}, "overflow": {"options": options}})
+    rules = situations.rules_of(other, site())
+    assert (rules.says(overflow=False), rules.says(overflow=True)) == (Options(), said)

@@ -72,11 +72,13 @@ def losses(s: Situation, fleet: Fleet, cluster: Cluster, revision: int, count: i
 
 
 def avoided(s: Situation, fleet: Fleet, cluster: Cluster, overflow: bool) -> tuple[str, ...]:
-    """Nodes on which a replica failed because of the node, lately; none when there are no others."""
+    """Nodes on which a replica failed because of the node, lately; none when there are no others, or the deployment
+    says itself on which nodes it runs."""
     since = s.now - AVOIDED_S
     bad = {node for r in fleet.ended if r.failure in OF_THE_NODE and (r.ended_at or 0.0) > since for node in r.nodes}
-    nodes = cluster.nodes_of(s.wanted.rules.where(overflow))
-    return () if nodes and nodes <= bad else tuple(sorted(bad))
+    said = s.wanted.rules.says(overflow)
+    nodes = cluster.nodes_of(s.wanted.rules.where(overflow)) - said.exclude
+    return () if said.nodelist or (nodes and nodes <= bad) else tuple(sorted(bad))
 
 
 def _wait_s(lost: Sequence[Had]) -> float:
@@ -86,8 +88,10 @@ def _wait_s(lost: Sequence[Had]) -> float:
 
 def _not_the_nodes(s: Situation, cluster: Cluster, failed: Sequence[Had], most: int, overflow: bool) -> bool:
     """Whether replicas that failed because of their nodes would do so on any: each node was tried, or very many."""
-    nodes = cluster.nodes_of(s.wanted.rules.where(overflow)) - cluster.down.keys() - cluster.leaving.keys()
-    everywhere = bool(nodes) and nodes <= {node for r in failed for node in r.nodes}
+    said = s.wanted.rules.says(overflow)
+    nodes = cluster.nodes_of(s.wanted.rules.where(overflow)) - said.exclude
+    nodes -= cluster.down.keys() | cluster.leaving.keys()
+    everywhere = said.nodelist or (bool(nodes) and nodes <= {node for r in failed for node in r.nodes})
     return everywhere or len(failed) > NODES_TRIED * most
 
 

@@ -13,6 +13,15 @@ from registry.replicas import ReplicaState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a deployment's own options for sbatch say of its jobs of one kind."""
+
+    time_min_s: int = 0  # Slurm takes no shorter time limit
+    nodelist: bool = False  # whether they name the nodes to run on
+    exclude: frozenset[str] = frozenset()  # nodes, as far as each is named by itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """How one deployment is kept, scaled and rolled out: its own words, else the site's."""
 
@@ -34,6 +43,8 @@ class Rules:
     partition: str = ""  # where its jobs run; "": the default
     overflow_time_limit_s: int | None = None  # of a preemptible replica's job; None: as of the others
     overflow_partition: str | None = None
+    options: Options = Options()
+    overflow_options: Options | None = None
 
     def limit_s(self, overflow: bool) -> int:
         """The time limit of a job of this kind."""
@@ -44,6 +55,10 @@ class Rules:
         """The partition that a job of this kind runs in."""
         own = self.overflow_partition if overflow else None
         return self.partition if own is None else own
+
+    def says(self, overflow: bool) -> Options:
+        own = self.overflow_options if overflow else None
+        return self.options if own is None else own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

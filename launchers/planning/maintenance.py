@@ -29,8 +29,13 @@ def fitting_s(s: Situation, windows: list[Maintenance], overflow: bool) -> int |
             continue
         rest = left - s.wanted.rules.margin_s - min(s.timings.queue_s, left / 4)
         limit = int(rest // 60) * 60  # Slurm counts minutes
-        return limit if s.wanted.rules.shortest_s <= limit < own else None
+        return limit if _shortest_s(s, overflow) <= limit < own else None
     return None
+
+
+def _shortest_s(s: Situation, overflow: bool) -> int:
+    """Slurm refuses a time limit below the job's own --time-min: what does not fit then waits for the end."""
+    return max(s.wanted.rules.shortest_s, s.wanted.rules.says(overflow).time_min_s)
 
 
 def shorter_s(s: Situation, windows: list[Maintenance], pending: Had) -> int | None:
