@@ -38,7 +38,6 @@ control training engine dev: %:
 test: dev training engine
 	@tests/cluster/install || test $$? -eq 3
 	@requirements/pango.sh || test $$? -eq 3
-	@$(if $(ARGS),true,tests/chroot/run)
 	@$(if $(ARGS),$(PYTHON_CONTROL) -m pytest $(ARGS),tests/lanes $(PYTHON_CONTROL))
 
 test-pyslurm:
