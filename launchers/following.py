@@ -10,6 +10,7 @@ from launchers.vllm import weights
 from registry import aliases, clock, deployments, models, revisions
 from registry.db import Conflict, Database, NotFound
 from registry.deployments import Deployment, DeploymentState
+from registry.models import ModelVersion
 from registry.revisions import Revision, RevisionState
 
 
@@ -40,6 +41,11 @@ def follow(db: Database, deployment: Deployment) -> str | None:
         if deployment.request.get("safetensors_only"):
             with read_by_service(Path(model.path)):
                 weights.check(Path(model.path))
+        because = f": {move.why}" if move.why else ""
+        if _is_stable(db, deployment, model):
+            words = f"{deployment.follows} moved back to version {model.version}{because}"
+            revisions.settle(db, deployment.name, deployment.revision, False, words)
+            return None
         revisions.add(
             db,
             deployment.name,
@@ -48,12 +54,21 @@ def follow(db: Database, deployment: Deployment) -> str | None:
             model_path=model.path,
             request=deployment.request,
             by=move.by,
-            why=f"{deployment.follows} moved to version {model.version}{f': {move.why}' if move.why else ''}",
+            why=f"{deployment.follows} moved to version {model.version}{because}",
             canary=move.canary,
         )
     except (ValueError, NotFound, Conflict) as e:
         return f"{deployment.follows} is version {move.to_version}, which it may not serve: {e}"
     return None
+
+
+def _is_stable(db: Database, deployment: Deployment, model: ModelVersion) -> bool:
+    """Whether to end a trial is enough: the stable revision is this version, asked for in the same words."""
+    if deployment.stable is None:
+        return False
+    wanted, stable = (revisions.get(db, deployment.name, n) for n in (deployment.revision, deployment.stable))
+    same = (stable.model, stable.version, stable.request) == (model.name, model.version, wanted.request)
+    return same and wanted.state is RevisionState.ROLLING
 
 
 def take_back(db: Database, deployment: Deployment, tried: Revision) -> None:

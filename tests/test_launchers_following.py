@@ -85,6 +85,29 @@ def test_a_move_while_another_is_on_trial_supersedes_it(chat: Chat) -> None:
     assert (chat.now.revision, chat.now.version) == (3, 3)
 
 
+def test_an_alias_that_goes_back_during_a_trial_ends_the_trial(chat: Chat) -> None:
+    chat.moves(2)
+    chat.follows()
+    aliases.roll_back(chat.db, "tiny", "prod", "ada", "it sings")
+    assert chat.follows() is None
+    assert (chat.now.revision, chat.now.stable, chat.now.version) == (1, 1, 1)
+    tried = revisions.get(chat.db, "chat", 2)
+    assert (tried.state, tried.cause) == (RevisionState.BAD, "tiny@prod moved back to version 1: it sings")
+    chat.moves(2)
+    assert chat.follows() is None and (chat.now.revision, chat.now.version) == (3, 2)
+
+
+def test_an_alias_that_goes_back_while_other_words_are_on_trial_is_a_revision_of_those(chat: Chat) -> None:
+    chat.moves(2)
+    chat.follows()
+    other = {**chat.now.request, "engine_args": ["--y"]}
+    roll = {"model": "tiny", "version": 2, "model_path": chat.now.model_path, "by": "ada", "why": ""}
+    revisions.add(chat.db, "chat", request=other, **roll)
+    chat.moves(1)
+    assert chat.follows() is None
+    assert (chat.now.revision, chat.now.stable, chat.now.version, chat.now.request) == (4, 1, 1, other)
+
+
 def test_a_move_that_was_given_up_is_not_tried_again_until_the_alias_moves(chat: Chat) -> None:
     chat.moves(2)
     chat.follows()
