@@ -20,7 +20,7 @@ from conftest import ROOT
 from specs import folder_of, serve
 from waiting import wait_for
 
-from launchers import announce
+from launchers import announce, child
 from launchers import task as tasks
 from launchers.announce import Announcement
 from launchers.child import Ending
@@ -142,6 +142,48 @@ def test_an_engine_that_hangs_is_started_again(live: Callable[..., Living], tmp_
     hang.unlink()
     one.ready(2)
     assert probes.proven(one.endpoint(), "generate", "chat") is not None
+
+
+@pytest.fixture
+def immortal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Engines that no signal ends, as one that hangs in the kernel."""
+    begin, begun = child.start, list[subprocess.Popen[bytes]]()
+
+    def start(*asked: Any) -> subprocess.Popen[bytes]:
+        begun.append(begin(*asked))
+        return begun[-1]
+
+    with monkeypatch.context() as m:
+        m.setattr(child, "start", start)
+        m.setattr(child, "KILLED_S", 0.5)
+        m.setattr(os, "killpg", lambda *_: None)
+        yield begun
+    for engine in begun:
+        engine.kill()
+        engine.wait()
+
+
+def test_an_engine_that_cannot_be_killed_is_its_nodes_failure_and_not_started_again(
+    immortal: list[subprocess.Popen[bytes]], live: Callable[..., Living], tmp_path: Path
+) -> None:
+    hang = tmp_path / "hang"
+    one = live("--hang-when", str(hang), hang_timeout_s=1)
+    one.ready()
+    hang.touch()
+    ended = one.end()
+    assert (ended.exit_code, ended.kind, ended.failure) == (1, Cause.CRASHED, "node")
+    assert ended.cause.startswith("the engine hangs: ") and "cannot be killed" in ended.cause
+    assert len(immortal) == 1 and one.said("engine-restarting") == []
+
+
+def test_a_stop_is_heard_where_the_engine_cannot_be_killed(
+    immortal: list[subprocess.Popen[bytes]], live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "GRACE_S", 0.0)
+    one = live("--deaf", shutdown_timeout_s=0)
+    one.ready()
+    one.told.stop("cancelled", "cancelled")
+    assert one.end() == Ending(0, "cancelled", Cause.CANCELLED)
 
 
 @pytest.mark.parametrize(

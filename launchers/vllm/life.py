@@ -132,14 +132,17 @@ class Life:
         try:
             if self.endpoint is not None:
                 watch = Watch(self.endpoint, spec, lambda: adapters.wanted(self.folder))
-            return self._watch(engine, watch, began)
+            found = self._watch(engine, watch, began)
         finally:
             if watch is not None:
                 watch.stop()
-            child.kill_group(engine)
+            gone = child.kill_group(engine)
             if watch is not None:
                 watch.join()  # the next engine is forked with no thread about
                 self._tell_probes(watch)
+        if gone or isinstance(found, Ending):
+            return found
+        return Failure(Kind.NODE, f"{found.words}; it cannot be killed, because it hangs in the kernel")
 
     def _start(self, spec: ServeSpec) -> subprocess.Popen[bytes]:
         task = self.task
@@ -173,7 +176,8 @@ class Life:
                 return classify(code, child.tail(self.log, LOG_LINES, LOG_BYTES, began), self.ready)
             if (over := self._look()) is not None:
                 return over
-            self._pass_on(engine, watch)
+            if (over := self._pass_on(engine, watch)) is not None:
+                return over
             if watch is None or self._draining:
                 continue
             if (failure := self._hear(watch)) is not None:
@@ -202,11 +206,11 @@ class Life:
                 self.told.stop("cancelled", "asked")
         return None
 
-    def _pass_on(self, engine: subprocess.Popen[bytes], watch: Watch | None) -> None:
-        """A request to stop: said, then passed on to the engine, which finishes what it has; killed after its grace."""
+    def _pass_on(self, engine: subprocess.Popen[bytes], watch: Watch | None) -> Ending | None:
+        """A request to stop: said, then passed on to the engine, which finishes what it has; over after its grace."""
         since = self.told.stopping_since
         if since is None:
-            return
+            return None
         if not self._draining:
             self._draining = True
             if watch is not None:
@@ -217,8 +221,7 @@ class Life:
         if not self._forwarded and self._may_end(waited):
             self._forwarded = True
             engine.terminate()
-        if waited > self.spec.shutdown_timeout_s + GRACE_S:
-            child.kill_group(engine)
+        return self._as_asked() if waited > self.spec.shutdown_timeout_s + GRACE_S else None
 
     def _may_end(self, waited: float) -> bool:
         """Whether the engine is to hear of it now, `waited` seconds after we did."""
