@@ -29,7 +29,7 @@ from launchers.run_folder import RunFolder
 from launchers.spec import Environment
 from launchers.task import Task
 from launchers.told import Told
-from launchers.vllm import adapters, life, probes, server, staging, watch
+from launchers.vllm import adapters, life, probes, server, staging, watch, weights
 from launchers.vllm.endpoint import Endpoint
 from launchers.vllm.life import Life
 from launchers.voice import Voice
@@ -59,7 +59,7 @@ class Living:
     def _run(self) -> None:
         try:
             self.ending = self.life.run()
-        except (ValueError, tasks.RendezvousError) as e:
+        except (OSError, ValueError, tasks.RendezvousError) as e:
             self.raised = e
 
     def said(self, kind: str) -> list[Announcement]:
@@ -401,6 +401,19 @@ def test_a_model_that_nobody_vouched_for_is_looked_at_again_before_each_start(
     assert "has speculators_config" in one.refused() and len(one.said("replica-ready")) == 1
     again = live(runs=tmp_path / "again", model_path=str(model), safetensors_only=True)
     assert "has speculators_config" in again.refused() and not again.said("replica-ready")
+
+
+@pytest.mark.parametrize("lost", [errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN])
+def test_a_file_system_that_its_node_has_lost_is_the_nodes_failure_from_the_start(
+    live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    def away(path: Path) -> None:
+        raise OSError(lost, os.strerror(lost), str(path))
+
+    monkeypatch.setattr(weights, "check", away)
+    ended = live(safetensors_only=True).end()
+    assert (ended.exit_code, ended.kind, ended.failure) == (1, Cause.CRASHED, "node")
+    assert os.strerror(lost) in ended.cause
 
 
 def polite(root: Path) -> str:

@@ -40,7 +40,10 @@ HEARD_S = 2.0  # from the word of a coming end to its beginning, so that gateway
 GRACE_S = 10.0  # beyond the engine's own shutdown timeout, before it is killed
 LOG_LINES, LOG_BYTES = 1000, 256 << 10  # of an engine's output that is searched for a cause
 # What the shared file system, or this node's view of it, is to blame for: elsewhere the same may work.
-OF_THE_NODE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EAGAIN)
+OF_THE_NODE = (
+    *(errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EAGAIN),
+    *(errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO, errno.ENODEV),  # it is gone
+)
 
 
 class Life:
@@ -69,6 +72,10 @@ class Life:
             with staging.staged(self.spec, self._note, self._gives_up) as path:
                 over = self._over_already or (self._all_staged() if self.task.tasks > 1 else None)
                 return over or self._live(dataclasses.replace(self.spec, model_path=path))
+        except OSError as e:
+            if e.errno not in OF_THE_NODE:
+                raise
+            return self._as_asked() or Ending(1, str(e), Cause.CRASHED, Kind.NODE)
         finally:
             if self.first:
                 server.forget(self.folder, self.task.attempt)
@@ -81,12 +88,7 @@ class Life:
             began = child.size(self.log)
             if (over := self._look() or self._as_asked()) is not None:
                 return over
-            try:
-                found = self._once(spec, began)
-            except OSError as e:
-                if e.errno not in OF_THE_NODE:
-                    raise
-                found = Failure(Kind.NODE, str(e))
+            found = self._once(spec, began)
             if isinstance(found, Ending):
                 return found
             if (over := self._as_asked()) is not None:
