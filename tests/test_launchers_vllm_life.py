@@ -416,6 +416,42 @@ def test_a_file_system_that_its_node_has_lost_is_the_nodes_failure_from_the_star
     assert os.strerror(lost) in ended.cause
 
 
+def name_service_fails(*asked: Any, **_: Any) -> None:
+    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
+def test_a_host_whose_own_name_does_not_resolve_announces_no_replica_that_others_could_not_reach(
+    live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", name_service_fails)
+    one = live(listen="0.0.0.0")
+    ended = one.end()
+    assert ended.failure == "node" and f"{socket.gethostname()} does not resolve" in ended.cause
+    assert one.said("replica-ready") == []
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_name_service_that_is_away_does_not_make_an_engine_hang(
+    live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def away(host: str, *asked: Any, **more: Any) -> Any:
+        return resolve(host, *asked, **more) if host[0].isdigit() else name_service_fails()
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    one = live(listen="0.0.0.0", tls=tls, hang_timeout_s=1)
+    assert one.ready().facts["host"] == "localhost"
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+
+    def proven() -> int:
+        return one.folder.attempt_log("7.0", 0).read_text().count("asked for a token")
+
+    before = proven()
+    wait_for(lambda: proven() >= before + 3)
+    assert one.said("engine-restarting") == []
+
+
 def polite(root: Path) -> str:
     """The directory of an adapter."""
     place = root / "polite"
