@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import ROOT
 from specs import folder_of, serve
@@ -30,6 +31,7 @@ from launchers.spec import Environment
 from launchers.task import Task
 from launchers.told import Told
 from launchers.vllm import adapters, life, probes, server, staging, watch, weights
+from launchers.vllm.arguments import last
 from launchers.vllm.endpoint import Endpoint
 from launchers.vllm.life import Life
 from launchers.voice import Voice
@@ -357,15 +359,19 @@ def test_an_engine_that_does_not_generate_is_proven_by_what_it_does(live: Callab
     assert ready.facts["probe"] == {"prompt_tokens": 3, "completion_tokens": 0, "cached_tokens": 0}
 
 
+def adapter(root: Path, name: str = "polite", rank: int = 8) -> str:
+    """The directory of an adapter."""
+    place = root / name
+    place.mkdir()
+    (place / "adapter_model.safetensors").touch()
+    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
+    return str(place)
+
+
 def test_adapters_are_there_before_a_replica_is_ready_and_follow_what_is_asked(
     live: Callable[..., Living], tmp_path: Path
 ) -> None:
-    places = {}
-    for name in ("polite", "terse"):
-        places[name] = str(tmp_path / name)
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_model.safetensors").touch()
-        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    places = {name: adapter(tmp_path, name) for name in ("polite", "terse")}
     one = live(adapters={"polite": places["polite"]})
     ready = one.ready()
     (loaded,) = one.said("adapters-loaded")
@@ -377,6 +383,24 @@ def test_adapters_are_there_before_a_replica_is_ready_and_follow_what_is_asked(
     adapters.ask(one.folder, {"terse": places["terse"]})
     wait_for(lambda: len(one.said("adapters-loaded")) == 3)
     assert one.said("adapters-loaded")[2].facts == {"adapters": ["terse"], "problem": None}
+
+
+def test_an_engine_that_is_started_again_needs_only_the_adapters_that_are_wanted_by_then(
+    live: Callable[..., Living], tmp_path: Path
+) -> None:
+    kept, dropped, large = (
+        adapter(tmp_path, name, rank) for name, rank in (("kept", 8), ("dropped", 8), ("large", 64))
+    )
+    one = live("--leave-once", str(tmp_path / "leave"), adapters={"kept": kept, "dropped": dropped})
+    one.ready()
+    adapters.ask(one.folder, {"kept": kept, "large": large, "broken": "/nowhere"})
+    wait_for(lambda: one.said("adapters-loaded")[-1].facts["adapters"] == ["kept", "large"])
+    (Path(dropped) / "adapter_model.safetensors").unlink()
+    (tmp_path / "leave").touch()
+    one.ready(2)
+    assert one.said("adapters-loaded")[-1].facts["adapters"] == ["kept", "large"]
+    (engine,) = (p for p in psutil.Process().children() if str(tmp_path) in " ".join(p.cmdline()))
+    assert last(engine.cmdline(), "--max-lora-rank") == "64"
 
 
 def test_a_new_engine_without_its_adapters_is_no_replica(
@@ -452,15 +476,6 @@ def test_a_name_service_that_is_away_does_not_make_an_engine_hang(
     assert one.said("engine-restarting") == []
 
 
-def polite(root: Path) -> str:
-    """The directory of an adapter."""
-    place = root / "polite"
-    place.mkdir()
-    (place / "adapter_model.safetensors").touch()
-    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
-    return str(place)
-
-
 def test_a_new_engine_whose_adapters_cannot_be_read_now_is_ready_once_they_can(
     live: Callable[..., Living], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,7 +489,7 @@ def test_a_new_engine_whose_adapters_cannot_be_read_now_is_ready_once_they_can(
 
     monkeypatch.setattr(adapters, "engine_args", lambda _: ())
     monkeypatch.setattr(adapters, "rank_of", away)
-    one = live(adapters={"polite": polite(tmp_path)})
+    one = live(adapters={"polite": adapter(tmp_path)})
     one.ready()
     assert one.said("adapters-loaded")[0].facts == {"adapters": ["polite"], "problem": None}
 
@@ -491,7 +506,7 @@ def test_a_ready_engine_is_given_later_what_cannot_be_read_now(
 
     monkeypatch.setattr(watch, "AGAIN_S", -60.0)
     monkeypatch.setattr(adapters, "rank_of", away)
-    adapters.ask(one.folder, {"polite": polite(tmp_path)})
+    adapters.ask(one.folder, {"polite": adapter(tmp_path)})
     wait_for(lambda: one.said("adapters-loaded"))
     monkeypatch.setattr(adapters, "rank_of", read)
     wait_for(lambda: one.said("adapters-loaded")[-1].facts == {"adapters": ["polite"], "problem": None})
@@ -507,7 +522,7 @@ def test_a_watch_that_dies_is_noticed(
     one = live(max_restarts=0)
     one.ready()
     monkeypatch.setattr(adapters, "change", broken)
-    adapters.ask(one.folder, {"polite": polite(tmp_path)})
+    adapters.ask(one.folder, {"polite": adapter(tmp_path)})
     ended = one.end()
     assert ended.failure == "hung" and "not watched any more" in ended.cause
 

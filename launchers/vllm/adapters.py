@@ -6,6 +6,7 @@ through the engine's own routes, which only the replica's key opens and no gatew
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -98,6 +99,28 @@ def wanted(folder: RunFolder) -> dict[str, str] | None:
     if not isinstance(asked, dict) or not all(isinstance(path, str) for path in asked.values()):
         raise ValueError(f"{folder.root / ASKED}: adapters are not names with directories")
     return asked
+
+
+def renewed(spec: ServeSpec, folder: RunFolder) -> ServeSpec:
+    """The spec of a replica's next engine, which is to be one for the adapters that are wanted now.
+
+    Those it was launched with and are still wanted must be there. Any other that cannot be read is left to `change`:
+    it keeps no engine from its work.
+    """
+    try:
+        asked = wanted(folder) or {}
+    except (OSError, ValueError):
+        return spec  # not to be read now, or not ours: as it was
+    needed = {name: directory for name, directory in asked.items() if name in spec.adapters or _readable(directory)}
+    return dataclasses.replace(spec, adapters=needed or spec.adapters)
+
+
+def _readable(directory: str) -> bool:
+    try:
+        rank_of(Path(directory))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

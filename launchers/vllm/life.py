@@ -149,6 +149,7 @@ class Life:
     def _start(self, spec: ServeSpec) -> subprocess.Popen[bytes]:
         task = self.task
         _check_weights(spec)
+        spec = adapters.renewed(spec, self.folder)
         env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
         env.update(adapters.env(spec))
         port = tasks.free_port(spec.listen)
