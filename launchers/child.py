@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from launchers.restart import Cause
 
 TAIL_LINES = 25
 TAIL_BYTES = 6000
+KILLED_S = 20.0  # for what was killed to be gone: to give memory back takes its time
+LOOK_S = 0.05  # between two looks whether it is
 LIBC = ctypes.CDLL(None)  # loaded before a fork, not after
 PR_SET_PDEATHSIG = 1
 
@@ -51,13 +55,35 @@ def start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subproce
             os.close(to)
 
 
-def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """End whatever is left of the child's session. An engine's workers outlive a killed parent otherwise."""
-    try:
+def kill_group(child: subprocess.Popen[bytes]) -> bool:
+    """End whatever is left of the child's session. An engine's workers outlive a killed parent otherwise.
+
+    Whether all of it is gone. What hangs in the kernel, as where a GPU or a mount is lost, cannot be killed: it is left
+    behind, for the scheduler to deal with.
+    """
+    until = time.monotonic() + KILLED_S
+    with contextlib.suppress(ProcessLookupError):  # all gone
         os.killpg(child.pid, signal.SIGKILL)
+    while child.poll() is None or _lives(child.pid):
+        if time.monotonic() > until:
+            return False
+        time.sleep(LOOK_S)
+    return True
+
+
+def _lives(group: int) -> bool:
+    """Whether anything runs in a group of processes. Zombies do not: nobody may be there who waits for them."""
+    try:
+        os.killpg(group, 0)
     except ProcessLookupError:
-        pass  # all gone
-    child.wait()
+        return False
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            # After the name, which may hold anything: state, parent, group, ..., and as the 18th how many threads.
+            told = path.read_bytes().rpartition(b") ")[2].split()
+            if int(told[2]) == group and (told[0] not in (b"Z", b"X") or int(told[17]) > 1):
+                return True
+    return False
 
 
 def end_with_parent() -> None:

@@ -165,8 +165,8 @@ class Supervisor:
                 number, self.forward = self.forward, None
                 process.send_signal(number)
             since = self.told.stopping_since
-            if since is not None and now - since > KILL_AFTER_S:
-                child.kill_group(process)
+            if since is not None and now - since > KILL_AFTER_S and not child.kill_group(process):
+                return ending_of(spec, -signal.SIGKILL, asked=self.told.asked, stage=None, log=tail(self.log))
             if now - looked >= LOOK_S:
                 looked = now
                 if (ending := self._look(process, now)) is not None:

@@ -7,6 +7,7 @@ and no scheduler needs to say who the first node is.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import socket
@@ -37,6 +38,7 @@ class Task:
     job_id: str
     restart: int  # how often Slurm requeued the job
     node: str
+    nodes: int = 1  # of all tasks
 
     @property
     def attempt(self) -> str:
@@ -55,6 +57,7 @@ def task_of(environ: Mapping[str, str]) -> Task:
             job_id=_job_id(environ),
             restart=int(environ.get("SLURM_RESTART_COUNT", "0")),
             node=environ.get("SLURMD_NODENAME", host),
+            nodes=int(environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_JOB_NUM_NODES") or 1),
         )
     return Task(
         rank=int(environ.get("SUBMITIT_LOCAL_GLOBALID", "0")),
@@ -81,23 +84,37 @@ def free_port(host: str = "") -> int:
 
 
 def own_address() -> str:
-    """A name of this host that resolves, so that the other nodes' tasks can reach it."""
+    """This host's name, under which other nodes can reach it. Raises OSError (EAGAIN) where it does not resolve."""
     name = socket.gethostname()
     try:
         socket.getaddrinfo(name, None)
-    except socket.gaierror:
-        return "127.0.0.1"
+    except socket.gaierror as e:
+        raise OSError(errno.EAGAIN, f"this host's own name {name} does not resolve: {e.strerror}") from e
     return name
+
+
+def _address(task: Task) -> str:
+    """Where the other tasks reach this one."""
+    if task.tasks > 1:
+        try:
+            return own_address()
+        except OSError:
+            if task.nodes > 1:
+                raise
+    return "127.0.0.1"  # they are all here
 
 
 def meet(
     directory: Path, task: Task, *, timeout_s: float = 300.0, clock: Callable[[], float] = time.monotonic
 ) -> tuple[str, int]:
-    """(address, port) of the first task, agreed through `directory`. Raises RendezvousError after `timeout_s`."""
+    """(address, port) of the first task, agreed through `directory`.
+
+    Raises RendezvousError after `timeout_s`, and OSError where other nodes have no name for the first task's.
+    """
     directory.mkdir(exist_ok=True)
     path = directory / f"{task.attempt}.json"
     if task.rank == 0:
-        place = {"address": own_address() if task.tasks > 1 else "127.0.0.1", "port": free_port()}
+        place = {"address": _address(task), "port": free_port()}
         temporary = directory / f".{task.attempt}.{os.getpid()}"
         temporary.write_text(json.dumps(place), encoding="utf-8")
         os.rename(temporary, path)

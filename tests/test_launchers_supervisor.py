@@ -20,7 +20,8 @@ from conftest import ROOT
 from specs import convert, folder_of, serve, train
 from waiting import wait_for
 
-from launchers import announce, claims
+from launchers import announce, child, claims
+from launchers import supervisor as supervisor_module
 from launchers import task as tasks
 from launchers.announce import Announcement
 from launchers.child import Ending, last_words, tail
@@ -291,6 +292,31 @@ def test_training_that_stopped_before_its_supervisor_was_told_was_told_by_anothe
     told.start()
     assert supervisor.run() == 0
     assert _ended(supervisor.folder)["end"] == Cause.TIME_LIMIT
+
+
+def test_training_that_cannot_be_killed_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "left"
+    with monkeypatch.context() as m:
+        m.setattr(os, "killpg", lambda *_: None)
+        m.setattr(child, "KILLED_S", 0.2)
+        m.setattr(supervisor_module, "KILL_AFTER_S", 0.2)
+        supervisor = _training(tmp_path, m, f"trap '' TERM; echo $$ > {left}.new; mv {left}.new {left}; exec sleep 60")
+        told = threading.Thread(target=lambda: (wait_for(left.exists), os.kill(os.getpid(), signal.SIGTERM)))
+        told.start()
+        assert supervisor.run() == 0
+        told.join()
+    os.killpg(int(left.read_text()), signal.SIGKILL)
+    assert _ended(supervisor.folder)["end"] == Cause.CANCELLED
+
+
+def test_what_a_child_leaves_behind_ends_with_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = child.start(["sh", "-c", "sleep 60 &"], os.environ, tmp_path / "log")
+    parent.wait()
+    with monkeypatch.context() as m:
+        m.setattr(os, "killpg", lambda *_: None)
+        m.setattr(child, "KILLED_S", 0.0)
+        assert not child.kill_group(parent)
+    assert child.kill_group(parent)
 
 
 # -- several tasks ----------------------------------------------------------------------------------------------------

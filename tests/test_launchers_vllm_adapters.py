@@ -189,6 +189,26 @@ def test_an_engine_that_does_not_answer_has_what_it_had(tmp_path: Path) -> None:
     assert "the engine did not answer" in str(loaded.problem)
 
 
+@pytest.mark.parametrize(
+    ("has", "wanted"),
+    [((), ("a", "b", "c")), (("a", "b"), ()), (("a", "b"), ("c", "d"))],
+    ids=["load", "unload", "both"],
+)
+def test_an_engine_that_does_not_answer_is_asked_no_more_for_now(
+    has: tuple[str, ...], wanted: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def silence(*words: object) -> tuple[int, bytes]:
+        asked.append(words)
+        return 0, b""
+
+    monkeypatch.setattr(adapters, "call", silence)
+    before = dict.fromkeys(has, "/old")
+    loaded = adapters.change(Endpoint("127.0.0.1", 1, "secret"), before, {n: adapter(tmp_path, n) for n in wanted})
+    assert loaded.adapters == before and loaded.again and len(asked) == 1
+
+
 def test_an_adapter_on_a_file_system_that_is_away_is_one_for_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import ROOT
 from specs import folder_of, serve
 from waiting import wait_for
 
-from launchers import announce
+from launchers import announce, child
 from launchers import task as tasks
 from launchers.announce import Announcement
 from launchers.child import Ending
@@ -29,7 +30,8 @@ from launchers.run_folder import RunFolder
 from launchers.spec import Environment
 from launchers.task import Task
 from launchers.told import Told
-from launchers.vllm import adapters, life, probes, server, staging, watch
+from launchers.vllm import adapters, life, probes, server, staging, watch, weights
+from launchers.vllm.arguments import last
 from launchers.vllm.endpoint import Endpoint
 from launchers.vllm.life import Life
 from launchers.voice import Voice
@@ -59,7 +61,7 @@ class Living:
     def _run(self) -> None:
         try:
             self.ending = self.life.run()
-        except (ValueError, tasks.RendezvousError) as e:
+        except (OSError, ValueError, tasks.RendezvousError) as e:
             self.raised = e
 
     def said(self, kind: str) -> list[Announcement]:
@@ -142,6 +144,48 @@ def test_an_engine_that_hangs_is_started_again(live: Callable[..., Living], tmp_
     hang.unlink()
     one.ready(2)
     assert probes.proven(one.endpoint(), "generate", "chat") is not None
+
+
+@pytest.fixture
+def immortal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Engines that no signal ends, as one that hangs in the kernel."""
+    begin, begun = child.start, list[subprocess.Popen[bytes]]()
+
+    def start(*asked: Any) -> subprocess.Popen[bytes]:
+        begun.append(begin(*asked))
+        return begun[-1]
+
+    with monkeypatch.context() as m:
+        m.setattr(child, "start", start)
+        m.setattr(child, "KILLED_S", 0.5)
+        m.setattr(os, "killpg", lambda *_: None)
+        yield begun
+    for engine in begun:
+        engine.kill()
+        engine.wait()
+
+
+def test_an_engine_that_cannot_be_killed_is_its_nodes_failure_and_not_started_again(
+    immortal: list[subprocess.Popen[bytes]], live: Callable[..., Living], tmp_path: Path
+) -> None:
+    hang = tmp_path / "hang"
+    one = live("--hang-when", str(hang), hang_timeout_s=1)
+    one.ready()
+    hang.touch()
+    ended = one.end()
+    assert (ended.exit_code, ended.kind, ended.failure) == (1, Cause.CRASHED, "node")
+    assert ended.cause.startswith("the engine hangs: ") and "cannot be killed" in ended.cause
+    assert len(immortal) == 1 and one.said("engine-restarting") == []
+
+
+def test_a_stop_is_heard_where_the_engine_cannot_be_killed(
+    immortal: list[subprocess.Popen[bytes]], live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "GRACE_S", 0.0)
+    one = live("--deaf", shutdown_timeout_s=0)
+    one.ready()
+    one.told.stop("cancelled", "cancelled")
+    assert one.end() == Ending(0, "cancelled", Cause.CANCELLED)
 
 
 @pytest.mark.parametrize(
@@ -315,15 +359,19 @@ def test_an_engine_that_does_not_generate_is_proven_by_what_it_does(live: Callab
     assert ready.facts["probe"] == {"prompt_tokens": 3, "completion_tokens": 0, "cached_tokens": 0}
 
 
+def adapter(root: Path, name: str = "polite", rank: int = 8) -> str:
+    """The directory of an adapter."""
+    place = root / name
+    place.mkdir()
+    (place / "adapter_model.safetensors").touch()
+    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
+    return str(place)
+
+
 def test_adapters_are_there_before_a_replica_is_ready_and_follow_what_is_asked(
     live: Callable[..., Living], tmp_path: Path
 ) -> None:
-    places = {}
-    for name in ("polite", "terse"):
-        places[name] = str(tmp_path / name)
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_model.safetensors").touch()
-        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    places = {name: adapter(tmp_path, name) for name in ("polite", "terse")}
     one = live(adapters={"polite": places["polite"]})
     ready = one.ready()
     (loaded,) = one.said("adapters-loaded")
@@ -335,6 +383,24 @@ def test_adapters_are_there_before_a_replica_is_ready_and_follow_what_is_asked(
     adapters.ask(one.folder, {"terse": places["terse"]})
     wait_for(lambda: len(one.said("adapters-loaded")) == 3)
     assert one.said("adapters-loaded")[2].facts == {"adapters": ["terse"], "problem": None}
+
+
+def test_an_engine_that_is_started_again_needs_only_the_adapters_that_are_wanted_by_then(
+    live: Callable[..., Living], tmp_path: Path
+) -> None:
+    kept, dropped, large = (
+        adapter(tmp_path, name, rank) for name, rank in (("kept", 8), ("dropped", 8), ("large", 64))
+    )
+    one = live("--leave-once", str(tmp_path / "leave"), adapters={"kept": kept, "dropped": dropped})
+    one.ready()
+    adapters.ask(one.folder, {"kept": kept, "large": large, "broken": "/nowhere"})
+    wait_for(lambda: one.said("adapters-loaded")[-1].facts["adapters"] == ["kept", "large"])
+    (Path(dropped) / "adapter_model.safetensors").unlink()
+    (tmp_path / "leave").touch()
+    one.ready(2)
+    assert one.said("adapters-loaded")[-1].facts["adapters"] == ["kept", "large"]
+    (engine,) = (p for p in psutil.Process().children() if str(tmp_path) in " ".join(p.cmdline()))
+    assert last(engine.cmdline(), "--max-lora-rank") == "64"
 
 
 def test_a_new_engine_without_its_adapters_is_no_replica(
@@ -361,13 +427,53 @@ def test_a_model_that_nobody_vouched_for_is_looked_at_again_before_each_start(
     assert "has speculators_config" in again.refused() and not again.said("replica-ready")
 
 
-def polite(root: Path) -> str:
-    """The directory of an adapter."""
-    place = root / "polite"
-    place.mkdir()
-    (place / "adapter_model.safetensors").touch()
-    (place / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
-    return str(place)
+@pytest.mark.parametrize("lost", [errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN])
+def test_a_file_system_that_its_node_has_lost_is_the_nodes_failure_from_the_start(
+    live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    def away(path: Path) -> None:
+        raise OSError(lost, os.strerror(lost), str(path))
+
+    monkeypatch.setattr(weights, "check", away)
+    ended = live(safetensors_only=True).end()
+    assert (ended.exit_code, ended.kind, ended.failure) == (1, Cause.CRASHED, "node")
+    assert os.strerror(lost) in ended.cause
+
+
+def name_service_fails(*asked: Any, **_: Any) -> None:
+    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
+def test_a_host_whose_own_name_does_not_resolve_announces_no_replica_that_others_could_not_reach(
+    live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", name_service_fails)
+    one = live(listen="0.0.0.0")
+    ended = one.end()
+    assert ended.failure == "node" and f"{socket.gethostname()} does not resolve" in ended.cause
+    assert one.said("replica-ready") == []
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_name_service_that_is_away_does_not_make_an_engine_hang(
+    live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def away(host: str, *asked: Any, **more: Any) -> Any:
+        return resolve(host, *asked, **more) if host[0].isdigit() else name_service_fails()
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    one = live(listen="0.0.0.0", tls=tls, hang_timeout_s=1)
+    assert one.ready().facts["host"] == "localhost"
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+
+    def proven() -> int:
+        return one.folder.attempt_log("7.0", 0).read_text().count("asked for a token")
+
+    before = proven()
+    wait_for(lambda: proven() >= before + 3)
+    assert one.said("engine-restarting") == []
 
 
 def test_a_new_engine_whose_adapters_cannot_be_read_now_is_ready_once_they_can(
@@ -383,7 +489,7 @@ def test_a_new_engine_whose_adapters_cannot_be_read_now_is_ready_once_they_can(
 
     monkeypatch.setattr(adapters, "engine_args", lambda _: ())
     monkeypatch.setattr(adapters, "rank_of", away)
-    one = live(adapters={"polite": polite(tmp_path)})
+    one = live(adapters={"polite": adapter(tmp_path)})
     one.ready()
     assert one.said("adapters-loaded")[0].facts == {"adapters": ["polite"], "problem": None}
 
@@ -400,7 +506,7 @@ def test_a_ready_engine_is_given_later_what_cannot_be_read_now(
 
     monkeypatch.setattr(watch, "AGAIN_S", -60.0)
     monkeypatch.setattr(adapters, "rank_of", away)
-    adapters.ask(one.folder, {"polite": polite(tmp_path)})
+    adapters.ask(one.folder, {"polite": adapter(tmp_path)})
     wait_for(lambda: one.said("adapters-loaded"))
     monkeypatch.setattr(adapters, "rank_of", read)
     wait_for(lambda: one.said("adapters-loaded")[-1].facts == {"adapters": ["polite"], "problem": None})
@@ -416,7 +522,7 @@ def test_a_watch_that_dies_is_noticed(
     one = live(max_restarts=0)
     one.ready()
     monkeypatch.setattr(adapters, "change", broken)
-    adapters.ask(one.folder, {"polite": polite(tmp_path)})
+    adapters.ask(one.folder, {"polite": adapter(tmp_path)})
     ended = one.end()
     assert ended.failure == "hung" and "not watched any more" in ended.cause
 

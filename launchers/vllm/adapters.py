@@ -6,6 +6,7 @@ through the engine's own routes, which only the replica's key opens and no gatew
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -100,6 +101,28 @@ def wanted(folder: RunFolder) -> dict[str, str] | None:
     return asked
 
 
+def renewed(spec: ServeSpec, folder: RunFolder) -> ServeSpec:
+    """The spec of a replica's next engine, which is to be one for the adapters that are wanted now.
+
+    Those it was launched with and are still wanted must be there. Any other that cannot be read is left to `change`:
+    it keeps no engine from its work.
+    """
+    try:
+        asked = wanted(folder) or {}
+    except (OSError, ValueError):
+        return spec  # not to be read now, or not ours: as it was
+    needed = {name: directory for name, directory in asked.items() if name in spec.adapters or _readable(directory)}
+    return dataclasses.replace(spec, adapters=needed or spec.adapters)
+
+
+def _readable(directory: str) -> bool:
+    try:
+        rank_of(Path(directory))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What an engine has after it was asked to change."""
@@ -120,7 +143,8 @@ def load(endpoint: Endpoint, wanted: Mapping[str, str]) -> list[str]:
 def change(endpoint: Endpoint, has: Mapping[str, str], wanted: Mapping[str, str]) -> Loaded:
     """From the adapters that an engine has to those wanted: what is new first, so that nothing that stays goes away.
 
-    One that moved to another directory is replaced in place. What fails leaves the rest to be done all the same.
+    One that moved to another directory is replaced in place. What is refused leaves the rest to be done all the same;
+    what is not answered leaves it for later: an engine that hangs would keep whoever watches it waiting for each.
     """
     now, problems, again = dict(has), [], False
     for name, directory in sorted(wanted.items()):
@@ -136,16 +160,18 @@ def change(endpoint: Endpoint, has: Mapping[str, str], wanted: Mapping[str, str]
             status, said = call(endpoint, "POST", "/v1/load_lora_adapter", body, LOAD_TIMEOUT_S)
             if status == 200:
                 now[name] = directory
-            else:
-                problems.append(f"adapter {name} could not be loaded: {_words(status, said)}")
-                again |= status == 0
+                continue
+            problems.append(f"adapter {name} could not be loaded: {_words(status, said)}")
+            if status == 0:
+                return Loaded(now, "; ".join(problems), again=True)
     for name in sorted(has.keys() - wanted.keys()):
         status, said = call(endpoint, "POST", "/v1/unload_lora_adapter", {"lora_name": name}, LOAD_TIMEOUT_S)
         if status in (200, 404):  # 404: it has none of that name
             del now[name]
-        else:
-            problems.append(f"adapter {name} could not be unloaded: {_words(status, said)}")
-            again |= status == 0
+            continue
+        problems.append(f"adapter {name} could not be unloaded: {_words(status, said)}")
+        if status == 0:
+            return Loaded(now, "; ".join(problems), again=True)
     return Loaded(now, "; ".join(problems) or None, again)
 
 

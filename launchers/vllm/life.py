@@ -40,7 +40,10 @@ HEARD_S = 2.0  # from the word of a coming end to its beginning, so that gateway
 GRACE_S = 10.0  # beyond the engine's own shutdown timeout, before it is killed
 LOG_LINES, LOG_BYTES = 1000, 256 << 10  # of an engine's output that is searched for a cause
 # What the shared file system, or this node's view of it, is to blame for: elsewhere the same may work.
-OF_THE_NODE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EAGAIN)
+OF_THE_NODE = (
+    *(errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EAGAIN),
+    *(errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO, errno.ENODEV),  # it is gone
+)
 
 
 class Life:
@@ -69,6 +72,10 @@ class Life:
             with staging.staged(self.spec, self._note, self._gives_up) as path:
                 over = self._over_already or (self._all_staged() if self.task.tasks > 1 else None)
                 return over or self._live(dataclasses.replace(self.spec, model_path=path))
+        except OSError as e:
+            if e.errno not in OF_THE_NODE:
+                raise
+            return self._as_asked() or Ending(1, str(e), Cause.CRASHED, Kind.NODE)
         finally:
             if self.first:
                 server.forget(self.folder, self.task.attempt)
@@ -81,12 +88,7 @@ class Life:
             began = child.size(self.log)
             if (over := self._look() or self._as_asked()) is not None:
                 return over
-            try:
-                found = self._once(spec, began)
-            except OSError as e:
-                if e.errno not in OF_THE_NODE:
-                    raise
-                found = Failure(Kind.NODE, str(e))
+            found = self._once(spec, began)
             if isinstance(found, Ending):
                 return found
             if (over := self._as_asked()) is not None:
@@ -132,18 +134,22 @@ class Life:
         try:
             if self.endpoint is not None:
                 watch = Watch(self.endpoint, spec, lambda: adapters.wanted(self.folder))
-            return self._watch(engine, watch, began)
+            found = self._watch(engine, watch, began)
         finally:
             if watch is not None:
                 watch.stop()
-            child.kill_group(engine)
+            gone = child.kill_group(engine)
             if watch is not None:
                 watch.join()  # the next engine is forked with no thread about
                 self._tell_probes(watch)
+        if gone or isinstance(found, Ending):
+            return found
+        return Failure(Kind.NODE, f"{found.words}; it cannot be killed, because it hangs in the kernel")
 
     def _start(self, spec: ServeSpec) -> subprocess.Popen[bytes]:
         task = self.task
         _check_weights(spec)
+        spec = adapters.renewed(spec, self.folder)
         env = child_env(os.environ, spec.environment, self.folder.code, spec.resources.cpus_per_task)
         env.update(adapters.env(spec))
         port = tasks.free_port(spec.listen)
@@ -173,7 +179,8 @@ class Life:
                 return classify(code, child.tail(self.log, LOG_LINES, LOG_BYTES, began), self.ready)
             if (over := self._look()) is not None:
                 return over
-            self._pass_on(engine, watch)
+            if (over := self._pass_on(engine, watch)) is not None:
+                return over
             if watch is None or self._draining:
                 continue
             if (failure := self._hear(watch)) is not None:
@@ -202,11 +209,11 @@ class Life:
                 self.told.stop("cancelled", "asked")
         return None
 
-    def _pass_on(self, engine: subprocess.Popen[bytes], watch: Watch | None) -> None:
-        """A request to stop: said, then passed on to the engine, which finishes what it has; killed after its grace."""
+    def _pass_on(self, engine: subprocess.Popen[bytes], watch: Watch | None) -> Ending | None:
+        """A request to stop: said, then passed on to the engine, which finishes what it has; over after its grace."""
         since = self.told.stopping_since
         if since is None:
-            return
+            return None
         if not self._draining:
             self._draining = True
             if watch is not None:
@@ -217,8 +224,7 @@ class Life:
         if not self._forwarded and self._may_end(waited):
             self._forwarded = True
             engine.terminate()
-        if waited > self.spec.shutdown_timeout_s + GRACE_S:
-            child.kill_group(engine)
+        return self._as_asked() if waited > self.spec.shutdown_timeout_s + GRACE_S else None
 
     def _may_end(self, waited: float) -> bool:
         """Whether the engine is to hear of it now, `waited` seconds after we did."""

@@ -28,7 +28,8 @@ def mint_endpoint(folder: RunFolder, spec: ServeSpec, attempt: str, port: int) -
     whole = folder.secret.with_name(f".{folder.secret.name}.{os.getpid()}")
     _write_private(whole, key)
     os.rename(whole, folder.secret)  # a requeued job's: the controller may be reading the former attempt's
-    return Endpoint(host, port, key, _mint_certificate(folder, attempt, host) if spec.tls else None)
+    certificate = _mint_certificate(folder, attempt, host) if spec.tls else None
+    return Endpoint(host, port, key, certificate, near="127.0.0.1" if spec.listen == "0.0.0.0" else spec.listen)
 
 
 def forget(folder: RunFolder, attempt: str) -> None:
@@ -57,6 +58,7 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def reachable_as(listen: str) -> str:
+    """Where gateways reach an engine that listens there. Raises OSError as own_address does."""
     return listen if listen.startswith("127.") else own_address()
 
 
