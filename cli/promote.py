@@ -14,7 +14,7 @@ import click
 from cli.client import Control
 from cli.context import Context
 from cli.pins import sources_pinned
-from cli.resources import WithSbatchOptions, asked, resource_options
+from cli.resources import Memory, TimeLimit, WithSbatchOptions, asked, resource_options
 from cli.runs import first_line
 from cli.table import ago, cell, json_option, printable, show, table
 from cli.train import find_checkpoint
@@ -58,6 +58,8 @@ LOOK_S = 0.5
     help="What must hold, or the alias stays where it is; with >=, <=, > or <, in quotes. Repeatable.",
 )
 @click.option("--engine-arg", "engine_args", multiple=True, help="One more argument for the engine; repeatable.")
+@click.option("--convert-time", type=TimeLimit(), help="The conversion's time limit, as -t is the others'.")
+@click.option("--convert-mem", type=Memory(), help="The conversion's memory, as --mem is the others'.")
 @click.option("--wait/--no-wait", default=False, show_default=True, help="Until it has ended, well or not.")
 @resource_options
 @click.option("--json", "as_json", is_flag=True)
@@ -73,6 +75,8 @@ def promote(
     limit: int | None,
     require: tuple[str, ...],
     engine_args: tuple[str, ...],
+    convert_time: int | None,
+    convert_mem: float | None,
     wait: bool,
     as_json: bool,
     **options: Any,
@@ -80,7 +84,8 @@ def promote(
     """Convert a checkpoint, try it on an engine, evaluate it, and move an alias to it.
 
     Each step is a job of your own that starts when the one before has ended well, so nothing of Headgate need run
-    meanwhile. sbatch's options are for the jobs with an engine; of the conversion, -A and -q only.
+    meanwhile. sbatch's options are for the jobs with an engine; the conversion has -A and -q of them, and of its own
+    --convert-time and --convert-mem.
     """
     site = context.site()
     model, _, alias = target.partition("@")
@@ -88,6 +93,7 @@ def promote(
         raise click.UsageError(f"--to {target}: say which alias of {model or 'the model'} moves, as in chat@prod")
     found = find_checkpoint(site, checkpoint)
     refuse_others(site, model)
+    converting = {"time_limit_s": convert_time, "mem_gb": convert_mem}
     try:
         specs = steps(
             site,
@@ -104,6 +110,7 @@ def promote(
                 require=require,
                 engine_args=engine_args,
                 resources=asked(options, os.environ),
+                converting={key: value for key, value in converting.items() if value is not None},
             ),
             clock.now(),
         )

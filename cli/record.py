@@ -22,6 +22,7 @@ from launchers.untrusted import Unbelievable, read_object
 
 STATES = ("pending", "running", "completed", "failed", "stopped")  # registry.runs.RunState, without its database
 ENDED = ("completed", "failed", "stopped")
+OUT_OF_TIME = "time limit"
 MAX_PROGRESS_BYTES = 1 << 16
 MAX_GIT_BYTES = 1 << 18
 _ITERATION = re.compile(r"iter_(\d{1,15})")
@@ -103,7 +104,7 @@ class Story:
         if last.cause == Cause.CANCELLED:
             return "stopped", None
         if last.action is None and last.cause == Cause.TIME_LIMIT:
-            return "stopped", "time limit; `headgate resume` goes on"
+            return "stopped", OUT_OF_TIME
         return "failed", f"{words}; {last.why}" if last.why else words
 
 

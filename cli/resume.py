@@ -23,7 +23,7 @@ from launchers.resources import changed, check_gpus
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, Scheduler
 from launchers.schedulers import scheduler_for
-from launchers.spec import ScriptSpec, SupervisedSpec, TrainSpec, load
+from launchers.spec import ScriptSpec, SupervisedSpec, TrainSpec, load, promotion_of
 from registry.site import Site
 
 LEFT_S = 30.0  # how long the job of a run that has ended may take to leave the scheduler
@@ -40,6 +40,8 @@ def resume(context: Context, /, run: str, as_json: bool, **options: Any) -> None
 
     It keeps its id, and goes on from its newest complete checkpoint. It asks for what it asked for before, and where
     sbatch's options say otherwise (--mem 64G, -t 2-0, -N 4), for that from now on. SBATCH_* variables change nothing.
+
+    A promotion's steps are not submitted again one by one: `headgate promote` does all of it again.
     """
     site = context.site()
     folder = run_folder(site, run)
@@ -51,6 +53,13 @@ def resume(context: Context, /, run: str, as_json: bool, **options: Any) -> None
         raise click.ClickException(f"run {folder.id} is not yours; its owner may resume it")
     if record.story(folder).state == "completed":
         raise click.ClickException(f"run {folder.id} has come to its end; there is nothing left to go on with")
+    if (whole := promotion_of(spec)) is not None:
+        again = shlex.join(["headgate", "promote", whole.source, "--to", f"{whole.model}@{whole.alias}"])
+        raise click.ClickException(
+            f"run {folder.id} is a step of promotion {whole.id}, which does not go on with it; `{again}`, with the "
+            "options that it had, does all of it again; more time and memory: --convert-time and --convert-mem for the "
+            "conversion, -t and --mem for the jobs with an engine"
+        )
     job = submit_again(site, folder, with_resources(site, spec, asked(options)))
     Control(site.control_socket).poke()
     if as_json:

@@ -18,7 +18,7 @@ from cli.folders import RUNS
 from cli.jobs import scheduler_answers
 from cli.table import ago, json_option, show
 from launchers.run_folder import RunFolder
-from launchers.spec import Spec, SpecError, load
+from launchers.spec import Spec, SpecError, after_its_time, load
 from launchers.subjects import user_name
 from registry import clock
 from registry.site import Site
@@ -118,6 +118,7 @@ def as_row(folder: RunFolder, spec: Spec, owner: str) -> dict[str, Any]:
     story = record.story(folder)
     first, last = story.attempts[:1], story.attempts[-1:]
     ended_at = last[0].ended_at if last and not story.goes_on else None
+    cause = f"{story.cause}; {after_its_time(spec)}" if story.cause == record.OUT_OF_TIME else story.cause
     return {
         "id": spec.id,
         "kind": spec.kind,
@@ -125,7 +126,7 @@ def as_row(folder: RunFolder, spec: Spec, owner: str) -> dict[str, Any]:
         "owner": owner,
         "state": story.state,
         "folder": str(folder.root),
-        "cause": story.cause,
+        "cause": cause,
         "created_at": spec.created_at,
         "started_at": moment(first[0].started_at) if first else None,
         "ended_at": moment(ended_at),

@@ -15,7 +15,7 @@ from launchers.announce import Announcement, AnnouncementError, names, read
 from launchers.evaluation.results import believed
 from launchers.restart import Action, Cause
 from launchers.run_folder import RunFolder
-from launchers.spec import ConvertSpec, EvaluateSpec, ServeSpec, SmokeSpec, Spec, TrainSpec
+from launchers.spec import ConvertSpec, EvaluateSpec, ServeSpec, SmokeSpec, Spec, TrainSpec, after_its_time
 from launchers.untrusted import read_bytes
 from launchers.vllm import adapters, certificate
 from launchers.vllm.failures import Kind
@@ -297,7 +297,7 @@ def _ended(db: Database, spec: Spec, exit_code: int, cause: str, failure: Kind |
         words = "time limit" if limited else None if stopped else cause
         deployments.set_replica_state(db, spec.id, state, words, failure)
     elif stopped:
-        why = "time limit; submit it again to go on" if limited else None
+        why = f"time limit; {after_its_time(spec)}" if limited else None
         runs.ended(db, spec.id, runs.RunState.STOPPED, why)
     elif exit_code == 0:
         runs.ended(db, spec.id, runs.RunState.COMPLETED, None)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from launchers import restart
 from launchers.scheduler import JobRef, JobState, JobStatus, JobUsage
 from launchers.spec import ScriptSpec, ServeSpec
-from registry import accounting, attempts, clock, deployments, runs
+from registry import accounting, attempts, clock, deployments, promotions, runs
 from registry.db import Database
 from registry.deployments import ReplicaState
 from registry.replicas import explain_end, replicas_of_job
@@ -84,6 +84,8 @@ def is_over(db: Database, job: accounting.Job, state: JobState, reason: str | No
         runs.ended(db, job.subject, runs.RunState.COMPLETED, None)
     else:
         runs.ended(db, job.subject, runs.RunState.FAILED, cause)
+        if state.may_be_requeued:
+            promotions.explain_end(db, job.subject, f"the job ended as {state.value}{why}")
 
 
 def settle(db: Database, job: accounting.Job, books: JobUsage) -> None:

@@ -200,6 +200,18 @@ _KINDS: dict[str, type[Spec]] = {
 }
 
 
+def promotion_of(spec: Spec) -> Promotion | None:
+    """Whose step a run is."""
+    return spec.promotion if isinstance(spec, ConvertSpec | SmokeSpec | EvaluateSpec) else None
+
+
+def after_its_time(spec: Spec) -> str:
+    """What helps a run that its time limit has ended. A promotion does not go on with a step that is resumed."""
+    if promotion_of(spec) is None:
+        return "`headgate resume` goes on"
+    return f"promote again with more ({'--convert-time' if isinstance(spec, ConvertSpec) else '-t'})"
+
+
 def dump(spec: Spec) -> str:
     return json.dumps({"schema": SCHEMA, "kind": spec.kind, **dataclasses.asdict(spec)}, indent=2) + "\n"
 

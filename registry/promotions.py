@@ -137,6 +137,18 @@ def advance(db: Database) -> list[Promotion]:
     return ended
 
 
+def explain_end(db: Database, run: str, cause: str) -> None:
+    """As registry.runs does; and a promotion that has ended for what its run seemed to say ended for this instead."""
+    with transaction(db):
+        step = row(db, "SELECT promotion FROM promotion_steps WHERE run = ?", run)
+        before = get(db, step["promotion"]) if step else None
+        runs.explain_end(db, run, cause)
+        if before is not None and before.state.ended and (before.state, before.cause) == standing(before.steps):
+            state, why = standing(get(db, before.id).steps)
+            if why != before.cause:
+                _set_state(db, before.id, state, why)
+
+
 def _advance(db: Database, promotion: Promotion) -> None:
     version, cause = _model(db, promotion)
     state, why = (PromotionState.FAILED, cause) if cause else standing(promotion.steps)

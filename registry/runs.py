@@ -76,6 +76,15 @@ def ended(db: Database, run_id: str, state: RunState, cause: str | None) -> None
         )
 
 
+def explain_end(db: Database, run_id: str, cause: str) -> None:
+    """Of one that was told to end and not why, or took the signal before a preemption for its time limit's."""
+    unknown = "(cause IS NULL OR cause LIKE 'time limit%')"
+    with transaction(db) as c:
+        c.execute(
+            f"UPDATE runs SET cause = ? WHERE id = ? AND state = ? AND {unknown}", (cause, run_id, RunState.STOPPED)
+        )
+
+
 def never_started(db: Database, run_id: str, cause: str) -> None:
     """The run failed unless it has started: then its own words count, whatever anybody else knows of it."""
     if any(r["state"] == RunState.PENDING for r in rows(db, "SELECT state FROM runs WHERE id = ?", run_id)):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -13,10 +14,12 @@ from cli import promote as promoting
 from cli.client import Control
 from cli.main import main
 from cli.promote import row, told
+from launchers.evaluation.promote import StepOf
 from launchers.launch import Launched
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef
 from registry import clock
+from registry.site import Site
 
 STEP = {"run": "evaluate-1", "state": "failed", "cause": "the evaluation ended with exit code 78: x\nmore"}
 RESULT = {"task": "piqa", "metric": "acc", "filter": "none", "value": 0.5, "stderr": 0.1, "examples": 4}
@@ -102,6 +105,22 @@ def test_tasks_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     done = promote(tmp_path, "tiny", "--to", "chat@prod", "--tasks", str(tasks))
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == f"Error: {tasks}: Input/output error\n"
+
+
+@pytest.mark.usefixtures("checkpoint")
+def test_time_and_memory_are_asked_for_the_conversion_by_options_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[StepOf] = []
+
+    def submit(site: Site, specs: list[StepOf]) -> list[Launched]:
+        asked.extend(specs)
+        raise click.ClickException("enough")
+
+    monkeypatch.setattr(promoting, "submit", submit)
+    promote(tmp_path, "tiny", "--to", "chat@prod", "-t", "30", "--convert-time", "4:00:00", "--convert-mem=64G")
+    conversion, smoke = (spec.resources for spec in asked)
+    assert (conversion.time_limit_s, conversion.mem_gb, smoke.time_limit_s) == (4 * 3600, 64.0, 1800)
 
 
 @pytest.mark.usefixtures("checkpoint")

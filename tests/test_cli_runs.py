@@ -21,7 +21,7 @@ from launchers.launch import write_job
 from launchers.local_scheduler import LocalScheduler
 from launchers.run_folder import RunFolder
 from launchers.scheduler import JobRef, JobState, JobStatus, SchedulerUnavailable
-from launchers.spec import ScriptSpec, load
+from launchers.spec import Promotion, ScriptSpec, load
 from registry.runs import RunState
 
 SECOND = "second-20260102-000000-abcd"
@@ -392,6 +392,31 @@ def test_a_scripts_log_is_followed_while_slurm_is_silent(tmp_path: Path) -> None
     run = ToldRun(tmp_path, ScriptSpec(**SCRIPT, output="/o/%j"))
     write_job(run.folder, job("12"))
     assert not scripts.is_over(Silent(tmp_path / "spool", job("12"), None), run.folder)
+
+
+def test_a_step_of_a_promotion_is_not_resumed_but_its_owner_is_told_what_helps(tmp_path: Path) -> None:
+    step = "convert-tiny-20260101-000000-abcd"
+    whole = Promotion(id="tiny-prod-1", source="pretrain-1/10", model="tiny", alias="prod", steps=(step, "smoke-1"))
+    run = ToldRun(tmp_path, convert(step, promotion=whole))
+    run.begins(0, "40.0")
+    run.ends(50, "40.0", "time-limit", judged=False)
+    (told,) = json.loads(ok(tmp_path, "runs", "--json"))
+    assert (told["state"], told["cause"]) == ("stopped", "time limit; promote again with more (--convert-time)")
+    done = invoke(tmp_path, "resume", step)
+    assert done.exit_code == 1
+    assert f"run {step} is a step of promotion tiny-prod-1, which does not go on with it" in done.output
+    assert (
+        "`headgate promote pretrain-1/10 --to tiny@prod`, with the options that it had, does all of it again"
+        in done.output
+    )
+
+
+def test_a_conversion_of_its_own_that_ran_out_of_time_is_resumed(tmp_path: Path) -> None:
+    run = ToldRun(tmp_path, convert(SECOND))
+    run.begins(0, "40.0")
+    run.ends(50, "40.0", "time-limit", judged=False)
+    (told,) = json.loads(ok(tmp_path, "runs", "--json"))
+    assert told["cause"] == "time limit; `headgate resume` goes on"
 
 
 def test_a_script_is_not_resumed_but_its_owner_is_told_how(tmp_path: Path) -> None:

@@ -242,6 +242,13 @@ def test_sbatch_options_are_for_the_jobs_with_an_engine_and_the_account_is_every
         assert spec.resources.options == ("--constraint=h100", "--kill-on-invalid-dep=yes")
 
 
+def test_a_conversion_has_the_time_and_the_memory_that_are_asked_for_it(site: Site) -> None:
+    more = {"time_limit_s": 7200, "mem_gb": 64.0}
+    first, second, _ = steps(site, asked(converting=more, resources={"account": "lab", "time_limit_s": 600}), NOW)
+    assert (first.resources.account, first.resources.time_limit_s, first.resources.mem_gb) == ("lab", 7200, 64.0)
+    assert (second.resources.time_limit_s, second.resources.mem_gb) == (600, site.defaults.serve.mem_gb)
+
+
 def test_without_tasks_nothing_is_evaluated(site: Site) -> None:
     assert [spec.kind for spec in steps(site, asked(tasks_dir=None), NOW)] == ["convert", "smoke"]
 

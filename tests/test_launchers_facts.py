@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,12 +13,12 @@ from typing import Any
 
 import pytest
 from certificates import minted
-from specs import CREATED_AT, convert, folder_of, serve, train
+from specs import CREATED_AT, convert, evaluate, folder_of, serve, smoke, train
 
 from launchers import facts
 from launchers.announce import announce
 from launchers.run_folder import RunFolder
-from launchers.spec import Spec
+from launchers.spec import Promotion, Spec
 from launchers.vllm import adapters
 from registry import attempts, checkpoints, deployments, models, revisions, runs
 from registry.db import Database, NotFound, StorageError, row
@@ -117,7 +118,7 @@ def test_a_run_starts_makes_checkpoints_and_completes(registry: Database, run: S
     [
         (0, "completed", RunState.COMPLETED, None),
         (0, "cancelled", RunState.STOPPED, None),
-        (0, "timeout", RunState.STOPPED, "time limit; submit it again to go on"),
+        (0, "timeout", RunState.STOPPED, "time limit; `headgate resume` goes on"),
         (1, "ValueError: wrong", RunState.FAILED, "ValueError: wrong"),
     ],
 )
@@ -128,6 +129,21 @@ def test_how_an_attempt_ended_is_how_its_run_did(
     run.say("attempt-ended", exit_code=exit_code, cause=cause)
     run.ingest()
     assert (run.run.state, run.run.cause) == (state, shown)
+
+
+@pytest.mark.parametrize(
+    ("step", "option"), [(convert("convert-1"), "--convert-time"), (smoke(), "-t"), (evaluate(), "-t")]
+)
+def test_a_step_of_a_promotion_that_ran_out_of_time_says_what_helps(
+    registry: Database, tmp_path: Path, step: Spec, option: str
+) -> None:
+    steps = ("convert-1", "smoke-1", "evaluate-1")
+    whole = Promotion(id="p", source="pretrain-1/10", model="tiny", alias="prod", steps=steps)
+    subject = offline(registry, dataclasses.replace(step, promotion=whole), tmp_path)
+    subject.say("attempt-started")
+    subject.say("attempt-ended", exit_code=0, cause="timeout")
+    subject.ingest()
+    assert subject.run.cause == f"time limit; promote again with more ({option})"
 
 
 def test_a_conversion_registers_its_model_and_moves_its_alias(registry: Database, conversion: Subject) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from launchers import job_facts
 from launchers.scheduler import JobRef, JobState, JobStatus
-from registry import accounting, clock, deployments
+from registry import accounting, clock, deployments, promotions, runs
 from registry.db import Database
 from registry.deployments import Replica, ReplicaState
+from registry.runs import RunState
 
 JOB = JobRef("big", "12", datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -73,3 +74,52 @@ def test_a_replica_that_was_told_to_end_and_not_why_has_the_schedulers_word(pack
     told = by_id(packed)
     assert (told["r1"].state, told["r1"].cause) == (ReplicaState.STOPPED, "the job ended as PREEMPTED")
     assert told["r2"].cause == "the job ended as PREEMPTED"  # Slurm's signal before it looks like a time limit's
+
+
+def conversion(db: Database, promotion: str | None) -> accounting.Job:
+    """The job of a conversion, which is the first step of a promotion or of none."""
+    at = clock.text(JOB.submitted_at)
+    runs.adopt(db, "convert-1", kind="convert", name="c", owner="ada", folder="/runs/convert-1", created_at=at)
+    if promotion is not None:
+        words: dict[str, Any] = dict(owner="ada", source="t-1/20", model="chat", alias="prod", canary=None)
+        promotions.adopt(db, promotion, steps=("convert-1", "smoke-1"), run="convert-1", created_at=at, **words)
+    job: dict[str, Any] = dict(cluster="big", job_id="14", submitted_at=at, key="convert-1", subject="convert-1")
+    accounting.record(db, **job, purpose="convert", owner="ada")
+    return accounting.of_subject(db, "convert-1")[0]
+
+
+@pytest.mark.parametrize("taken_for", [None, "time limit; promote again with more (--convert-time)"])
+@pytest.mark.parametrize("known_before", [True, False])
+def test_a_step_that_slurm_preempted_is_neither_cancelled_nor_out_of_time_and_its_promotion_says_so(
+    registry: Database, taken_for: str | None, known_before: bool
+) -> None:
+    job = conversion(registry, "p")
+    runs.started(registry, "convert-1")
+    runs.ended(registry, "convert-1", RunState.STOPPED, taken_for)
+    if not known_before:
+        assert len(promotions.advance(registry)) == 1
+    job_facts.is_over(registry, job, JobState.PREEMPTED, "None")
+    promotions.advance(registry)
+    found = promotions.get(registry, "p")
+    assert (found.state, found.cause) == ("failed", "the conversion was stopped: the job ended as PREEMPTED")
+    assert runs.get(registry, "convert-1").cause == "the job ended as PREEMPTED"
+
+
+def test_a_promotion_that_had_another_reason_to_fail_keeps_it(registry: Database) -> None:
+    job = conversion(registry, "p")
+    runs.ended(registry, "convert-1", RunState.FAILED, "no disk")
+    promotions.advance(registry)
+    job_facts.is_over(registry, job, JobState.PREEMPTED, None)
+    assert promotions.get(registry, "p").cause == "the conversion: no disk"
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"), [(JobState.PREEMPTED, "the job ended as PREEMPTED"), (JobState.CANCELLED, None)]
+)
+def test_a_run_that_was_told_to_end_and_not_why_has_the_schedulers_word(
+    registry: Database, end: JobState, cause: str | None
+) -> None:
+    job = conversion(registry, None)
+    runs.ended(registry, "convert-1", RunState.STOPPED, None)
+    job_facts.is_over(registry, job, end, None)
+    assert (runs.get(registry, "convert-1").state, runs.get(registry, "convert-1").cause) == (RunState.STOPPED, cause)

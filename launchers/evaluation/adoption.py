@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from launchers.spec import ConvertSpec, EvaluateSpec, SmokeSpec, Spec
+from launchers.spec import Spec, promotion_of
 from registry import promotions
 from registry.db import Database, RegistryError, StorageError
 
@@ -16,9 +16,8 @@ def take_up(db: Database, spec: Spec, owner: str) -> None:
 
     A run that says what cannot be is no step: that is logged. Raises StorageError.
     """
-    if not isinstance(spec, ConvertSpec | SmokeSpec | EvaluateSpec) or spec.promotion is None:
+    if (whole := promotion_of(spec)) is None:
         return
-    whole = spec.promotion
     try:
         promotions.adopt(
             db,

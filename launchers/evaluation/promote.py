@@ -47,7 +47,11 @@ class Asked:
     limit: int | None = None
     require: tuple[str, ...] = ()
     engine_args: tuple[str, ...] = ()
-    resources: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as `resources_from` takes them
+    # As `resources_from` takes them.
+    resources: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # OF_EVERY_STEP of them: the conversion's too
+    converting: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the conversion's alone
 
 
 def steps(site: Site, asked: Asked, now: str) -> list[StepOf]:
@@ -82,9 +86,8 @@ def steps(site: Site, asked: Asked, now: str) -> list[StepOf]:
         "start_timeout_s": site.replicas.start_timeout_s,
     }
     named: list[dict[str, Any]] = [{"id": run, "name": f"{kind}-{model}"} for run, kind in zip(ids, kinds, strict=True)]
-    converting = resources_from(
-        site.defaults.convert, {k: asked.resources[k] for k in OF_EVERY_STEP if k in asked.resources}
-    )
+    shared = {k: asked.resources[k] for k in OF_EVERY_STEP if k in asked.resources}
+    converting = resources_from(site.defaults.convert, {**shared, **asked.converting})
     found: list[StepOf] = [
         ConvertSpec(
             **named[0],
