@@ -73,9 +73,9 @@ class ReplicaJobs:
                 [serve_spec(self.site, deployment, revision, one, len(members)) for one in members]
             )
         except ValueError as e:
-            await controller.write(self._never, deployment, revision, str(e))
+            await controller.write(self._refused, deployment, revision, members, str(e))
             return False
-        await controller.write(self._note, specs, members)
+        await controller.write(self._note, deployment, [spec.id for spec in specs], members)
         controller.specs.update({spec.id: spec for spec in specs})
         try:
             launched = await controller.ask(replica_launch.launch, specs, runs_dir, controller.scheduler)
@@ -93,27 +93,38 @@ class ReplicaJobs:
         await controller.write(controller.record_job, specs[0].id, launched.job)
         return True
 
-    def _never(self, deployment: Deployment, revision: Revision, cause: str) -> None:
-        """What is asked for is refused by this site, whatever is tried."""
-        if deployment.stable is not None and revision.revision != deployment.stable:
+    def _refused(self, deployment: Deployment, revision: Revision, members: Sequence[StartReplica], cause: str) -> None:
+        """This site, as it is set up now, takes no such job. What serves, or has proven itself, is not given up for
+        that: it is tried again later, as after any loss."""
+        theirs = replicas.unended_of(self.db, deployment.name)
+        ready = [r for r in theirs if r.state is ReplicaState.READY and deployments.is_current(deployment, r)]
+        serves = {r.revision for r in ready}
+        if revision.revision in (deployment.stable, *serves) or (deployment.stable is None and serves):
+            ids = [new_id(deployment.name) for _ in members]
+            with transaction(self.db):
+                self._note(deployment, ids, members)
+                for one in ids:
+                    words = f"the replica could not be started: {cause}"
+                    deployments.set_replica_state(self.db, one, ReplicaState.LOST, words)
+        elif deployment.stable is not None:
             self._controller.plans.note(Settle(deployment.name, revision.revision, False, cause))
         else:
             deployments.set_state(self.db, deployment.name, DeploymentState.FAILED, cause)
 
-    def _note(self, specs: Sequence[ServeSpec], members: Sequence[StartReplica]) -> None:
+    def _note(self, deployment: Deployment, ids: Sequence[str], members: Sequence[StartReplica]) -> None:
         with transaction(self.db):  # all that share a job, or none
-            for spec, one in zip(specs, members, strict=True):
+            for one, planned in zip(ids, members, strict=True):
                 deployments.add_replica(
                     self.db,
-                    spec.id,
-                    spec.name,
-                    spec.owner,
-                    str(self.site.runs_dir / spec.id),
-                    revision=spec.revision,
-                    reason=one.why,
-                    replaces=one.replaces,
-                    overflow=one.overflow,
-                    pack=spec.pack[0] if spec.pack else None,
+                    one,
+                    deployment.name,
+                    deployment.owner,
+                    str(self.site.runs_dir / one),
+                    revision=planned.revision,
+                    reason=planned.why,
+                    replaces=planned.replaces,
+                    overflow=planned.overflow,
+                    pack=ids[0] if len(ids) > 1 else None,
                 )
 
     async def stop(self, replica_id: str, why: str) -> None:

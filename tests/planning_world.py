@@ -117,7 +117,7 @@ class World:
         self.change([one], state=ReplicaState.READY, ready_at=self.replicas[one].ready_at or self.now, outstanding=0)
 
     def end(self, one: str, state: ReplicaState = ReplicaState.LOST, failure: str | None = None) -> None:
-        self.change([one], state=state, ended_at=self.now, failure=failure, cause=f"{one} ended", ends_at=None)
+        self.change([one], state=state, ended_at=self.now, failure=failure, cause=f"{one} ended")
 
     def settle_down(self) -> None:
         """What comes is up at once, and what drains has nothing outstanding; until there is nothing to be done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from controller_world import Job, World
 
 from launchers import following, leadership, replica_jobs, replica_launch
 from launchers.leadership import Lease
-from launchers.scheduler import JobRef, JobRequest, SchedulerError, SchedulerUnavailable
-from registry import deployments, replicas
+from launchers.scheduler import JobRef, JobRequest, JobState, SchedulerError, SchedulerUnavailable
+from registry import deployments, replicas, revisions
 from registry.db import Conflict, Database
 from registry.deployments import Deployment, DeploymentState
 from registry.replicas import ReplicaState
+from registry.revisions import RevisionState
+from registry.site import Environments
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +117,64 @@ async def test_a_refused_submission_is_lost_with_its_cause_and_tried_again(
     assert lost.state is ReplicaState.LOST and "AssocMaxSubmitJobLimit" in (lost.cause or "")
     assert deployments.get(world.controller.db, "chat").state is DeploymentState.STARTING
     await world.until(world.settled)
+
+
+def configured_anew(world: World, environments: Environments) -> None:
+    """The controller is restarted with another site file."""
+    world.controller.close()
+    world.site = dataclasses.replace(world.site, environments=environments)
+    world.begin()
+
+
+async def test_a_deployment_that_serves_goes_on_and_tries_again_where_the_site_refuses_another_start(
+    world: World,
+) -> None:
+    def ready() -> list[ReplicaState]:
+        return [r.state for r in world.live()]
+
+    deployments.change(world.controller.db, "chat", min_replicas=2, max_replicas=2)
+    await world.until(lambda: ready() == [ReplicaState.READY] * 2)
+    before = world.site.environments
+    configured_anew(world, Environments())
+    world.memory.jobs[0].state = JobState.FAILED
+    for _ in range(12):
+        await world.turn()
+        assert deployments.get(world.controller.db, "chat").state is DeploymentState.READY
+    assert ready() == [ReplicaState.READY]
+    refused = [r for r in replicas.replicas(world.controller.db) if "[environments.engine]" in (r.cause or "")]
+    assert {r.state for r in refused} == {ReplicaState.LOST} and len(refused) < 12
+    assert any("[environments.engine]" in line for line in world.controller.plans.latest["chat"].why)
+    configured_anew(world, before)
+    world.ahead_s += 600.0
+    await world.until(lambda: ready() == [ReplicaState.READY] * 2)
+
+
+async def test_a_revision_is_given_up_that_the_site_refuses_and_the_stable_one_serves_on(world: World) -> None:
+    await world.until(world.settled)
+    await world.turn()
+    db = world.controller.db
+    revisions.add(
+        db,
+        "chat",
+        model="tiny",
+        version=1,
+        model_path="/models/tiny",
+        request={"resources": {"options": ["--wrap=ls"]}},
+        by="ada",
+        why="changed",
+    )
+    for _ in range(6):
+        await world.turn()
+    assert revisions.get(db, "chat", 2).state is RevisionState.BAD and world.settled()
+    assert deployments.get(db, "chat").state is DeploymentState.READY
+
+
+async def test_a_deployment_that_never_served_fails_where_the_site_refuses_its_start(world: World) -> None:
+    configured_anew(world, Environments())
+    await world.turn()
+    failed = deployments.get(world.controller.db, "chat")
+    assert failed.state is DeploymentState.FAILED and "[environments.engine]" in (failed.cause or "")
+    assert world.memory.jobs == [] and replicas.replicas(world.controller.db) == []
 
 
 async def test_a_refused_submission_keeps_no_other_deployment_from_its_turn(

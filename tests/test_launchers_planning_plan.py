@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from planning_world import World
 
 from launchers.launch import CLOSING_S
 from launchers.planning import rollover
@@ -418,6 +419,13 @@ def test_what_waits_for_the_end_of_maintenance_says_so() -> None:
     assert "maintenance upgrade takes all its nodes until 15:51 UTC: new jobs wait for its end" in decision.why
 
 
+def test_no_job_is_started_before_maintenance_that_would_start_up_for_most_of_its_time() -> None:
+    for start_s, limit in ((3570.0, 7140), (3600.0, None)):
+        found = plan(Situation(wanted=deployment(), timings=Timings(0.0, start_s), now=NOW), maintained(7200)).actions
+        (start,) = [a for a in found if isinstance(a, StartReplica)]
+        assert start.time_limit_s == limit
+
+
 def test_no_job_gets_less_time_for_maintenance_than_its_own_least() -> None:
     for least_s, limit in ((7140, 7140), (7200, None)):
         wanted = deployment("starting", rules={"options": Options(time_min_s=least_s)})
@@ -672,6 +680,37 @@ def test_a_former_deployments_replicas_are_wound_down_and_count_for_nothing() ->
     found = decided(deployment("starting"), replica("r0", **former), replica("r1", "pending", **former))
     assert found == [("drain", "r0"), ("stop", "r1"), ("start", 1)]
     assert decided(deployment("starting"), *(replica(f"c{n}", "failed", **former) for n in range(9))) == [("start", 1)]
+
+
+def test_a_time_limit_that_comes_before_the_engine_is_ready_is_a_crash_loop_too() -> None:
+    world = World(rules=Rules(time_limit_s=300), least=1, most=1)
+    found: list[object] = []
+    while world.now < NOW + 7200 and not found:
+        found = [a for a in world.turn().actions if isinstance(a, SetState)]
+        for r in world.of(ReplicaState.PENDING):
+            world.run(r.id)
+        world.pass_time(10)
+    cause = "4 replicas were lost, the last one: its job's time limit came before it was ready"
+    assert found == [SetState("chat", DeploymentState.FAILED, cause)]
+
+
+@pytest.mark.parametrize(
+    ("more", "given_up"),
+    [
+        ({"ended_at": NOW - 400, "ends_at": NOW - 400}, True),
+        ({"ended_at": NOW - 500, "ends_at": NOW - 400}, True),  # Slurm's signal comes before
+        ({"ended_at": NOW - 900, "ends_at": NOW - 400}, False),  # preempted, or cancelled by somebody
+        ({"ended_at": NOW - 400}, False),  # it never ran
+        ({"ended_at": NOW - 400, "ends_at": NOW - 400, "draining_at": NOW - 500}, False),  # by us
+        ({"ended_at": NOW - 400, "ends_at": NOW - 400, "ready_at": NOW - 500}, False),  # it served until then
+    ],
+)
+def test_only_the_whole_time_without_getting_ready_speaks_against_a_revision(
+    more: dict[str, Any], given_up: bool
+) -> None:
+    lost = [replica(f"c{n}", "stopped", created_at=NOW - 9000, cause="time limit", **more) for n in range(4)]
+    found = decided(deployment("starting", stable=None), *lost)
+    assert any(isinstance(a, tuple) and a[:2] == ("is", "failed") for a in found) is given_up
 
 
 # In words.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launchers.planning import rollover
 from launchers.planning.facts import Cluster, Had, Situation
 from launchers.planning.fleet import DRAINING, READY, Fleet
 from launchers.vllm.failures import Kind, Policy, policy
@@ -59,8 +60,10 @@ def losses(s: Situation, fleet: Fleet, cluster: Cluster, revision: int, count: i
         return NONE
     last = max(lost, key=lambda r: r.ended_at or 0.0)
     ended_at, cause = last.ended_at or 0.0, last.cause or "stopped before it was ready"
+    if _out_of_time(s, last):
+        cause = "its job's time limit came before it was ready"
     most = MAX_LOST * (2 if proven else 1) * max(count, 1)
-    blamed = [r for r in lost if _blamed(r)]
+    blamed = [r for r in lost if _blamed(s, r)]
     of_nodes = [r for r in blamed if r.failure in OF_THE_NODE]
     everywhere = _not_the_nodes(s, cluster, of_nodes, most, overflow)
     counted = len(blamed) if everywhere else len(blamed) - len(of_nodes)
@@ -104,10 +107,16 @@ def _proof(r: Had, revision: int) -> float | None:
     return r.ended_at if (r.ended_at or 0.0) - r.ready_at >= SERVED_S else None
 
 
-def _blamed(r: Had) -> bool:
+def _blamed(s: Situation, r: Had) -> bool:
     """Whether its own end speaks against its revision: what was not submitted, preempted, cancelled or on a node that
     went down says nothing of the next one, which is only tried later."""
-    return r.failure is not None or r.state is ReplicaState.FAILED
+    return r.failure is not None or r.state is ReplicaState.FAILED or _out_of_time(s, r)
+
+
+def _out_of_time(s: Situation, r: Had) -> bool:
+    """Whether it had its job's whole time, up to Slurm's signal, and was never ready. Preemption is told by the time,
+    too: its signal is the same."""
+    return r.ready_at is None and r.ends_at is not None and (r.ended_at or 0.0) >= r.ends_at - rollover.stop_s(s, r)
 
 
 def _lost(r: Had) -> bool:

@@ -33,9 +33,11 @@ def fitting_s(s: Situation, windows: list[Maintenance], overflow: bool) -> int |
     return None
 
 
-def _shortest_s(s: Situation, overflow: bool) -> int:
-    """Slurm refuses a time limit below the job's own --time-min: what does not fit then waits for the end."""
-    return max(s.wanted.rules.shortest_s, s.wanted.rules.says(overflow).time_min_s)
+def _shortest_s(s: Situation, overflow: bool) -> float:
+    """What would start up for most of its time is not worth its start, and Slurm takes no limit below the job's own
+    --time-min: it waits for the end instead."""
+    rules = s.wanted.rules
+    return max(rules.shortest_s, rules.says(overflow).time_min_s, 2 * s.timings.start_s)
 
 
 def shorter_s(s: Situation, windows: list[Maintenance], pending: Had) -> int | None:
