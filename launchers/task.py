@@ -7,7 +7,6 @@ and no scheduler needs to say who the first node is.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
 import socket
@@ -23,6 +22,7 @@ from launchers.untrusted import read_object
 # --kill-on-bad-exit does it: the supervisors end each other and say why.
 END_TOGETHER = ("--kill-on-bad-exit=0", "--wait=120")
 END_APART = ("--kill-on-bad-exit=0", "--wait=0")  # and for tasks of which each has an end of its own
+ELSEWHERE = "192.0.2.1"  # nobody's (RFC 5737): on the way there is how this host is known outside
 MAX_CAUSE, MAX_TAIL, MAX_MARKER_BYTES = 2000, 6000, 1 << 17  # characters; a marker's bytes, escapes and all
 
 
@@ -38,7 +38,6 @@ class Task:
     job_id: str
     restart: int  # how often Slurm requeued the job
     node: str
-    nodes: int = 1  # of all tasks
 
     @property
     def attempt(self) -> str:
@@ -57,7 +56,6 @@ def task_of(environ: Mapping[str, str]) -> Task:
             job_id=_job_id(environ),
             restart=int(environ.get("SLURM_RESTART_COUNT", "0")),
             node=environ.get("SLURMD_NODENAME", host),
-            nodes=int(environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_JOB_NUM_NODES") or 1),
         )
     return Task(
         rank=int(environ.get("SUBMITIT_LOCAL_GLOBALID", "0")),
@@ -84,37 +82,33 @@ def free_port(host: str = "") -> int:
 
 
 def own_address() -> str:
-    """This host's name, under which other nodes can reach it. Raises OSError (EAGAIN) where it does not resolve."""
+    """Where other nodes reach this host: by its name, or where that does not resolve, perhaps for a moment only, by its
+    address on the way to others. 127.0.0.1 where there is no such way."""
     name = socket.gethostname()
     try:
         socket.getaddrinfo(name, None)
-    except socket.gaierror as e:
-        raise OSError(errno.EAGAIN, f"this host's own name {name} does not resolve: {e.strerror}") from e
+    except socket.gaierror:
+        return _address_towards(ELSEWHERE)
     return name
 
 
-def _address(task: Task) -> str:
-    """Where the other tasks reach this one."""
-    if task.tasks > 1:
+def _address_towards(other: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         try:
-            return own_address()
+            s.connect((other, 9))  # sends nothing
         except OSError:
-            if task.nodes > 1:
-                raise
-    return "127.0.0.1"  # they are all here
+            return "127.0.0.1"
+        return str(s.getsockname()[0])
 
 
 def meet(
     directory: Path, task: Task, *, timeout_s: float = 300.0, clock: Callable[[], float] = time.monotonic
 ) -> tuple[str, int]:
-    """(address, port) of the first task, agreed through `directory`.
-
-    Raises RendezvousError after `timeout_s`, and OSError where other nodes have no name for the first task's.
-    """
+    """(address, port) of the first task, agreed through `directory`. Raises RendezvousError after `timeout_s`."""
     directory.mkdir(exist_ok=True)
     path = directory / f"{task.attempt}.json"
     if task.rank == 0:
-        place = {"address": _address(task), "port": free_port()}
+        place = {"address": own_address() if task.tasks > 1 else "127.0.0.1", "port": free_port()}
         temporary = directory / f".{task.attempt}.{os.getpid()}"
         temporary.write_text(json.dumps(place), encoding="utf-8")
         os.rename(temporary, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -20,8 +21,8 @@ HOST = socket.gethostname()
     [
         (
             {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
-             "SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": "2", "SLURMD_NODENAME": "g2", "SLURM_STEP_NUM_NODES": "2"},
-            Task(3, 4, 1, "42", 2, "g2", nodes=2), "42.2",
+             "SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": "2", "SLURMD_NODENAME": "g2"},
+            Task(3, 4, 1, "42", 2, "g2"), "42.2",
         ),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "42"}, Task(0, 8, 0, "42", 0, HOST), "42.0"),
         (
@@ -58,17 +59,24 @@ def test_the_tasks_of_one_attempt_agree_on_the_first_ones_address(tmp_path: Path
         s.bind((socket.gethostbyname(address), port))  # the port is free
 
 
-def test_a_first_task_whose_hosts_name_does_not_resolve_meets_others_on_that_host_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("network", "found"), [(True, "10.0.0.7"), (False, "127.0.0.1")])
+def test_a_host_whose_own_name_does_not_resolve_is_reached_by_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: bool, found: str
 ) -> None:
     def fails(*_: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
+    class Socket(socket.socket):
+        def connect(self, to: object) -> None:
+            if not network:
+                raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+        def getsockname(self) -> tuple[str, int]:
+            return ("10.0.0.7", 1) if self.type is socket.SOCK_DGRAM else super().getsockname()
+
     monkeypatch.setattr(socket, "getaddrinfo", fails)
-    address, _ = tasks.meet(tmp_path / "here", Task(0, 2, 0, "42", 0, HOST))
-    assert address == "127.0.0.1"
-    with pytest.raises(OSError, match=f"{HOST} does not resolve"):
-        tasks.meet(tmp_path / "elsewhere", Task(0, 2, 0, "42", 0, HOST, nodes=2))
+    monkeypatch.setattr(socket, "socket", Socket)
+    assert tasks.meet(tmp_path / "met", Task(0, 2, 0, "42", 0, HOST))[0] == found
 
 
 def test_a_requeued_attempt_meets_anew(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def reachable_as(listen: str) -> str:
-    """Where gateways reach an engine that listens there. Raises OSError as own_address does."""
+    """Where gateways reach an engine that listens there."""
     return listen if listen.startswith("127.") else own_address()
 
 
