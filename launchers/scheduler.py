@@ -7,6 +7,7 @@ Nothing above this module knows which scheduler it talks to. "The scheduler did 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,13 +24,21 @@ class SchedulerError(RuntimeError):
     """The scheduler refused a request. The message is what it said."""
 
 
-# Words of refusals that pass with time: a limit on jobs that is full now, a slurmctld that is busy.
-PASSING = ("limit", "temporarily")
+# Words of refusals that pass with time: a slurmctld that is busy, nodes that drain, a limit on jobs that is full now
+# (AssocMaxSubmitJobLimit and its like). Slurm has one text for such a limit and for a job that is itself too large.
+PASSING = re.compile(
+    r"temporarily|limit (reached|exceeded)|required (node|partition) not available"
+    r"|requested partition configuration not available now|job submit limit|\b(assoc|qos)\w+limit\b",
+    re.IGNORECASE,
+)
+TOO_MUCH = re.compile(r"\b(Assoc|QOS)(Max\w+Per(Job|Node)|Min)")  # for one job: the reason that it may print beside
 
 
 def passes(refusal: SchedulerError) -> bool:
-    """Whether the same request may be taken later. Slurm's other refusals (no such account, partition, QOS) stay."""
-    return any(word in str(refusal).lower() for word in PASSING)
+    """Whether the same request may be taken later. Slurm's other refusals stay: no such account, partition or QOS, a
+    time limit that it never takes."""
+    words = str(refusal)
+    return PASSING.search(words) is not None and TOO_MUCH.search(words) is None
 
 
 class SchedulerUnavailable(SchedulerError):

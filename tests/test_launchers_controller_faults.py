@@ -177,6 +177,34 @@ async def test_a_deployment_that_never_served_fails_where_the_site_refuses_its_s
     assert world.memory.jobs == [] and replicas.replicas(world.controller.db) == []
 
 
+async def test_a_partition_that_is_drained_for_maintenance_ends_neither_a_new_deployment_nor_a_rollout(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drained = SchedulerError("sbatch: error: Required partition not available (inactive or drain)")
+    db = world.controller.db
+    await world.until(world.settled)
+    another(db)
+    revisions.add(
+        db, "chat", model="tiny", version=1, model_path="/models/tiny", request={"stage": True}, by="ada", why="changed"
+    )
+    with monkeypatch.context() as patched:
+        refuse(world, patched, drained, "")
+        for _ in range(6):
+            await world.turn()
+    assert deployments.get(db, "a").state is DeploymentState.STARTING
+    assert revisions.get(db, "chat", 2).state is RevisionState.ROLLING
+    await world.until(lambda: deployments.get(db, "a").state is DeploymentState.READY)
+
+
+async def test_a_time_limit_that_slurm_does_not_take_fails_a_new_deployment_with_its_words(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "sbatch: error: Requested time limit is invalid (missing or exceeds some limit)"
+    refuse(world, monkeypatch, SchedulerError(words), "")
+    await world.until(lambda: deployments.get(world.controller.db, "chat").state is DeploymentState.FAILED)
+    assert words in (deployments.get(world.controller.db, "chat").cause or "")
+
+
 async def test_a_refused_submission_keeps_no_other_deployment_from_its_turn(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from slurm_fixtures import NOON, ScriptedSlurm, job, record, watching
 from slurm_records import node, partition, reservation
 from waiting import eventually
 
-from launchers.scheduler import JobRef, SchedulerError, SchedulerUnavailable
+from launchers.scheduler import JobRef, SchedulerError, SchedulerUnavailable, passes
 from launchers.slurm_scheduler import SlurmScheduler
 from slurm.model import Job, JobState, Node, Partition, Reservation
 
@@ -101,3 +101,37 @@ async def test_where_somebody_watches_the_outlook_costs_slurm_nothing() -> None:
         before = list(slurm.asked)
         assert asks.outlook().leaving == {"g2": "bad fan"}
         assert slurm.asked == before
+
+
+POLICY = (
+    "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "passing"),
+    [
+        ("Slurm temporarily unable to accept job, sleeping and retrying", True),
+        ("sbatch: error: MaxJobCount limit reached", True),
+        ("Rate limit exceeded, please retry momentarily", True),
+        ("Required partition not available (inactive or drain)", True),
+        ("Required node not available (down, drained or reserved)", True),
+        ("Requested partition configuration not available now", True),
+        (POLICY, True),  # it may be any of them
+        (f"AssocMaxSubmitJobLimit; {POLICY}", True),
+        (f"QOSMaxSubmitJobPerUserLimit; {POLICY}", True),
+        (f"QOSGrpCPUMinutesLimit; {POLICY}", True),
+        (f"QOSMaxWallDurationPerJobLimit; {POLICY}", False),
+        (f"AssocMaxGRESPerJob; {POLICY}", False),
+        (f"QOSMinCpuNotSatisfied; {POLICY}", False),
+        ("Requested time limit is invalid (missing or exceeds some limit)", False),
+        ("Time limit specification required, but not provided", False),
+        ("Invalid time-min specification (exceeds job's time or other limits)", False),
+        ("Requested node configuration is not available", False),
+        ("invalid partition specified: nolimit", False),
+        ("Invalid qos specification", False),
+        ("Invalid account or account/partition combination specified", False),
+    ],
+)
+def test_a_refusal_passes_where_its_whole_words_are_of_what_is_full_or_closed_now(words: str, passing: bool) -> None:
+    assert passes(SchedulerError(words)) is passing
