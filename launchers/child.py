@@ -78,7 +78,7 @@ def _lives(group: int) -> bool:
     except ProcessLookupError:
         return False
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError, IndexError):  # it has just ended
             # After the name, which may hold anything: state, parent, group, ..., and as the 18th how many threads.
             told = path.read_bytes().rpartition(b") ")[2].split()
             if int(told[2]) == group and (told[0] not in (b"Z", b"X") or int(told[17]) > 1):
