@@ -42,7 +42,8 @@ def counts(described: dict[str, Any]) -> tuple[int, int]:
 
 
 def waiting_for(described: dict[str, Any]) -> str:
-    """Each live replica's state and, while its job is in the queue, the scheduler's reason."""
+    """Each live replica's state and, while its job is in the queue, the scheduler's reason; without any, why the last
+    one ended."""
     parts = []
     for r in described["replicas"]:
         if r["replica"]["state"] not in LIVE:
@@ -54,7 +55,9 @@ def waiting_for(described: dict[str, Any]) -> str:
     what = "a generated token"
     if deployment["stable"] is not None and deployment["stable"] != deployment["revision"]:
         what = f"revision {deployment['revision']} to prove itself"
-    return f"waiting for {what}: {', '.join(parts) or 'no replica yet'}"
+    causes = [r["replica"]["cause"] for r in described["replicas"][-1:]]
+    none = f"no replica yet; the last one: {causes[0]}" if any(causes) else "no replica yet"
+    return f"waiting for {what}: {', '.join(parts) or none}"
 
 
 def wait_settled(

@@ -114,6 +114,8 @@ def test_what_is_waited_for_are_live_replicas_with_the_schedulers_reason() -> No
     assert waiting_for(of) == "waiting for a generated token: chat-starting starting, chat-pending pending (Resources)"
     of = described(replica("lost"), revision=2)
     assert waiting_for(of) == "waiting for revision 2 to prove itself: no replica yet"
+    of["replicas"][-1]["replica"]["cause"] = "sbatch: limit exceeded"
+    assert waiting_for(of).endswith(": no replica yet; the last one: sbatch: limit exceeded")
 
 
 def revision(number: int, state: str, **fields: Any) -> dict[str, Any]:
