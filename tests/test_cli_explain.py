@@ -59,7 +59,8 @@ def deployment(**fields: Any) -> dict[str, Any]:
 
 def replica(state: str, revision: int = 1, waits: str | None = None) -> dict[str, Any]:
     jobs = [{"state": "PENDING", "reason": waits}] if waits else []
-    return {"replica": {"id": f"chat-{state}", "state": state, "revision": revision}, "jobs": jobs}
+    told = {"id": f"chat-{state}", "state": state, "revision": revision, "cause": None}
+    return {"replica": told, "jobs": jobs}
 
 
 def described(*replicas: dict[str, Any], **fields: Any) -> dict[str, Any]:
