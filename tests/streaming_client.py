@@ -22,7 +22,7 @@ class Answer:
     began: float = field(default_factory=time.monotonic)
     ended: float = 0.0
     retried: int = 0  # connections that were refused, or were cut before the first byte
-    replica: str | None = None  # that it began on
+    replica: str | None = None  # that it began on, where it did not wait for one
     text: str = ""
     continued: int = 0  # times, by another replica
     tokens: int = 0
@@ -86,7 +86,7 @@ class Client:
             extra_body={"ignore_eos": True},
         )  # fmt: skip
         with stream:
-            answer.replica = stream.response.headers["x-headgate-replica"]
+            answer.replica = stream.response.headers.get("x-headgate-replica")
             for chunk in stream:
                 answer.continued += hasattr(chunk, "headgate")
                 for choice in chunk.choices:

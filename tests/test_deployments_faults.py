@@ -68,12 +68,8 @@ class Story:
 
     def kill(self, service: str) -> None:
         """kill -9, and no goodbye."""
-        (process,) = [
-            p
-            for p in psutil.process_iter(["cmdline", "status"])
-            if (words := p.info["cmdline"] or [""])[-1] == service and f"state_dir={self.site.root}/state" in words
-            and p.info["status"] != psutil.STATUS_ZOMBIE
-        ]  # fmt: skip
+        noted = json.loads((self.site.root / "state" / "services" / f"{service}.json").read_text())
+        process = psutil.Process(noted["pid"])
         process.kill()
         wait_for(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
 
