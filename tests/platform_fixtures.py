@@ -62,6 +62,11 @@ class Platform:
     def report(self, *words: str) -> Any:
         return json.loads(self.ok("report", *words, "--format", "json"))
 
+    def service(self, name: str) -> psutil.Process:
+        """As it noted itself: for a moment a child that it has just forked has its command line, too."""
+        noted = json.loads((self.root / "state" / "services" / f"{name}.json").read_text())
+        return psutil.Process(int(noted["pid"]))
+
     def processes(self) -> list[str]:
         """The command lines of every process of this platform that is still alive."""
         found = []

@@ -91,12 +91,8 @@ class Deployments:
         self.on.ok("delete", name)
         wait_for(lambda: not self.live(name), 60)
 
-    def service(self, name: str) -> psutil.Process:
-        noted = json.loads((self.on.root / "state" / "services" / f"{name}.json").read_text())
-        return psutil.Process(int(noted["pid"]))
-
     def kill(self, name: str) -> None:
-        kill(self.service(name))
+        kill(self.on.service(name))
 
     def kill_part(self, replica: Replica, part: str) -> None:
         """-9 to its "engine" or its "supervisor"."""

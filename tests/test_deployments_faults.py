@@ -68,8 +68,7 @@ class Story:
 
     def kill(self, service: str) -> None:
         """kill -9, and no goodbye."""
-        noted = json.loads((self.site.root / "state" / "services" / f"{service}.json").read_text())
-        process = psutil.Process(noted["pid"])
+        process = self.site.service(service)
         process.kill()
         wait_for(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
 
