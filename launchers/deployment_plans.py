@@ -73,6 +73,7 @@ class DeploymentPlans:
                 rules = situations.rules_of(deployment, self.site)
             except ValueError as e:
                 rules, words = planned.Rules(), str(e)
+                deployment = replace(deployment, paused=True)  # neither scaled nor rolled out by rules not its own
             decided = plan(
                 situations.situation(
                     deployment,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from launchers import following
+from launchers import following, situations
 from launchers.deployment_plans import DeploymentPlans
 from launchers.following import follow
-from launchers.planning.facts import Cluster, Settle
+from launchers.planning.facts import Cluster, Scale, Settle
 from registry import aliases, deployments, models, revisions
 from registry.db import Conflict, Database
 from registry.deployments import Deployment, DeploymentState
@@ -270,3 +270,17 @@ def test_what_nobody_expected_of_one_deployment_leaves_the_others_their_plans(
     actions = plans.make(Cluster())
     assert plans.latest["chat"].why == (f"nothing is done for it now: {error}",)
     assert actions and list(actions) == list(plans.latest["other"].actions)
+
+
+def test_a_deployment_whose_words_are_not_taken_any_more_is_not_scaled_by_rules_that_are_not_its_own(
+    chat: Chat, plans: DeploymentPlans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise ValueError("'resources.gpu' is not known")
+
+    monkeypatch.setattr(situations, "rules_of", refuses)
+    deployments.change(chat.db, "chat", max_replicas=4)
+    deployments.set_scale(chat.db, "chat", 3, None)
+    actions = plans.make(Cluster())
+    assert not any(isinstance(a, Scale) for a in actions)
+    assert "wants 3 replicas" in plans.latest["chat"].why[0] and "resources.gpu" in plans.latest["chat"].why[-1]
