@@ -73,7 +73,8 @@ class DeploymentPlans:
                 rules = situations.rules_of(deployment, self.site)
             except ValueError as e:
                 rules, words = planned.Rules(), str(e)
-                deployment = replace(deployment, paused=True)  # neither scaled nor rolled out by rules not its own
+                # Rules that are not its own do not scale it.
+                deployment = replace(deployment, min_replicas=deployment.desired or deployment.min_replicas)
             decided = plan(
                 situations.situation(
                     deployment,
