@@ -63,6 +63,7 @@ class Said:
         self.head = b""  # of the stream's chunks, up to their choices
         self._parts: list[str] = []
         self._open = True  # nothing but text was said, and no end
+        self._owed = self._twice = 0  # tokens: that the next attempt is to generate once more, and that former ones did
         self._finished = self._counted = False  # the last token was said, and what all of them are
 
     @property
@@ -84,6 +85,8 @@ class Said:
         """An attempt that was billed has ended."""
         if used is not None:
             self.used = self.used.plus(used)
+            self._twice += min(self._owed, used.completion_tokens)
+            self._owed = 0
 
     def hear(self, events: bytes) -> None:
         """Whole events, on their way to the client."""
@@ -111,8 +114,9 @@ class Said:
 
     def continued(self) -> Call | None:
         """The call that asks for the rest; None where there is none, or no way to ask for it."""
-        text, spoken = self.text, self.used.completion_tokens
-        used = spoken - self._said_again()
+        text, spoken = self.text, self.used.completion_tokens - self._twice
+        self._owed = self._again(spoken)
+        used = spoken - self._owed
         fields = self.call.fields
         bounds = {name: fields[name] for name in BOUNDS[self.call.kind] if fields.get(name) is not None}
         if not bounds and self.call.kind is Kind.COMPLETION:
@@ -135,13 +139,13 @@ class Said:
             rewritten=True,
         )
 
-    def _said_again(self) -> int:
+    def _again(self, spoken: int) -> int:
         """How many of the tokens the next engine is to generate once more: the white space at the end of a chat."""
         if self.call.kind is not Kind.CHAT:
             return 0
         text = self.text
         if text.isspace():
-            return self.used.completion_tokens
+            return spoken
         white, tokens = len(text) - len(text.rstrip()), 0
         for part in reversed(self._parts):
             if white <= 0:

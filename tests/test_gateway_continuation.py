@@ -348,6 +348,16 @@ def test_the_end_of_a_completions_text_is_kept_and_the_default_bound_is_what_is_
     assert (rest.fields["prompt"], rest.fields["max_tokens"]) == ("Saya \n", 14)
 
 
+def test_white_space_that_was_written_again_counts_once_when_a_chat_breaks_off_again() -> None:
+    told = said(chat(), {"content": "a"}, {"content": " "})  # 2 tokens
+    first = told.continued()
+    assert first is not None and first.fields["max_tokens"] == 49
+    told.hear(b'data: {"choices":[{"index":0,"delta":{"content":"b"}}]}\n\n')
+    told.over(Usage(0, 2))  # " " and "b"
+    second = told.continued()
+    assert second is not None and second.fields["max_tokens"] == 47
+
+
 def test_a_chat_that_said_only_white_space_is_begun_again() -> None:
     rest = said(chat(), {"content": "\n"}).continued()
     assert rest is not None
