@@ -456,6 +456,15 @@ def test_a_host_whose_own_name_does_not_resolve_announces_an_address_that_others
     assert live(listen="0.0.0.0").ready().facts["host"] == "10.0.0.7"
 
 
+def test_a_host_that_nobody_else_reaches_is_the_nodes_failure(
+    live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+    monkeypatch.setattr(tasks, "_address_towards", lambda _: "127.0.0.1")
+    ended = live(listen="0.0.0.0").end()
+    assert ended.failure == "node" and "does not resolve" in ended.cause
+
+
 @pytest.mark.parametrize("tls", [True, False])
 def test_a_name_service_that_is_away_does_not_make_an_engine_hang(
     live: Callable[..., Living], monkeypatch: pytest.MonkeyPatch, tls: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -58,8 +59,12 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def reachable_as(listen: str) -> str:
-    """Where gateways reach an engine that listens there."""
-    return listen if listen.startswith("127.") else own_address()
+    """Where gateways reach an engine that listens there. Raises OSError (EAGAIN) where nobody else would."""
+    if listen.startswith("127."):
+        return listen
+    if (address := own_address()).startswith("127."):
+        raise OSError(errno.EAGAIN, "this host's own name does not resolve, and it has no way to others")
+    return address
 
 
 def argv(spec: ServeSpec, port: int, folder: RunFolder, task: Task) -> list[str]:
