@@ -155,8 +155,8 @@ class DeploymentPlans:
                 deployments.set_scale(self.db, name, desired, since)
                 if why:
                     log.info("%s: replicas wanted from now on: %d: %s", name, desired, why)
-            case planned.EndTrial(name):
-                revisions.end_trial(self.db, name)
+            case planned.EndTrial(name, revision):
+                revisions.end_trial(self.db, name, revision)
             case planned.Settle(name, revision, good, why):
                 self._settle_revision(deployments.get(self.db, name), revision, good, why)
             case planned.Warn(name, words):

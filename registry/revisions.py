@@ -125,10 +125,11 @@ def settle(db: Database, name: str, revision: int, good: bool, cause: str) -> No
             _want(db, name, old.revision, wanted, now, old.request.get("canary"))
 
 
-def end_trial(db: Database, name: str) -> None:
-    """The revision on trial takes over: the calls that come to it are no longer its canary's percentage."""
+def end_trial(db: Database, name: str, revision: int) -> None:
+    """The revision on trial takes over: the calls that come to it are no longer its canary's percentage. Nothing
+    happens where another one is wanted by now."""
     with transaction(db) as c:
-        c.execute("UPDATE deployments SET canary = NULL WHERE name = ?", (name,))
+        c.execute("UPDATE deployments SET canary = NULL WHERE name = ? AND revision = ?", (name, revision))
 
 
 def is_proven(db: Database, deployment: Deployment) -> bool:

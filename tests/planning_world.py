@@ -173,7 +173,7 @@ class World:
                 stable = revision if good else self.wanted.stable
                 assert stable is not None and self.wanted.revision == revision
                 self.wanted = replace(self.wanted, stable=stable, revision=stable)
-            case EndTrial(_):
+            case EndTrial(_, _):
                 assert self.wanted.canary is not None and self.wanted.revision != self.wanted.stable
                 self.wanted = replace(self.wanted, canary=None)
             case SetState(_, state, _):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_world import NOW, World
 
-from launchers.planning.facts import Cluster, Drain, Had, Loaded, Maintenance, Rules, Settle, StartReplica
+from launchers.planning.facts import Cluster, Drain, Had, Loaded, Maintenance, Rules, SetState, Settle, StartReplica
 from launchers.vllm.failures import Kind
 from registry.deployments import DeploymentState
 from registry.replicas import ReplicaState
@@ -93,6 +93,34 @@ def test_requests_that_failed_as_a_trials_job_was_preempted_are_not_held_against
     tried = had("n0", state, revision=2, ready_at=NOW - 100, ended_at=NOW - 1, requests=40, failures=4, failure=failure)
     world = having(had("a1", requests=1000), tried, revision=2)
     assert any(isinstance(a, Settle) for a in world.turn().actions) is given_up
+
+
+def test_a_takeover_that_is_in_doubt_again_starts_no_fleet_beside_what_has_taken_over() -> None:
+    new = [had(f"n{n}", revision=2, requests=n == 0, failures=n == 0) for n in range(4)]
+    world = having(*new, had("o0", requests=100), had("o1", requests=100), revision=2, least=5, most=5)
+    world.turn()
+    assert len(world.slots) <= 6
+
+
+@pytest.mark.parametrize("leaving", [True, False])
+def test_what_takes_a_canarys_place_is_watched_from_its_own_beginning(leaving: bool) -> None:
+    tried = had("n0", revision=2, ready_at=NOW - 700, requests=2, failures=2, nodes=("n1",), outstanding=0)
+    world = having(had("a1", requests=1000), tried, revision=2, rules=Rules(bake_s=300.0))
+    goes_on(world, 600)
+    if leaving:
+        world.cluster = Cluster(leaving={"n1": "fan"})
+    else:
+        world.end("n0")
+    goes_on(world, 240)
+    assert (world.wanted.stable, world.replicas["a1"].state) == (1, READY)
+    assert [r.id for r in world.of(READY) if r.revision == 2] not in ([], ["n0"])
+
+
+def test_a_pause_holds_a_canary_with_its_percentage_however_long_it_lasts() -> None:
+    tried = had("n0", revision=2, requests=100)
+    world = having(had("a1", requests=100), tried, revision=2, paused=True, canary=5)
+    assert [a for a in world.turn().actions if not isinstance(a, SetState)] == []
+    assert world.wanted.canary == 5
 
 
 def test_a_hopeless_revision_beside_one_that_serves_is_not_tried_in_every_turn() -> None:
@@ -301,3 +329,16 @@ def test_a_step_down_takes_whole_jobs_and_what_is_left_of_one_first() -> None:
     world.load = Loaded(0, 0, 0, 0, 0.0)
     goes_on(world, 1800)
     assert world.jobs == [4]
+
+
+def test_jobs_that_are_not_equally_far_are_left_whole() -> None:
+    def two(job: str, created_at: float) -> list[Had]:
+        states = ((f"{job}1", READY), (f"{job}2", STARTING))  # one is started again in place
+        return [had(name, state, job=job, created_at=created_at) for name, state in states]
+
+    world = having(*two("a", NOW - 50), *two("b", NOW - 40), *two("c", NOW - 30), rules=Rules(pack=2), least=4, most=4)
+    world.turn()
+    assert len(world.slots) == 6  # none goes as long as fewer serve than are wanted
+    world.change(["a2", "b2", "c2"], state=READY, ready_at=NOW)
+    world.turn()
+    assert [r.id for r in world.slots] == ["a1", "a2", "b1", "b2"]

@@ -505,7 +505,7 @@ def test_a_rollout_goes_on_one_by_one_and_never_serves_with_fewer() -> None:
     assert decided(wanted, old[2], new("n0"), new("n1"), new("n2")) == [("drain", "r2"), ("settle", 2, True)]
     # However few calls it was to get before, from now on its replicas get theirs.
     few = replace(wanted, canary=10)
-    assert decided(few, *old, new("n0")) == [("drain", "r0"), ("start", 2), EndTrial("chat")]
+    assert decided(few, *old, new("n0")) == [("drain", "r0"), ("start", 2), EndTrial("chat", 2)]
     assert decided(few, *old, new("n0", ready_at=NOW - 1)) == []
     assert decided(few, old[2], new("n0"), new("n1"), new("n2")) == [("drain", "r2"), ("settle", 2, True)]
 

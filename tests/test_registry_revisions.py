@@ -231,7 +231,9 @@ def test_a_rollouts_canary_is_its_own_and_the_next_one_has_the_deployments(regis
     deploy(registry, canary=20)
     revisions.settle(registry, "chat", 1, True, "good")
     assert roll(registry, 2, canary=50, request={"canary": 20}).canary == 50
-    revisions.end_trial(registry, "chat")
+    revisions.end_trial(registry, "chat", 1)
+    assert deployments.get(registry, "chat").canary == 50
+    revisions.end_trial(registry, "chat", 2)
     assert deployments.get(registry, "chat").canary is None
     revisions.settle(registry, "chat", 2, False, "bad")
     assert deployments.get(registry, "chat").canary == 20

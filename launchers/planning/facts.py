@@ -235,6 +235,7 @@ class EndTrial:
     """The revision on trial takes over: calls are shared by replicas from now on, however few it was to get before."""
 
     deployment: str
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)

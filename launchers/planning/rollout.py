@@ -44,13 +44,13 @@ def course(s: Situation, fleet: Fleet) -> Course:
     serves = any(r.revision == w.revision for r in fleet.ready)
     if (w.proven or (w.least == 0 and not old)) and (serves or not w.paused):
         return Course(w.revision, (w.revision,), rolling=True)
-    new = [r for r in s.replicas if r.revision == w.revision and not r.former]
+    new = [r for r in s.replicas if r.revision == w.revision and not r.former and not _taken(r)]
     since = min((r.ready_at for r in new if r.ready_at is not None and not _crashed(r)), default=None)
     stable = [r for r in s.replicas if r.revision == w.stable and not _taken(r)]
-    judged = [r for r in new if not _taken(r)]
-    bad = worse(judged, stable)
-    doubt = _failing(judged, stable) if sum(r.requests for r in new) < ENOUGH else None
-    if bad is None and doubt is None and since is not None and _baked(s, new, since):
+    bad = worse(new, stable)
+    doubt = _failing(new, stable) if sum(r.requests for r in new) < ENOUGH else None
+    held = w.paused and sum(r.revision == w.revision for r in fleet.slots) <= w.rules.pack
+    if bad is None and doubt is None and since is not None and _baked(s, new, since) and not held:
         return Course(w.revision, (w.revision,), rolling=True, watched_since=since)
     return Course(w.stable, both, rolling=True, trial=True, bad=bad, doubt=doubt, watched_since=since)
 
@@ -89,8 +89,9 @@ def _baked(s: Situation, new: list[Had], since: float) -> bool:
 
 
 def _taken(r: Had) -> bool:
-    """Whether its job was taken from it, or its time was over: what failed there says nothing of its revision."""
-    return r.state.ended and r.state is not ReplicaState.FAILED and r.failure is None
+    """Whether requests failed there as its job was taken from it, or its time was over. That says nothing of its
+    revision, and what it was watched for does not count either."""
+    return bool(r.failures) and r.state.ended and r.state is not ReplicaState.FAILED and r.failure is None
 
 
 def _crashed(r: Had) -> bool:

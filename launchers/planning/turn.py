@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 
@@ -130,10 +131,12 @@ class Turn:
             if self.ready > count:
                 self._take_away(r, f"revision {self.course.base} serves in its place")
         kept = [r for r in self.slots if r.revision in self.course.kept or self.s.wanted.paused]
-        for r in _expendable(kept):
-            if len(kept) <= allowed:
-                return
-            if (r.state is not READY or self.ready > count) and self._may_go(r):
+        for _, job in itertools.groupby(_expendable(kept), key=_job):
+            going = list(job)[: max(len(kept) - allowed, 0)]
+            serve = sum(r.state is READY for r in going)
+            if serve and self.ready - serve < count:
+                continue  # until others of the job that stays do
+            for r in filter(self._may_go, going):
                 self._take_away(r, f"{count} {_are(count)} wanted")
                 kept.remove(r)
 
@@ -191,8 +194,8 @@ class Turn:
             self.actions.append(Settle(w.name, w.revision, True, "its first replica is ready"))
         elif serves and not (self.course.trial or w.paused or self._outdated()):
             self.actions.append(Settle(w.name, w.revision, True, "its replicas serve, and it is no worse"))
-        elif self.course.rolling and not self.course.trial and w.canary is not None:
-            self.actions.append(EndTrial(w.name))
+        elif self.course.rolling and not (self.course.trial or w.paused) and w.canary is not None:
+            self.actions.append(EndTrial(w.name, w.revision))
         if self.ready:
             state = DeploymentState.READY
         elif self.size.count or any(r.id not in self.stopped for r in self.fleet.coming):
@@ -291,8 +294,8 @@ class Turn:
         return min(w.rules.pack, self.size.count)
 
     def _beside(self) -> int:
-        """How many are on trial beside those that are wanted."""
-        return sum(map(self._on_trial, self.slots)) if self._trial_place() else 0
+        """How many are on trial beside those that are wanted: one job of them at most."""
+        return min(self.s.wanted.rules.pack, sum(map(self._on_trial, self.slots))) if self._trial_place() else 0
 
     def _on_trial(self, r: Had) -> bool:
         return self.course.trial and r.revision == self.s.wanted.revision
@@ -330,12 +333,13 @@ def _expendable(some: Iterable[Had]) -> list[Had]:
     some = list(some)
     jobs = Counter(_job(r) for r in some)
     newest: dict[str, float] = {}
+    came: dict[str, int] = {}
     for r in some:
         newest[_job(r)] = max(newest.get(_job(r), 0.0), r.created_at)
+        came[_job(r)] = max(came.get(_job(r), 0), 0 if r.state is PENDING else 2 if r.state is READY else 1)
 
     def order(r: Had) -> tuple[bool, int, int, float, str, float]:
-        came = 0 if r.state is PENDING else 2 if r.state is READY else 1
-        return not r.overflow, came, jobs[_job(r)], -newest[_job(r)], _job(r), -r.created_at
+        return not r.overflow, came[_job(r)], jobs[_job(r)], -newest[_job(r)], _job(r), -r.created_at
 
     return sorted(some, key=order)
 
