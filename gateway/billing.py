@@ -147,7 +147,7 @@ class Bill:
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
         cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
         self.microcredits = cost = self.cost(usage)
-        if again := self.meter.repeated_prompt_tokens:
+        if again := self.meter.repeated_tokens:
             billing.repeated(attempt.replica, again)
         if self._hold is not None:
             self._hold.used += prompt + completion
@@ -182,8 +182,8 @@ class Bill:
 class Billing:
     """`prices` are those of models by name, where no version is in force (`priced`); what changes in them counts.
 
-    `now` is the wall clock, in nanoseconds since 1970. `repeated` is told prompt tokens (of a replica, how many) that
-    its engine counts and no event has.
+    `now` is the wall clock, in nanoseconds since 1970. `repeated` is told tokens (of a replica, how many) that its
+    engine counts and no event has.
     """
 
     def __init__(

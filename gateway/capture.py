@@ -43,7 +43,7 @@ class Capture:
         self._on_projector, self._ready = on_projector, ready
         self._read: dict[str, Counters] = {}  # the latest of each engine
         self._changed: set[str] = set()  # replicas whose counters are not written down
-        self._repeated: Counter[str] = Counter()  # prompt tokens, by replica, that are not written down
+        self._repeated: Counter[str] = Counter()  # tokens, by replica, that are not written down
         self._told = 0  # how many times
         self._compared: Sequence[Compared] = ()
 
@@ -56,7 +56,7 @@ class Capture:
             self._changed.add(replica.id)
 
     def repeated(self, replica: str, tokens: int) -> None:
-        """Prompt tokens that an engine counted and nobody is billed for."""
+        """Tokens that an engine counted and nobody is billed for: of a prompt that is read again, mostly."""
         self._repeated[replica] += tokens
 
     def ratios(self) -> dict[Labels, float]:

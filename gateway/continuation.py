@@ -63,7 +63,7 @@ class Said:
         self.head = b""  # of the stream's chunks, up to their choices
         self._parts: list[str] = []
         self._open = True  # nothing but text was said, and no end
-        self._owed = self._twice = 0  # tokens: that the next attempt is to generate once more, and that former ones did
+        self.again = 0  # tokens that the next attempt is to generate once more
         self._finished = self._counted = False  # the last token was said, and what all of them are
 
     @property
@@ -85,8 +85,6 @@ class Said:
         """An attempt that was billed has ended."""
         if used is not None:
             self.used = self.used.plus(used)
-            self._twice += min(self._owed, used.completion_tokens)
-            self._owed = 0
 
     def hear(self, events: bytes) -> None:
         """Whole events, on their way to the client."""
@@ -114,9 +112,9 @@ class Said:
 
     def continued(self) -> Call | None:
         """The call that asks for the rest; None where there is none, or no way to ask for it."""
-        text, spoken = self.text, self.used.completion_tokens - self._twice
-        self._owed = self._again(spoken)
-        used = spoken - self._owed
+        text, spoken = self.text, self.used.completion_tokens
+        self.again = self._again(spoken)
+        used = spoken - self.again
         fields = self.call.fields
         bounds = {name: fields[name] for name in BOUNDS[self.call.kind] if fields.get(name) is not None}
         if not bounds and self.call.kind is Kind.COMPLETION:
@@ -191,23 +189,28 @@ class SpokenMeter(StreamMeter):
 
 
 class ContinuingMeter(SpokenMeter):
-    """Of the stream that goes on: to its client it is the same one. Its prompt is counted nowhere."""
+    """Of the stream that goes on: to its client it is the same one. Its prompt is counted nowhere, and nor is the white
+    space that the engine writes again."""
 
     def __init__(self, call: Call, said: Said) -> None:
         super().__init__(call, said)
         self._marked = False
+        self._repeats = said.again
         text = said.text
         self._again = text[len(text.rstrip()) :] if call.kind is Kind.CHAT else ""  # what the engine writes once more
 
     @property
     def usage(self) -> Usage | None:
         used = super().usage
-        return None if used is None else replace(used, prompt_tokens=0, cached_tokens=0)
+        if used is None:
+            return None
+        new = max(used.completion_tokens - self._repeats, 0)
+        return replace(used, prompt_tokens=0, cached_tokens=0, completion_tokens=new)
 
     @property
-    def repeated_prompt_tokens(self) -> int:
+    def repeated_tokens(self) -> int:
         used = super().usage
-        return used.prompt_tokens if used is not None else 0
+        return used.prompt_tokens + min(used.completion_tokens, self._repeats) if used is not None else 0
 
     def left(self) -> None:
         """What was not counted by then costs nothing."""

@@ -64,8 +64,8 @@ class Meter:
         return self._total
 
     @property
-    def repeated_prompt_tokens(self) -> int:
-        """Prompt tokens that the engine's own counters have beyond `usage`: it reads a prompt once for each choice."""
+    def repeated_tokens(self) -> int:
+        """Tokens that the engine's own counters have beyond `usage`: it reads a prompt once for each choice."""
         usage = self.usage if self._call.choices > 1 else None
         return usage.prompt_tokens * (self._call.choices - 1) if usage is not None else 0
 

@@ -112,9 +112,9 @@ def test_the_prompts_of_a_batch_are_counted_once_each_and_its_choices_all() -> N
 @pytest.mark.parametrize(("fields", "again"), [({}, 0), ({"n": 3}, 14), ({"n": 1}, 0)])
 def test_an_engine_reads_a_prompt_once_for_each_choice(fields: dict[str, Any], again: int) -> None:
     whole = meter(CHAT, **fields)
-    assert whole.repeated_prompt_tokens == 0
+    assert whole.repeated_tokens == 0
     whole.whole(orjson.dumps({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}))
-    assert whole.repeated_prompt_tokens == again
+    assert whole.repeated_tokens == again
 
 
 def test_an_embeddings_cached_tokens_are_told_apart() -> None:

@@ -217,14 +217,17 @@ async def test_openai_notices_nothing_of_a_replica_lost_in_mid_stream(vllm: Engi
             (continued,) = [n for n, chunk in enumerate(chunks) if getattr(chunk, "headgate", None)]
             so_far, space = "".join(told[:continued]), ""
             site.gone("replica-1")
+            repeats = 0
             if chat:
                 replayed = so_far.rstrip()  # as templates leave it
                 space = so_far.removeprefix(replayed)
+                before = [len("".join(told[:n])) for n in range(continued)]
+                repeats = sum(bool(t) and at + len(t) > len(replayed) for at, t in zip(before, told, strict=False))
                 asked = {"messages": [*ASK, {"role": "assistant", "content": replayed}]}
                 how["extra_body"] |= {"add_generation_prompt": False, "continue_final_message": True}
             else:
                 asked = {"prompt": "def f(" + so_far}
-            (choice,) = (await create(**how, **asked, max_tokens=rest.completion_tokens)).choices
+            (choice,) = (await create(**how, **asked, max_tokens=rest.completion_tokens + repeats)).choices
             said = choice.message.content if chat else choice.text
             again = next(n for n in range(len(space), -1, -1) if said.startswith(space[:n]))
             assert so_far and said and so_far + said[again:] == "".join(told)
