@@ -113,7 +113,7 @@ class Said:
     def continued(self) -> Call | None:
         """The call that asks for the rest; None where there is none, or no way to ask for it."""
         text, spoken = self.text, self.used.completion_tokens
-        self.again = self._again(spoken)
+        self.again = self._white_tokens(spoken)
         used = spoken - self.again
         fields = self.call.fields
         bounds = {name: fields[name] for name in BOUNDS[self.call.kind] if fields.get(name) is not None}
@@ -137,7 +137,7 @@ class Said:
             rewritten=True,
         )
 
-    def _again(self, spoken: int) -> int:
+    def _white_tokens(self, spoken: int) -> int:
         """How many of the tokens the next engine is to generate once more: the white space at the end of a chat."""
         if self.call.kind is not Kind.CHAT:
             return 0
