@@ -46,6 +46,7 @@ class Worker:
         """Raises SlurmUnavailable when slurmctld, or the worker, does not answer in time, WorkerEnded when it ends."""
         timeout_s = timeout_s or self._timeout_s
         with self._lock:
+            asked_before = self._process is not None
             try:
                 process = self._process = self._process or self._start()
             except OSError as e:
@@ -62,7 +63,8 @@ class Worker:
             timer.daemon = True
             timer.start()
             try:
-                os.ftruncate(self._log, 0)  # what libslurm has logged until now
+                if asked_before:  # one that has just begun may have said why it ends already
+                    os.ftruncate(self._log, 0)  # what libslurm has logged until now
                 marshal.dump(question, process.stdin)
                 process.stdin.flush()
                 answered, answer = marshal.load(process.stdout)

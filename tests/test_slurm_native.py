@@ -202,6 +202,20 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return StandIn(tmp_path)
 
 
+def test_a_pyslurm_that_ends_before_it_is_asked_says_why_all_the_same(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            self.wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    assert choose(stand_in('sys.exit("fatal: no configuration")')).why.endswith(
+        "process ended: fatal: no configuration"
+    )
+
+
 def test_without_pyslurm_the_commands_are_chosen_and_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a process was started"))
