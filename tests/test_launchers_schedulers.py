@@ -309,12 +309,13 @@ def test_slurm_usage_adds_up_the_attempts_of_a_requeued_job(slurm: Site, slurm_c
     wait_for(lambda: slurm.status(ref).state is JobState.RUNNING)
     wait_for(lambda: _elapsed(slurm, ref) >= 1)
     slurm_cluster.run("scontrol", "requeue", job_id)
-    # Once Slurm has put it back (before, it is COMPLETING) it waits two minutes, unless it is told of another start.
+    # Once Slurm has put it back (before, it is COMPLETING) it waits two minutes, unless it is told of another start and
+    # does not put it back a moment later; and then until Slurm looks at its queue again.
     wait_for(lambda: slurm_cluster.run("squeue", "-h", "-j", job_id, "-o", "%T").strip() == "PENDING")
     assert slurm.status(ref).state is JobState.PENDING
     first = _elapsed(slurm, ref)
     slurm_cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
-    wait_for(lambda: slurm.status(ref).state is JobState.RUNNING, timeout=120)  # when Slurm looks at its queue again
+    wait_for(lambda: slurm.status(ref).state is JobState.RUNNING, timeout=300)
     wait_for(lambda: _elapsed(slurm, ref) > first)  # one that is cancelled while it is launched can end as FAILED
     slurm.scheduler.cancel(ref)
     usage = slurm.booked(ref)
